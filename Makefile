@@ -1,0 +1,40 @@
+# Two commands: `make study` and `make test`. Needs Python 3.11 or newer, make and git; everything else goes into .venv.
+# Paths stay relative, so that the folder may lie anywhere, also under a name with spaces.
+
+PYTHON ?= python3
+ENV = .venv
+BIN = $(ENV)/bin/python
+BATCHES = notebooks/batches
+NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+
+.PHONY: study test notebooks lab lock clean env
+
+study: env  ## the whole study on the built-in images: lessons, batch, table
+	$(BIN) -m rmlib.notebooks run notebooks/01_method.ipynb runs/01_method.ipynb
+	$(BIN) -m rmlib batch $(BATCHES)/quick.yaml
+
+test: env  ## pytest, and nbval over the notebooks
+	$(BIN) -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=180
+
+notebooks: env  ## run every notebook with its defaults and store the outputs in it
+	$(BIN) -m rmlib.notebooks refresh $(NOTEBOOKS)
+
+lab: env  ## JupyterLab on the notebooks
+	$(BIN) -m jupyter lab notebooks
+
+lock: env  ## pin what is installed now, by name and version alone
+	$(BIN) -m pip freeze --exclude-editable --exclude rmlib > constraints.txt
+
+env: $(ENV)/ready
+
+$(ENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is older: try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "this Python has no venv module: install it (on Debian and Ubuntu the package python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(ENV)
+	$(BIN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[study,test]'
+	touch $(ENV)/ready
+
+clean:
+	rm -rf runs

@@ -1,0 +1,197 @@
+"""The command line: ``rmlib data | train | batch | report | bench`` (also ``python -m rmlib``).
+
+A user's mistake is answered by one line on stderr and a non-zero exit code: 2 for a wrong command line, 1 for anything else
+that can be mended, 75 for a run that was stopped and can go on, 130 for an interrupted one. Torch is imported only by the
+commands that need it, after everything on the command line has been checked.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rmlib import Stopped, UserError, __version__
+from rmlib.params import NOTEBOOKS, choices, nearest, parse
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with the nearest valid name."""
+
+    def error(self, message):
+        if message.startswith("unrecognized arguments: --"):
+            wrong = message.split(": ", 1)[1].split()[0].split("=")[0]
+            options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+            message = f"unknown option {wrong}: {nearest(wrong, options)}"
+        elif "invalid choice: " in message and self._subparsers is not None:
+            wrong = message.split("invalid choice: '")[-1].split("'")[0]
+            message = f"unknown command {wrong!r}: {nearest(wrong, next(iter(self._subparsers._group_actions)).choices)}"
+        raise _Usage(f"{self.prog}: {message}")
+
+
+class _Usage(Exception):
+    pass
+
+
+def main(arguments=None) -> int:
+    """Run one command; returns the exit code."""
+    def command():
+        parser, parsers = build_parser()
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:  # reported by the command's own parser, which knows its options
+            parsers[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options.run(options)
+
+    return guarded(command)
+
+
+def guarded(command) -> int:
+    """Call a function and turn what a user can mend into one line on stderr; returns the exit code."""
+    try:
+        return command() or 0
+    except _Usage as error:
+        return _fail(error, 2)
+    except UserError as error:
+        return _fail(f"rmlib: {error}", 1)
+    except Stopped as error:
+        return _fail(f"rmlib: {error}", STOPPED)
+    except OSError as error:
+        return _fail(f"rmlib: {error.filename or ''}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _fail("rmlib: interrupted; the same command goes on from the last checkpoint", 130)
+
+
+def _fail(message, code):
+    print(" ".join(str(message).split()), file=sys.stderr)
+    return code
+
+
+def build_parser():
+    """The parser and its subparsers by name; the options of ``train`` are the parameters of notebook 02_training."""
+    parser = Parser(prog="rmlib", description="Region Mixup, studied: run its parts from the command line.")
+    parser.add_argument("--version", action="version", version=f"rmlib {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    data = commands.add_parser("data", help="fetch, decode and check a dataset", description="Fetch, decode and check a dataset.")
+    data.add_argument("name", help="shapes, cifar10, cifar100, tiny-imagenet or folder:PATH")
+    data.add_argument("--root", help="folder of the datasets (default: $RMLIB_DATA, then data/)")
+    data.add_argument("--offline", action="store_true", help="never download")
+    data.add_argument("--allow-partial", action="store_true", help="accept a part of a named dataset")
+    data.set_defaults(run=run_data)
+
+    train = commands.add_parser("train", help="train one cell", description="Train one cell; stopped runs go on, finished ones are shown.")
+    for name, field in NOTEBOOKS["02_training"].model_fields.items():
+        option = "--" + name.replace("_", "-")
+        text = f"{field.description} (default: {field.default})".replace("%", "%%")
+        if field.annotation is bool:
+            train.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif isinstance(field.default, list):
+            train.add_argument(option, nargs="*", metavar="X", help=text)
+        else:
+            metavar = "|".join(choices(field)) or name.upper().rsplit("_", 1)[-1]
+            train.add_argument(option, metavar=metavar, help=text)
+    train.set_defaults(run=run_train)
+
+    batch = commands.add_parser("batch", help="run a grid of notebooks", description="Run a grid of cells through papermill; finished cells are skipped.")
+    batch.add_argument("file", help="YAML file of the grid, e.g. notebooks/batches/quick.yaml")
+    batch.add_argument("--out", help="folder of the results (default: runs/NAME)")
+    batch.add_argument("--workers", type=int, help="cells at the same time (default: as many as the cores carry; 1 on a GPU)")
+    batch.add_argument("--dry-run", action="store_true", help="list the cells and what would run")
+    batch.add_argument("--only-failed", action="store_true", help="run only the cells that failed before")
+    batch.set_defaults(run=run_batch)
+
+    report = commands.add_parser("report", help="make tables from records", description="Mean, spread and n per method, from records alone.")
+    report.add_argument("folder", nargs="?", help="folder of records (default: runs/)")
+    report.add_argument("--into", metavar="FILE", help="fill the <!-- report FOLDER --> blocks of a Markdown file instead")
+    report.set_defaults(run=run_report)
+
+    bench = commands.add_parser("bench", help="measure speed", description="Speed of mixers and loader against public implementations, as ratios in one run.")
+    bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
+    bench.add_argument("--rounds", type=int, default=60, help="interleaved repetitions (the median counts)")
+    bench.add_argument("--compile", action="store_true", help="also measure the compiled blend (needs a C++ compiler on CPU)")
+    bench.add_argument("--out", help="also write the table into this Markdown file")
+    bench.set_defaults(run=run_bench)
+    return parser, commands.choices
+
+
+def run_data(options) -> int:
+    """``rmlib data``."""
+    from rmlib import sources
+
+    data = sources.arrays(options.name, options.root, offline=options.offline, allow_partial=options.allow_partial)
+    height, width = data["train_images"].shape[2:]
+    extras = [name for name in ("boxes", "masks") if f"test_{name}" in data]
+    print(f"{options.name}: {len(data['train_images'])} training and {len(data['test_images'])} test images of {height} x {width} "
+          f"pixels, {len(data['classes'])} classes{', with ' + ' and '.join(extras) if extras else ''}, sha256 {data['checksum']}")
+    return 0
+
+
+def run_train(options) -> int:
+    """``rmlib train``."""
+    names = NOTEBOOKS["02_training"].model_fields
+    params = parse("02_training", {name: getattr(options, name) for name in names if getattr(options, name) is not None})
+    from rmlib.train import train
+
+    record = train(params, log=lambda line: print(line, flush=True))
+    if record.status != "done":
+        raise UserError(f"run {record.run_id} {record.status}; its record is in {params.folder}")
+    print(f"accuracy {record.metrics['accuracy']:.2f} %, NLL {record.metrics['nll']:.3f}, ECE {record.metrics['ece']:.1f} % "
+          f"(n = 1 run, seed {params.seed}); record in {params.folder}")
+    return 0
+
+
+def run_batch(options) -> int:
+    """``rmlib batch``."""
+    from rmlib import batch as batches
+
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers {options.workers}: at least 1")
+    batch = batches.read_batch(options.file, options.out)
+    if options.dry_run:
+        for cell in batch.cells:
+            print(f"{batch.state(cell):<8} {cell.run_id}  {batch.label(cell)}")
+        return 0
+    counts = batches.run_batch(batch, workers=options.workers, only_failed=options.only_failed,
+                               log=lambda line: print(line, flush=True))
+    print(f"\n{', '.join(f'{count} {state}' for state, count in counts.items())}\n")
+    if counts["done"]:
+        from rmlib import report
+
+        print(report.markdown(batch.out))
+    return 0 if counts["done"] == len(batch.cells) else STOPPED if counts["stopped"] and not counts["failed"] else 1
+
+
+def run_report(options) -> int:
+    """``rmlib report``."""
+    from rmlib import params, records, report
+
+    if options.into:
+        path = Path(options.into)
+        records.atomic_write(path, report.fill(path.read_text(), path.parent).encode())
+    else:
+        print(report.markdown(Path(options.folder) if options.folder else params.runs_dir()))
+    return 0
+
+
+def run_bench(options) -> int:
+    """``rmlib bench``."""
+    if options.rounds < 1:
+        raise UserError(f"--rounds {options.rounds}: at least 1")
+    from rmlib import bench
+
+    text = bench.bench(options.device, options.rounds, options.compile)
+    print(text)
+    if options.out:
+        from rmlib import records
+
+        records.atomic_write(Path(options.out), text.encode())
+    return 0
+
+
+def console():
+    """Entry point of the installed ``rmlib`` command."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,77 @@
+"""Running notebooks: one of them with parameters, or all of them with their defaults to refresh the stored outputs.
+
+``python -m rmlib.notebooks run NOTEBOOK OUTPUT`` and ``python -m rmlib.notebooks refresh NOTEBOOK ...`` (``make notebooks``).
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+
+from rmlib import UserError, records
+
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+FRESH = "source_sha256"  # in the notebook's metadata: the source that the stored outputs belong to
+
+
+def source_hash(notebook) -> str:
+    """Hash over kind, source and tags of all cells: what a reader sees without outputs."""
+    parts = [f"{cell.cell_type}\n{cell.source}\n{cell.metadata.get('tags', [])}" for cell in notebook.cells]
+    return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()
+
+
+def run(source: Path, target: Path) -> None:
+    """Execute a notebook with its defaults into ``target``, without paths of this machine in its metadata.
+
+    Raises:
+        UserError: the notebook is missing, or a cell failed (the executed copy shows which).
+    """
+    import papermill
+
+    if not Path(source).exists():
+        raise UserError(f"there is no notebook {source}")
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(os.path.relpath(source), str(target), kernel_name="python3", progress_bar=False)
+    except papermill.PapermillExecutionError as error:
+        raise UserError(f"{source}, cell {error.exec_count}: {error.ename}: {error.evalue} (see {target})") from error
+    tidy(Path(target))
+
+
+def tidy(path: Path, reset: bool = False) -> None:
+    """Take machine paths out of an executed notebook's metadata; ``reset`` takes everything but the outputs."""
+    notebook = nbformat.read(path, as_version=4)
+    for name in ("input_path", "output_path"):
+        if name in notebook.metadata.get("papermill", {}):
+            notebook.metadata.papermill[name] = Path(notebook.metadata.papermill[name]).name
+    if reset:
+        notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"},
+                                                "rmlib": {FRESH: source_hash(notebook)}})
+        for cell in notebook.cells:
+            tags = cell.metadata.get("tags", [])
+            cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+    records.atomic_write(path, (nbformat.writes(notebook) + "\n").encode())
+
+
+def refresh(paths) -> None:
+    """Execute notebooks with their defaults, from scratch, and store the outputs in them."""
+    for path in map(Path, paths):
+        with tempfile.TemporaryDirectory() as scratch:
+            os.environ["RMLIB_RUNS"] = scratch  # no earlier run is loaded instead of trained
+            executed = Path(scratch) / path.name
+            run(path, executed)
+            tidy(executed, reset=True)
+            records.atomic_write(path, executed.read_bytes())
+        print(f"{path}: refreshed, {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    from rmlib.__main__ import guarded
+
+    command, *paths = sys.argv[1:] or [""]
+    if command not in ("run", "refresh") or not paths or (command == "run" and len(paths) != 2):
+        sys.exit("use: python -m rmlib.notebooks run NOTEBOOK OUTPUT | refresh NOTEBOOK ...")
+    sys.exit(guarded(lambda: run(*paths) if command == "run" else refresh(paths)))

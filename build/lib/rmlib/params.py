@@ -1,0 +1,222 @@
+"""The parameters of every notebook: one table of names, types, defaults and help, for notebooks, batches and the command line.
+
+A notebook ends its parameters with ``params = check("02_training", globals())``, a batch checks each cell with
+:func:`parse` before any kernel starts, and ``rmlib train`` takes its options from the same fields. Everything wrong is
+reported at once, in one line. Nothing here imports torch, so that a mistake is answered in a fraction of a second.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Optional, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rmlib import UserError
+
+DATASETS = ("shapes", "cifar10", "cifar100", "tiny-imagenet")
+MIXERS = ("none", "mixup", "cutmix", "region_mixup")
+
+
+def _number(value):
+    """Accept 8/255 and 1e-3 as papermill and YAML deliver them (text), refuse yes / no where a number is meant."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError("expected a number such as 0.03 or 8/255") from None
+    return value
+
+
+Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Int = Annotated[int, BeforeValidator(_number)]
+
+
+def nearest(name: str, valid) -> str:
+    """Remedy for a misspelt name: the closest valid one, or all of them."""
+    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), list(valid), n=1, cutoff=0.5)
+    close = close or difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(valid)}"
+
+
+class Params(BaseModel):
+    """Parameters common to all notebooks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str = Field("shapes", description="shapes, cifar10, cifar100, tiny-imagenet or folder:PATH")
+    root: Optional[str] = Field(None, description="folder of the datasets (default: $RMLIB_DATA, then data/)")
+
+    @field_validator("dataset")
+    @classmethod
+    def _known_dataset(cls, name):
+        if name not in DATASETS and not (name.startswith("folder:") and len(name) > len("folder:")):
+            raise ValueError(nearest(name, (*DATASETS, "folder:PATH")))
+        return name
+
+
+class MethodParams(Params):
+    """Parameters of 01_method."""
+
+    k: Int = Field(2, ge=1, description="tiles per side of the grid")
+    alpha: Float = Field(1.0, gt=0, description="of Beta(alpha, alpha), the distribution of lam")
+    images: Int = Field(6, ge=4, le=128, description="images in the figures")
+    draws: Int = Field(2000, ge=100, description="plans drawn for the statistics of soft targets")
+    seed: Int = Field(0, ge=0, description="of every random choice")
+
+
+class TrainParams(Params):
+    """Parameters of 02_training: one run of one mixer."""
+
+    # what is learned
+    mixer: Literal[MIXERS] = Field("region_mixup", description="none, mixup, cutmix or region_mixup")
+    k: Int = Field(2, ge=1, description="region_mixup: tiles per side")
+    alpha: Float = Field(1.0, gt=0, description="of Beta(alpha, alpha), the distribution of lam")
+    regions: Literal["grid", "random"] = Field("grid", description="region_mixup: equal tiles or random borders")
+    per_sample: bool = Field(False, description="region_mixup: own weights for every image of a batch")
+    shared_partner: bool = Field(False, description="region_mixup: one partner for all tiles of an image")
+    shared_weight: bool = Field(False, description="region_mixup: one weight for all tiles of a batch")
+    cutmix_prob: Float = Field(1.0, ge=0, le=1, description="cutmix: share of the batches that are mixed")
+    clean_weight: Float = Field(1.0, ge=0, description="weight of the clean loss beside the mixed one; 0: mixed alone")
+    average: bool = Field(False, description="divide the loss by 1 + clean_weight: the average instead of the sum")
+    # with what network and how long
+    width: Int = Field(8, ge=1, description="channels of the first stage; 64 in the paper")
+    stem_stride: Int = Field(1, ge=1, description="stride of the first convolution")
+    final_norm: bool = Field(False, description="BN-ReLU before the pooling")
+    epochs: Int = Field(6, ge=1, description="length of the schedule; 400 in the paper")
+    batch_size: Int = Field(50, ge=2, description="images per step; 128 in the paper")
+    schedule: Literal["multistep", "onecycle"] = Field("onecycle", description="multistep (paper) or onecycle (short lessons)")
+    milestones: list[Float] = Field([0.25, 0.375], description="multistep: where lr is divided by 10, as shares of the schedule")
+    lr: Float = Field(0.1, gt=0, description="peak learning rate")
+    momentum: Float = Field(0.9, ge=0, lt=1, description="of SGD, without Nesterov")
+    weight_decay: Float = Field(5e-4, ge=0, description="on all parameters")
+    # on which images
+    seed: Int = Field(0, ge=0, description="of initialisation, order, augmentation and mixing")
+    train_images: Optional[Int] = Field(None, ge=2, description="class-balanced subset of the training images; None: all")
+    test_images: Optional[Int] = Field(None, ge=1, description="class-balanced subset of the evaluation images; None: all")
+    augment: bool = Field(True, description="zero-pad 2, random crop, random flip")
+    holdout: bool = Field(False, description="train without the fixed tenth `val` and evaluate on it: for tuning")
+    # how it is measured and computed
+    eval_every: Int = Field(1, ge=0, description="epochs between two points of the test curve; 0: only the end")
+    snapshots: list[Int] = Field([], description="epochs after which a full evaluation is stored")
+    bn_recalibration: bool = Field(False, description="add one evaluation with BatchNorm statistics of clean images")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of training; final evaluation is always fp32")
+    threads: Int = Field(1, ge=1, description="CPU threads of the run")
+    # where and how long: not part of the run's identity
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    out: Optional[str] = Field(None, description="folder that gets the run's folder (default: runs/single)")
+    max_minutes: Optional[Float] = Field(None, gt=0, description="stop with a checkpoint after this time")
+    checkpoint_every: Int = Field(1, ge=1, description="epochs between two checkpoints")
+
+    RUNTIME: ClassVar = ("root", "device", "out", "max_minutes", "checkpoint_every")
+
+    @model_validator(mode="after")
+    def _belongs_to_mixer(self):
+        owners = {"region_mixup": ("k", "regions", "per_sample", "shared_partner", "shared_weight"), "cutmix": ("cutmix_prob",)}
+        wrong = [f"{name}={getattr(self, name)} does nothing for mixer '{self.mixer}' (it belongs to '{owner}')"
+                 for owner, names in owners.items() if owner != self.mixer for name in names if not self._is_default(name)]
+        if self.mixer == "none" and not self._is_default("alpha"):
+            wrong.append(f"alpha={self.alpha} does nothing for mixer 'none'")
+        if any(not 0 < milestone < 1 for milestone in self.milestones):
+            wrong.append(f"milestones={self.milestones}: expected shares of the schedule between 0 and 1, e.g. [0.25, 0.375]")
+        wrong += [f"snapshots: epoch {epoch} is not in 1..{self.epochs}" for epoch in self.snapshots if not 1 <= epoch <= self.epochs]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def _is_default(self, name):
+        return getattr(self, name) == type(self).model_fields[name].default
+
+    @property
+    def config(self) -> dict:
+        """What identifies the run: every parameter that can change its result, without machine paths."""
+        config = self.model_dump(exclude=set(self.RUNTIME))
+        if self.dataset.startswith("folder:"):
+            config["dataset"] = "folder:" + Path(self.dataset[len("folder:"):]).stem
+        return config
+
+    @property
+    def run_id(self) -> str:
+        """Twelve hexadecimal digits from the configuration: the name of the run's folder."""
+        return config_id(self.config)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps checkpoint, weights and record."""
+        return (Path(self.out) if self.out else runs_dir() / "single") / self.run_id
+
+
+NOTEBOOKS: dict[str, type[Params]] = {"01_method": MethodParams, "02_training": TrainParams}
+
+
+def config_id(config: dict) -> str:
+    """Hash of a training configuration; parameters added since it was stored count with their defaults."""
+    complete = {**TrainParams().config, **config}
+    return hashlib.sha256(json.dumps(complete, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def project_root() -> Path:
+    """The checkout this package is installed from, or the current folder for a package installed without it."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+def runs_dir() -> Path:
+    """Where runs are written: $RMLIB_RUNS, or runs/ in the project."""
+    return Path(os.environ.get("RMLIB_RUNS") or project_root() / "runs")
+
+
+def takes_list(notebook: str, name: str) -> bool:
+    """Whether a list is one value of this parameter (in a grid it is then not a range of values)."""
+    field = NOTEBOOKS[notebook].model_fields.get(name)
+    return field is not None and get_origin(field.annotation) is list
+
+
+def choices(field) -> tuple:
+    """The allowed words of a field, or ()."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
+def parse(notebook: str, values: dict) -> Params:
+    """Check one set of parameters.
+
+    Returns the frozen record of the notebook's parameters, defaults filled in, text such as ``8/255`` made a number.
+
+    Raises:
+        UserError: one line that names every unknown name, mistyped value and its remedy.
+    """
+    if notebook not in NOTEBOOKS:
+        raise UserError(f"unknown notebook {notebook!r}: {nearest(notebook, NOTEBOOKS)}")
+    model = NOTEBOOKS[notebook]
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise UserError(f"{notebook}: " + "; ".join(_explain(model, item) for item in error.errors())) from None
+
+
+def _explain(model, item):
+    name, value = str(item["loc"][0]) if item["loc"] else "", item["input"]
+    if item["type"] == "extra_forbidden":
+        return f"unknown parameter {name!r}: {nearest(name, model.model_fields)}"
+    words = choices(model.model_fields[name]) if name else ()
+    if words:
+        return f"{name}={value!r}: {nearest(value, words)}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{name}={value!r}: {message[0].lower()}{message[1:]}" if name else message
+
+
+def check(notebook: str, namespace: dict) -> Params:
+    """Check the parameters of a running notebook; call it with ``globals()`` in the cell after the parameters.
+
+    Every plain value of the namespace must be a parameter: so a misspelt name injected by papermill, which papermill
+    itself only warns about, stops the notebook here.
+    """
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    values = {name: value for name, value in namespace.items()
+              if isinstance(value, plain) and not name.startswith("_") and name not in ("In", "Out")}
+    return parse(notebook, values)

@@ -1,0 +1,142 @@
+"""Datasets as uint8 tensors, the random streams of a run, and the loader that keeps the whole set on the device."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional as F
+
+from rmlib import UserError, sources
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One split of a dataset, in memory.
+
+    ``images`` (N, 3, H, W) uint8, ``labels`` (N,) int64, ``classes`` their names, ``checksum`` the sha256 over pixels and
+    labels of the whole dataset (both splits); ``boxes`` (N, 4) int64 x1, y1, x2, y2 half open and ``masks`` (N, H, W) bool
+    of the object, where the dataset has them. The order is by class, then by a hash of the pixels.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    checksum: str
+    boxes: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index) -> "ImageSet":
+        """The images of an index tensor or mask, as another set."""
+        pick = lambda values: None if values is None else values[index]  # noqa: E731
+        return replace(self, images=self.images[index], labels=self.labels[index], boxes=pick(self.boxes), masks=pick(self.masks))
+
+    def subset(self, count: int | None) -> "ImageSet":
+        """The first ``count`` images with equal numbers of every class; None keeps all. Equal for every seed."""
+        if count is None:
+            return self
+        per_class, rest = divmod(count, len(self.classes))
+        smallest = int(torch.bincount(self.labels, minlength=len(self.classes)).min())
+        if rest or not 0 < per_class <= smallest:
+            raise UserError(f"a class-balanced subset of {count} images needs a multiple of {len(self.classes)} classes, "
+                            f"at most {smallest * len(self.classes)}")
+        return self[rank_in_class(self.labels) < per_class]
+
+    def channel_stats(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation per colour channel over all pixels in [0, 1]: three values each."""
+        pixels = self.images.double().div_(255).transpose(0, 1).flatten(1)
+        return pixels.mean(1).tolist(), pixels.std(1, correction=0).tolist()
+
+
+def rank_in_class(labels: torch.Tensor) -> torch.Tensor:
+    """For labels sorted by class: the position of every image within its class, (N,) int64."""
+    counts = torch.bincount(labels)
+    return torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]
+
+
+def load(name: str, root=None, split: str = "train", *, holdout: bool = False, offline: bool = False,
+         allow_partial: bool = False) -> ImageSet:
+    """One split of a dataset, from the cache where possible.
+
+    ``val`` is a fixed tenth of the training images, class-balanced; ``holdout=True`` leaves it out of ``train``. For Tiny
+    ImageNet the official validation images are ``test``, since its test labels were never published.
+
+    Args:
+        name: "shapes", "cifar10", "cifar100", "tiny-imagenet" or "folder:PATH" (train/CLASS/* and test/CLASS/*, also a zip).
+        root: folder of the datasets; default $RMLIB_DATA, then data/.
+        split: "train", "val" or "test".
+        offline: never download. allow_partial: accept a part of a named dataset.
+
+    Raises:
+        UserError: see :func:`rmlib.sources.arrays`.
+    """
+    if split not in ("train", "val", "test"):
+        raise UserError(f"split={split!r}: expected 'train', 'val' or 'test'")
+    data = sources.arrays(name, root, offline=offline, allow_partial=allow_partial)
+    stored = "test" if split == "test" else "train"
+    parts = {field: torch.from_numpy(data[f"{stored}_{field}"]) for field in ("images", "labels", "boxes", "masks")
+             if f"{stored}_{field}" in data}
+    images = ImageSet(classes=tuple(map(str, data["classes"])), checksum=str(data["checksum"]), **parts)
+    if split == "val" or (split == "train" and holdout):
+        held_out = rank_in_class(images.labels) < (torch.bincount(images.labels) // 10)[images.labels]
+        images = images[held_out if split == "val" else ~held_out]
+    return images
+
+
+def stream(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:
+    """The random stream of one purpose in one epoch, a function of its arguments alone.
+
+    Order, augmentation, mixing and initialisation have different purposes and so never share a stream: every method sees
+    the same clean batches, a resumed epoch draws what it would have drawn, and CPU and CUDA runs draw the same (always on
+    the CPU).
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Loader:
+    """Batches of a training set that lies on the device as one uint8 tensor: zero-pad, random crop and flip on the batch.
+
+    Args:
+        data: the training set.
+        batch_size: images per step; the last batch of an epoch is smaller, none is dropped.
+        seed: of order and augmentation. Epoch e of a seed is the same on every device and for every mixer.
+        augment: zero-pad ``pad`` pixels, crop back at a random place, flip with probability 1/2. As in the field's references
+            the padding is black, before normalisation.
+        device: where the images lie and the batches appear.
+    """
+
+    def __init__(self, data: ImageSet, batch_size: int, seed: int, *, augment: bool = True, pad: int = 2, device="cpu"):
+        if not (0 <= int(data.labels.min()) and int(data.labels.max()) < len(data.classes)):  # once, for every later step
+            raise UserError(f"labels lie in [{data.labels.min()}, {data.labels.max()}], but there are {len(data.classes)} classes")
+        self.batch_size, self.seed, self.augment, self.pad = batch_size, seed, augment, pad if augment else 0
+        self.device = torch.device(device)
+        self.labels = data.labels.to(self.device)
+        height, width = data.images.shape[2:]
+        padded = F.pad(data.images, [self.pad] * 4).to(self.device)
+        self._windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, 3, 2 pad + 1, 2 pad + 1, H, W), a view
+
+    def __len__(self):
+        """Steps per epoch."""
+        return -(-len(self.labels) // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0):
+        """Yield (images, labels) of the steps from ``start``: images (B, 3, H, W) float32 in [0, 1], channels_last."""
+        count = len(self.labels)
+        order = torch.randperm(count, generator=stream(self.seed, "order", epoch))
+        random = stream(self.seed, "augmentation", epoch)
+        dy, dx = torch.randint(0, 2 * self.pad + 1, (2, count), generator=random)
+        flip = torch.rand(count, generator=random) < (0.5 if self.augment else 0)
+        order, dy, dx, flip = (values.to(self.device) for values in (order, dy, dx, flip))
+        for first in range(start * self.batch_size, count, self.batch_size):
+            step = slice(first, first + self.batch_size)
+            images = self._windows[order[step], :, dy[step], dx[step]]
+            images = torch.where(flip[step, None, None, None], images.flip(3), images)
+            yield to_float(images), self.labels[order[step]]
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images as float32 in [0, 1], channels_last, which convolutions like best on CPU and CUDA."""
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)

@@ -1,0 +1,161 @@
+"""A run's record: the one file that says a run is done, and everything about it.
+
+``record.json`` is written last and atomically, so it exists exactly when the run ended. It holds no path of the machine.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, Optional
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rmlib import UserError
+from rmlib.params import config_id, project_root
+
+RECORD = "record.json"
+
+
+class Record(BaseModel):
+    """One finished run, schema version 1."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    status: Literal["done", "diverged"] = Field(description="diverged: the loss became infinite; metrics are those of that moment, or empty")
+    run_id: str = Field(description="hash of config; names the run's folder")
+    config: dict = Field(description="parameters of 02_training that can change the result")
+    metrics: dict[str, float] = Field(description="last epoch, test set, float32: accuracy, top5, ece in percent, nll in nats")
+    correct: Optional[str] = Field(None, description="packed verdict per test image, base64, in the dataset's order")
+    snapshots: dict[str, dict] = Field({}, description="epoch -> metrics and correct, on the way")
+    bn_recalibrated: Optional[dict] = Field(None, description="metrics and correct with BatchNorm statistics of clean images")
+    history: list[dict] = Field(description="one row per epoch")
+    data: dict = Field(description="checksum of the decoded pixels, numbers of images, channel mean and std")
+    seconds: float = Field(description="training and evaluation, all attempts together")
+    images_per_second: float = Field(description="training images (each seen clean and mixed) per second of training")
+    peak_memory_mib: float = Field(description="of the process (CPU) or of the device (CUDA)")
+    restarts: int = Field(description="times the run was resumed from a checkpoint")
+    code: dict = Field(description="version, git commit, dirty flag")
+    versions: dict[str, str]
+    hardware: dict
+    finished: str = Field(description="UTC, ISO 8601")
+
+    @model_validator(mode="after")
+    def _id_fits(self):
+        if self.run_id != config_id(self.config):
+            raise ValueError(f"run_id {self.run_id} does not belong to its configuration ({config_id(self.config)})")
+        return self
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or not there; the old one stays until the new one is safe.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): make room or choose another folder with "
+                        "`out`; what was saved before is whole, and the same command goes on from it") from error
+
+
+def write(record: Record, folder: Path) -> Path:
+    """Store the record of a run as ``folder/record.json``, with lists of numbers on one line each."""
+    fields = record.model_dump(mode="json")
+    history = ",\n    ".join(json.dumps(row) for row in fields["history"])
+    fields["history"] = "HISTORY"
+    text = json.dumps(fields, indent=1).replace('"HISTORY"', f"[\n    {history}\n ]" if history else "[]")
+    path = folder / RECORD
+    atomic_write(path, (text + "\n").encode())
+    return path
+
+
+def read(path: Path) -> Record:
+    """Read and check one record; ``path`` is the file or the run's folder.
+
+    Raises:
+        UserError: the file is missing, damaged, of another schema, or its id does not fit its configuration.
+    """
+    path = Path(path)
+    path = path / RECORD if path.is_dir() else path
+    try:
+        return Record(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"there is no record {path}: the run has not finished") from None
+    except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run the cell again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path} is not a record of schema 1 ({'.'.join(map(str, first['loc']))}: {first['msg']}): "
+                        "delete it and run the cell again") from error
+
+
+def find(root: Path) -> list[Record]:
+    """All records under a folder, in the order of their paths."""
+    return [read(path) for path in sorted(Path(root).rglob(RECORD))]
+
+
+def collect(root: Path):
+    """All records under a folder as one table: columns ``config.*``, ``metrics.*``, ``hardware.*``,
+    ``versions.*``, ``data.*`` and the scalars.
+
+    Returns a pandas DataFrame with a row per run, empty when there is none.
+    """
+    import pandas as pd
+
+    rows = []
+    for record in find(root):
+        row = {name: value for name, value in record if not isinstance(value, (dict, list))}
+        for group in ("config", "metrics", "hardware", "versions", "data"):
+            row |= {f"{group}.{name}": value for name, value in getattr(record, group).items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def environment(device: str) -> dict:
+    """The ``code``, ``versions``, ``hardware`` and ``finished`` of a record made now; device is "cpu" or "cuda"."""
+    versions = {"python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
+    hardware = {"device": device, "cpu": _cpu_name(), "cores": os.cpu_count(), "system": platform.system()}
+    if device == "cuda":
+        import torch
+
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return {"code": _git_state(), "versions": versions, "hardware": hardware,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+
+
+def _cpu_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git_state():
+    def git(*words):
+        answer = subprocess.run(["git", *words], cwd=project_root(), capture_output=True, text=True)
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except OSError:
+        commit = changes = None
+    from rmlib import __version__
+
+    return {"version": __version__, "commit": commit, "dirty": None if changes is None else bool(changes)}
