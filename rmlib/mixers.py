@@ -52,9 +52,8 @@ class Plan:
 
     def label_weights(self) -> torch.Tensor:
         """Weights of the original label (row 0) and of each tile's partner label: (T + 1, 1 or N) float32, columns sum to 1."""
-        x1, y1, x2, y2 = self.boxes.unbind(1)
-        share = ((x2 - x1) * (y2 - y1) / (self.height * self.width)).to(self.lam.device, torch.float32)
-        given = share[:, None] * (1 - self.lam)
+        share = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1, keepdim=True) / (self.height * self.width)
+        given = share * (1 - self.lam)
         return torch.cat([1 - given.sum(0, keepdim=True), given])
 
 
@@ -171,7 +170,10 @@ def blend(images: torch.Tensor, boxes, lam: torch.Tensor, partners: torch.Tensor
     lam = lam.to(images.dtype)[:, :, None, None, None]
     for t, (x1, y1, x2, y2) in enumerate(boxes):
         tile, target = (x.narrow(rows, y1, y2 - y1).narrow(rows + 1, x1, x2 - x1) for x in (source, out))
-        torch.lerp(tile.index_select(0, partners[t]), tile, lam[t], out=target)
+        if torch.compiler.is_compiling():  # dynamo refuses a strided `out`; compiled, the copy is fused away
+            target.copy_(torch.lerp(tile.index_select(0, partners[t]), tile, lam[t]))
+        else:
+            torch.lerp(tile.index_select(0, partners[t]), tile, lam[t], out=target)
     return mixed
 
 
@@ -279,17 +281,15 @@ class RegionMixup(Mixer):
     def _borders(self, size, generator, device):
         """k + 1 increasing borders from 0 to size."""
         if self.regions == "grid":
-            return torch.arange(self.k + 1, device=device) * size // self.k
-        inner = 1 + _permutation(size - 1, generator, device)[: self.k - 1].sort().values
-        return torch.cat([inner.new_tensor([0]), inner, inner.new_tensor([size])])
+            return [i * size // self.k for i in range(self.k + 1)]
+        return [0, *sorted((1 + _permutation(size - 1, generator, device)[: self.k - 1]).tolist()), size]
 
     def _draw(self, count, height, width, generator, device):
         if self.k > min(height, width):
             raise UserError(f"k={self.k} tiles do not fit into {height} x {width} pixels: use k <= {min(height, width)}")
         tiles = self.k * self.k
         ys, xs = self._borders(height, generator, device), self._borders(width, generator, device)
-        rows, columns = (index.flatten() for index in torch.meshgrid(*[torch.arange(self.k, device=device)] * 2, indexing="ij"))
-        boxes = torch.stack([xs[columns], ys[rows], xs[columns + 1], ys[rows + 1]], dim=1)
+        boxes = torch.tensor([(x1, y1, x2, y2) for y1, y2 in zip(ys, ys[1:]) for x1, x2 in zip(xs, xs[1:])], device=device)
         lam = _beta(self.alpha, (1 if self.shared_weight else tiles, count if self.per_sample else 1), generator, device)
         partners = [_permutation(count, generator, device) for _ in range(1 if self.shared_partner else tiles)]
         return boxes, lam.expand(tiles, -1), torch.stack(partners).expand(tiles, -1)

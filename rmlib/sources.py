@@ -182,7 +182,7 @@ def _resume(url, output_file, pooch_instance):
             total = int(answer.headers.get("Content-Length", 0)) + have
             with open(part, "ab" if have else "wb") as file, tqdm(
                     total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem, leave=False) as bar:
-                for chunk in answer.iter_content(1 << 18):
+                for chunk in answer.iter_content(1 << 14):
                     file.write(chunk)
                     bar.update(len(chunk))
     os.replace(part, target)

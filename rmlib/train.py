@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save as save_tensors
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from rmlib import Stopped, UserError, records
+from rmlib import Stopped, UserError, records, sources
 from rmlib.data import Loader, load, stream
 from rmlib.evaluate import evaluate
 from rmlib.mixers import CutMix, Mixer, Mixup, NoMix, RegionMixup
@@ -62,12 +62,12 @@ def make_optimizer(params: TrainParams, model) -> torch.optim.SGD:
 def learning_rate(params: TrainParams, step: int, steps: int) -> float:
     """Learning rate of one of ``steps`` steps of the whole schedule, counted from 0.
 
-    "multistep" divides by 10 at every milestone, a share of the schedule rounded to a step: 0.25 and 0.375 of 400 epochs
+    "multistep" divides by 10 at every milestone, a share of the schedule rounded up to a step: 0.25 and 0.375 of 400 epochs
     are the paper's 100 and 150, and a short or broken schedule still reaches both. "onecycle" rises linearly from 4 % of
     the peak over the first fifth and falls linearly to zero: for lessons of a few epochs.
     """
     if params.schedule == "multistep":
-        return params.lr * 0.1 ** sum(step >= round(milestone * steps) for milestone in params.milestones)
+        return params.lr * 0.1 ** sum(step >= math.ceil(milestone * steps) for milestone in params.milestones)
     warm = max(1, steps // 5)
     return params.lr * (0.04 + 0.96 * step / warm if step < warm else (steps - step) / (steps - warm))
 
@@ -233,6 +233,7 @@ def train(params: TrainParams, log=print) -> Record:
     """
     if (params.folder / records.RECORD).exists():
         record = records.read(params.folder)
+        _check_images(params, record)
         log(f"run {params.run_id} is finished already: its record is loaded, nothing is trained")
         return record
     begun = time.perf_counter()
@@ -263,6 +264,13 @@ def train(params: TrainParams, log=print) -> Record:
             if row["epoch"] % params.checkpoint_every == 0 or row["epoch"] == params.epochs:
                 run.save()
     return run.finish("done")
+
+
+def _check_images(params: TrainParams, record: Record):
+    """Two folders of one name, or a changed one, must not pass for the images a record was made from."""
+    if params.dataset not in sources.SIZES and sources.arrays(params.dataset, params.root)["checksum"] != record.data["checksum"]:
+        raise UserError(f"the record in {params.folder} was made from other images than {params.dataset} holds now: "
+                        "choose another folder with `out`, or delete it")
 
 
 def epoch_line(row: dict, epochs: int, place: dict, images: int) -> str:

@@ -1,0 +1,50 @@
+"""Tests and notebooks run without network, data and GPU, in folders of their own; kernels started by nbval inherit this."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+SCRATCH = Path(tempfile.mkdtemp(prefix="rmlib-tests-"))
+os.environ["RMLIB_RUNS"] = str(SCRATCH / "runs")
+os.environ["RMLIB_CACHE"] = str(SCRATCH / "cache")
+os.environ["RMLIB_OFFLINE"] = "1"
+for name in ("RMLIB_DATA", "RMLIB_MIRROR", "JPY_SESSION_NAME"):
+    os.environ.pop(name, None)
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+def pytest_runtest_setup(item):
+    if "cuda" in item.keywords:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder dataset: 3 classes of 8 x 12 pixels, 20 training and 10 test images each, learnable from the mean colour."""
+    import numpy as np
+    from PIL import Image
+
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 10)):
+        for label, name in enumerate(("blue moon", "green", "red")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (8, 12, 3), dtype=np.uint8)
+                pixels[..., 2 - label] += 60
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def tiny_run(pictures, tmp_path):
+    """Parameters of a run of a second or two, as keyword arguments."""
+    return dict(dataset=f"folder:{pictures}", width=2, epochs=3, batch_size=16, lr=0.02, out=str(tmp_path / "runs"), device="cpu")

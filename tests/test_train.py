@@ -1,0 +1,287 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rmlib import Stopped, UserError, records, train
+from rmlib.data import load
+from rmlib.evaluate import predict
+from rmlib.params import TrainParams, parse
+from rmlib.train import Run, learning_rate, losses, make_mixer, make_model
+
+
+def params(tiny_run, **changes) -> TrainParams:
+    return parse("02_training", tiny_run | changes)
+
+
+def quiet(_):
+    pass
+
+
+# ---------------------------------------------------------------------------------------------- schedule and loss
+
+
+def test_the_papers_schedule_in_steps():
+    paper = TrainParams(dataset="cifar10", width=64, epochs=400, batch_size=128, schedule="multistep", lr=0.1)
+    rates = [learning_rate(paper, 391 * epoch, 391 * 400) for epoch in (0, 99, 100, 149, 150, 399)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert learning_rate(paper, 391 * 100 - 1, 391 * 400) == pytest.approx(0.1), "the drop comes at the start of epoch 100"
+
+
+@pytest.mark.parametrize("epochs, steps_per_epoch", [(1, 4), (1, 7), (2, 3), (3, 5), (10, 391)])
+def test_every_milestone_fires_in_every_schedule(epochs, steps_per_epoch):
+    """Fractional epochs must not silently never fire."""
+    steps = epochs * steps_per_epoch
+    short = TrainParams(epochs=epochs, schedule="multistep", lr=1.0)
+    rates = [round(learning_rate(short, step, steps), 6) for step in range(steps)]
+    assert rates[0] == 1.0 and rates[-1] == 0.01 and 0.1 in rates and rates == sorted(rates, reverse=True)
+
+
+def test_onecycle_rises_and_falls():
+    lesson = TrainParams(schedule="onecycle", lr=0.5)
+    rates = [learning_rate(lesson, step, 100) for step in range(100)]
+    assert rates[0] < 0.03 and rates.index(max(rates)) == 20 and max(rates) == pytest.approx(0.5) and 0 < rates[-1] < 0.01
+
+
+def loss_and_gradient(changes, mixer="region_mixup", seed=0):
+    options = TrainParams(mixer=mixer, width=2, **changes)
+    torch.manual_seed(seed)
+    images, labels = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    model = make_model(options, 3, None, None).double()
+    mixed, targets = make_mixer(options, 3)(images.double(), labels, generator=torch.Generator().manual_seed(1))
+    loss, *parts = losses(options, model, images.double(), labels, mixed, targets.double())
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()]), parts
+
+
+def test_the_loss_is_what_the_protocol_says():
+    both, gradient, (clean_logits, clean, mixed_logits, mixed) = loss_and_gradient({})
+    assert both == pytest.approx(clean.item() + mixed.item())
+    alone, _, (no_logits, _, _, mixed_alone) = loss_and_gradient({"clean_weight": 0})
+    assert no_logits is None and alone == pytest.approx(mixed_alone.item())
+    weighted, _, (_, clean, _, mixed) = loss_and_gradient({"clean_weight": 0.5})
+    assert weighted == pytest.approx(0.5 * clean.item() + mixed.item())
+    average, half, _ = loss_and_gradient({"average": True})
+    assert average == pytest.approx(both / 2)
+    torch.testing.assert_close(half, gradient / 2)
+
+
+def test_no_mixing_with_the_clean_term_is_the_doubled_loss():
+    doubled, twice, _ = loss_and_gradient({"clean_weight": 1}, "none")
+    plain, once, _ = loss_and_gradient({"clean_weight": 0}, "none")
+    assert doubled == pytest.approx(2 * plain)
+    torch.testing.assert_close(twice, 2 * once)
+
+
+def test_soft_targets_are_the_weighted_hard_losses():
+    torch.manual_seed(0)
+    logits, labels, partner = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0]), torch.tensor([1, 2, 3, 0, 0])
+    targets = 0.3 * F.one_hot(labels, 4) + 0.7 * F.one_hot(partner, 4)
+    torch.testing.assert_close(F.cross_entropy(logits, targets), 0.3 * F.cross_entropy(logits, labels) + 0.7 * F.cross_entropy(logits, partner))
+
+
+def test_both_forwards_update_batchnorm(tiny_run):
+    def batches_seen(**changes):
+        run = Run(params(tiny_run, **changes))
+        run.train_epoch()
+        return int(run.model.layer1[0].bn1.num_batches_tracked)
+
+    assert batches_seen() == 8 and batches_seen(clean_weight=0) == 4
+
+
+# ---------------------------------------------------------------------------------------------- runs
+
+
+def test_a_run_learns_and_leaves_a_complete_record(tiny_run):
+    options = params(tiny_run, epochs=8, width=4, mixer="none", clean_weight=0, snapshots=[2], bn_recalibration=True)
+    lines = []
+    record = train.train(options, log=lines.append)
+    assert record.metrics["accuracy"] > 60, "three classes of plain colours; chance is 33"
+    assert [row["epoch"] for row in record.history] == list(range(1, 9)) and len(lines) == 8
+    assert record.history[1]["test_accuracy"] == record.snapshots["2"]["accuracy"]
+    assert record.history[-1]["test_accuracy"] == record.metrics["accuracy"]
+    assert set(record.bn_recalibrated) == set(record.metrics) | {"correct"}
+    assert sorted(p.name for p in options.folder.iterdir()) == ["record.json", "weights.safetensors"]
+    text = (options.folder / "record.json").read_text()
+    assert tiny_run["dataset"].removeprefix("folder:") not in text and os.path.expanduser("~") not in text
+    assert train.train(options, log=lines.append) == record and "finished already" in lines[-1]
+    data = load(options.dataset, split="test")
+    logits = predict(train.load_model(options.folder), data.images)
+    assert 100 * (logits.argmax(1) == data.labels).double().mean().item() == pytest.approx(record.metrics["accuracy"])
+
+
+def test_a_finished_run_of_other_images_is_refused(tiny_run, pictures, tmp_path):
+    import shutil
+
+    train.train(params(tiny_run, epochs=1), log=quiet)
+    other = shutil.copytree(pictures, tmp_path / "elsewhere" / pictures.name)
+    next((other / "train" / "red").iterdir()).unlink()
+    with pytest.raises(UserError, match="other images"):
+        train.train(params(tiny_run, epochs=1, dataset=f"folder:{other}"), log=quiet)
+
+
+def weights_of(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / train.WEIGHTS)
+
+
+@pytest.mark.parametrize("mixer", ["none", "region_mixup", "cutmix"])
+def test_a_stopped_run_goes_on_bit_for_bit(tiny_run, tmp_path, mixer, monkeypatch):
+    """Stopped inside an epoch, twice, and resumed: weights, history and verdicts equal those of a run never stopped."""
+    changes = {"mixer": mixer, "eval_every": 2}
+    whole = params(tiny_run, **changes)
+    expected = train.train(whole, log=quiet)
+    broken = params(tiny_run, **changes, out=str(tmp_path / "broken"))
+    original = Run.train_epoch
+    for stop_at in (3, 7):  # of 12 steps: inside epochs 1 and 2
+        def stopping(self, check_stop, stop_at=stop_at):
+            def check():
+                if self.progress["epoch"] * 4 + self.progress["step"] == stop_at:
+                    self.save()
+                    raise Stopped("test")
+            original(self, check)
+
+        monkeypatch.setattr(Run, "train_epoch", stopping)
+        with pytest.raises(Stopped):
+            train.train(broken, log=quiet)
+        assert not (broken.folder / records.RECORD).exists()
+    monkeypatch.setattr(Run, "train_epoch", original)
+    record = train.train(broken, log=quiet)
+    assert record.restarts == 2 and record.history == expected.history and record.correct == expected.correct
+    assert record.metrics == expected.metrics
+    a, b = weights_of(whole.folder), weights_of(broken.folder)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_different_seed_is_a_different_run(tiny_run):
+    losses_ = {seed: train.train(params(tiny_run, seed=seed, epochs=1), log=quiet).history[0]["loss"] for seed in (0, 1)}
+    assert losses_[0] != losses_[1]
+
+
+def test_all_mixers_start_from_the_same_network_and_see_the_same_clean_images(tiny_run):
+    runs = {mixer: Run(params(tiny_run, mixer=mixer)) for mixer in ("none", "region_mixup")}
+    a, b = (run.model.state_dict() for run in runs.values())
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    for run in runs.values():
+        run.seen = []
+        original = run.loader.epoch
+        run.loader.epoch = lambda *args, run=run, original=original, **kw: (run.seen.append(x[0].clone()) or x for x in original(*args, **kw))
+        run.train_epoch()
+    assert all(torch.equal(x, y) for x, y in zip(runs["none"].seen, runs["region_mixup"].seen)) and len(runs["none"].seen) == 4
+
+
+def test_the_global_random_state_stays(tiny_run):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    train.train(params(tiny_run, epochs=1), log=quiet)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_max_minutes_stops_with_a_checkpoint(tiny_run):
+    with pytest.raises(Stopped, match="max_minutes=0.0001.*epoch 1 of 3.*goes on"):
+        train.train(params(tiny_run, max_minutes=1e-4), log=quiet)
+    assert train.train(params(tiny_run), log=quiet).restarts == 1
+
+
+def test_sigterm_stops_with_a_checkpoint(tiny_run, tmp_path):
+    options = [word for name, value in (tiny_run | {"epochs": 500}).items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    process = subprocess.Popen([sys.executable, "-m", "rmlib", "train", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "epoch" in process.stdout.readline(), "it trains"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75 and "SIGTERM" in errors and errors.count("\n") == 1
+    run = Run(params(tiny_run, epochs=500))
+    assert run.progress["restarts"] == 1 and run.progress["epoch"] >= 1
+
+
+def test_a_diverged_run_says_so(tiny_run):
+    lines = []
+    begun = time.perf_counter()
+    record = train.train(params(tiny_run, lr=1e30, epochs=50), log=lines.append)
+    assert record.status == "diverged" and record.metrics == {} and len(record.history) < 5 and "diverged" in lines[-1]
+    assert json.loads((params(tiny_run, lr=1e30, epochs=50).folder / "record.json").read_text())["history"][-1]["loss"] is None
+    assert time.perf_counter() - begun < 30
+
+
+def test_a_truncated_checkpoint_is_named(tiny_run):
+    options = params(tiny_run, max_minutes=1e-4)
+    with pytest.raises(Stopped):
+        train.train(options, log=quiet)
+    path = options.folder / train.CHECKPOINT
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="checkpoint.pt is damaged.*delete it") as error:
+        train.train(options, log=quiet)
+    assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_loses_nothing(tiny_run, monkeypatch):
+    options = params(tiny_run)
+    original, calls = records.atomic_write, []
+
+    def full(path, content):
+        calls.append(path.name)
+        if len(calls) == 3:
+            monkeypatch.setattr("builtins.open", _full_disk)
+        original(path, content)
+
+    monkeypatch.setattr(records, "atomic_write", full)
+    with pytest.raises(UserError, match="cannot be written.*No space left.*make room"):
+        train.train(options, log=quiet)
+    monkeypatch.undo()
+    run = Run(options)
+    assert run.progress["epoch"] == 2, "the checkpoint of the second epoch is whole"
+    assert not [p for p in options.folder.iterdir() if p.name.startswith(".")], "no half-written file is left"
+
+
+def _full_disk(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"device": "cuda"}, "no CUDA device"),
+    ({"k": 9}, "k=9 tiles do not fit"),
+    ({"train_images": 16}, "multiple of 3"),
+])
+def test_mistakes_that_need_the_data_or_the_machine(tiny_run, changes, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=words):
+        train.train(params(tiny_run, **changes), log=quiet)
+
+
+def test_an_unwritable_folder(tiny_run, tmp_path):
+    blocked = tmp_path / "a file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match="choose another folder"):
+        train.train(params(tiny_run, out=str(blocked / "runs")), log=quiet)
+
+
+def test_holdout_trains_without_val_and_evaluates_on_it(tiny_run):
+    run = Run(params(tiny_run, holdout=True))
+    assert (len(run.train_set), len(run.test_set)) == (54, 6)
+
+
+def test_bf16_trains_close_to_fp32(tiny_run):
+    losses_ = [train.train(params(tiny_run, precision=p, epochs=1), log=quiet).history[0]["loss"] for p in ("fp32", "bf16")]
+    assert losses_[0] != losses_[1] and losses_[0] == pytest.approx(losses_[1], rel=0.05)
+
+
+def test_a_narrow_network_learns_most_of_shapes_and_not_all(tmp_path):
+    """The stated size, seed and length: 1500 images, 3 epochs, seed 0, width 8. The test set stays out: it is tuned on val."""
+    options = TrainParams(mixer="none", clean_weight=0, epochs=3, train_images=1500, batch_size=25, lr=0.02, holdout=True,
+                          eval_every=0, out=str(tmp_path))
+    assert 75 < train.train(options, log=quiet).metrics["accuracy"] < 92
+
+
+@pytest.mark.cuda
+def test_a_cuda_run_has_the_same_course(tiny_run):
+    on_cpu = train.train(params(tiny_run, epochs=1), log=quiet)
+    on_cuda = Run(params(tiny_run, epochs=1, device="cuda"))
+    on_cuda.train_epoch()
+    assert on_cuda.close_epoch()["loss"] == pytest.approx(on_cpu.history[0]["loss"], rel=0.02)
