@@ -85,7 +85,7 @@ def read_batch(path: Path, out: Optional[Path] = None) -> Batch:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        item = error.errors()[0]
+        item = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")  # a misspelt name explains a missing one
         name = ".".join(map(str, item["loc"]))
         remedy = nearest(name, BatchFile.model_fields) if item["type"] == "extra_forbidden" else item["msg"]
         raise UserError(f"{path}: {name}: {remedy}") from error
@@ -186,7 +186,7 @@ def _run_cell(batch, cell, processes, stop):
     (folder / ERROR).unlink(missing_ok=True)
     source = project_root() / "notebooks" / f"{batch.notebook}.ipynb"
     source = os.path.relpath(source) if source.is_relative_to(Path.cwd()) else source
-    parameters = yaml.safe_dump(cell.model_dump(exclude_unset=True))
+    parameters = yaml.safe_dump(cell.model_dump())  # all of them: what runs is what was hashed
     command = [sys.executable, "-m", "papermill", str(source), str(executed), "-k", "python3", "--no-progress-bar",
                "-b", base64.b64encode(parameters.encode()).decode()]
     threads = str(cell.threads)
@@ -205,7 +205,7 @@ def _run_cell(batch, cell, processes, stop):
     try:
         record = records.read(folder)
     except UserError as error:
-        reason = _last_error(executed) or _last_line(output) or str(error)
+        reason = _last_error(executed) or (_last_line(output) if process.returncode else None) or str(error)
         if stop.is_set() or reason.startswith("Stopped:"):
             return "stopped", reason
         (folder / ERROR).write_text(f"{reason}\n\n{output}")

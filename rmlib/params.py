@@ -33,8 +33,14 @@ def _number(value):
     return value
 
 
+def _optional(value):
+    """Accept none and all as words for "no limit", since a command line has no other way to say it."""
+    return None if isinstance(value, str) and value.lower() in ("none", "all") else _number(value)
+
+
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Int = Annotated[int, BeforeValidator(_number)]
+Limit = Annotated[Optional[int], BeforeValidator(_optional)]
 
 
 def nearest(name: str, valid) -> str:
@@ -89,16 +95,16 @@ class TrainParams(Params):
     stem_stride: Int = Field(1, ge=1, description="stride of the first convolution")
     final_norm: bool = Field(False, description="BN-ReLU before the pooling")
     epochs: Int = Field(6, ge=1, description="length of the schedule; 400 in the paper")
-    batch_size: Int = Field(50, ge=2, description="images per step; 128 in the paper")
+    batch_size: Int = Field(25, ge=2, description="images per step; 128 in the paper")
     schedule: Literal["multistep", "onecycle"] = Field("onecycle", description="multistep (paper) or onecycle (short lessons)")
     milestones: list[Float] = Field([0.25, 0.375], description="multistep: where lr is divided by 10, as shares of the schedule")
-    lr: Float = Field(0.1, gt=0, description="peak learning rate")
+    lr: Float = Field(0.03, gt=0, description="peak learning rate; 0.1 in the paper")
     momentum: Float = Field(0.9, ge=0, lt=1, description="of SGD, without Nesterov")
     weight_decay: Float = Field(5e-4, ge=0, description="on all parameters")
     # on which images
     seed: Int = Field(0, ge=0, description="of initialisation, order, augmentation and mixing")
-    train_images: Optional[Int] = Field(None, ge=2, description="class-balanced subset of the training images; None: all")
-    test_images: Optional[Int] = Field(None, ge=1, description="class-balanced subset of the evaluation images; None: all")
+    train_images: Limit = Field(2000, ge=2, description="class-balanced subset of the training images; None: all")
+    test_images: Limit = Field(None, ge=1, description="class-balanced subset of the evaluation images; None: all")
     augment: bool = Field(True, description="zero-pad 2, random crop, random flip")
     holdout: bool = Field(False, description="train without the fixed tenth `val` and evaluate on it: for tuning")
     # how it is measured and computed

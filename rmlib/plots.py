@@ -64,7 +64,7 @@ def mixing_table(images, labels, classes, plans: dict, mixers: dict, row=0):
         show_image(line[0], images[row], f"image: {classes[labels[row]]}")
         line[1].imshow(weights, cmap="gray", vmin=0, vmax=1)
         line[1].set(xticks=[], yticks=[])
-        sns.despine(ax=line[1], left=True, bottom=True)
+        line[1].spines[:].set(visible=True, color="#bbbbbb", linewidth=0.8)
         line[1].set_title("W: weight of the image", fontsize=8)
         draw_tiles(line[1], plan, numbers=True)
         show_image(line[2], partner, "partners")

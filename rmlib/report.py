@@ -28,7 +28,7 @@ def summary(root: Path):
     if runs.empty:
         raise UserError(f"there is no record under {root}: run a batch first, e.g. rmlib batch notebooks/batches/quick.yaml")
     config = [name for name in runs.columns if name.startswith("config.") and name != "config.seed"]
-    keys = runs[config].astype(str)
+    keys = runs[config].map(str)
     varying = [name for name in config if keys[name].nunique() > 1 and name != "config.mixer"]
     rows = []
     for _, index in keys.groupby(config, sort=False).groups.items():
@@ -54,7 +54,7 @@ def _caption(runs, config):
         return ", ".join(sorted({str(value) for value in runs[name].dropna()}))
 
     defaults = TrainParams().config
-    shared = {name.removeprefix("config."): runs[name].iloc[0] for name in config if runs[name].astype(str).nunique() == 1}
+    shared = {name.removeprefix("config."): runs[name].iloc[0] for name in config if runs[name].map(str).nunique() == 1}
     first = [f"{name} {shared.pop(name)}" for name in ("dataset", "width", "epochs", "batch_size", "schedule", "lr") if name in shared]
     first += [f"{name} {value}" for name, value in shared.items() if value != defaults.get(name) and name != "mixer" and value == value
               and value is not None]

@@ -77,8 +77,8 @@ _UNIT = [_unit(*figure) for figure in _OUTLINES.values()]
 
 def _figure_mask(rng, label):
     """Coverage of the figure in [0, 1], (32, 32)."""
-    side = SIZE * np.sqrt(rng.uniform(0.2, 0.4))  # side of a square of the figure's area, in pixels
-    angle = np.deg2rad(rng.uniform(-12, 12))
+    side = SIZE * np.sqrt(rng.uniform(0.1, 0.2))  # side of a square of the figure's area, in pixels
+    angle = np.deg2rad(rng.uniform(-6, 6))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     squeeze = np.array([1.0, rng.uniform(0.8, 1.0)])
     outline, hole = (None if points is None else (points * squeeze / np.sqrt(squeeze[1])) @ rotation.T * side
@@ -127,12 +127,12 @@ def _clutter(rng, surface):
 
 
 def _colours(rng):
-    """Colours of figure and background; the figure is the brighter one, clearly so in four images of five."""
+    """Colours of figure and background; the figure is the brighter one, hardly so in one image of twenty."""
     while True:
         colour, background = rng.uniform(30, 225, (2, 3))
         if (colour - background).mean() >= 70:
             break
-    if rng.random() < 0.2:
+    if rng.random() < 0.05:
         colour = background + rng.uniform(0.1, 0.5) * (colour - background)
     return colour, background
 

@@ -107,6 +107,7 @@ class Run:
         self.steps = params.epochs * len(self.loader)
         self.progress = {"epoch": 0, "step": 0, "history": [], "snapshots": {}, "train_seconds": 0.0, "seconds": 0.0, "restarts": 0}
         self.sums = self._no_sums()
+        self.final = None  # evaluation after the last epoch
         self._restore()
 
     def _no_sums(self):
@@ -142,11 +143,10 @@ class Run:
 
     @torch.no_grad()
     def _count(self, labels, targets, loss, clean_logits, clean_loss, mixed_logits, mixed_loss):
-        clean_hits = 0 if clean_logits is None else (clean_logits.argmax(1) == labels).sum()
-        mixed_hits = targets.gather(1, mixed_logits.argmax(1, keepdim=True)).sum()  # the target's weight on the guess
-        row = [loss * len(labels), clean_loss * len(labels), clean_hits, mixed_loss * len(labels), mixed_hits]
-        self.sums[1:] += torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in row])
-        self.sums[0] += len(labels)
+        clean_hits = 0 if clean_logits is None else (clean_logits.argmax(1) == labels).double().mean()
+        mixed_hits = targets.gather(1, mixed_logits.argmax(1, keepdim=True)).double().mean()  # target's weight on the guess
+        means = [1, loss, clean_loss, clean_hits, mixed_loss, mixed_hits]
+        self.sums += torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in means]) * len(labels)
 
     def close_epoch(self) -> dict:
         """Evaluate where due, add the epoch's row to the history, and move on. Returns the row."""
@@ -163,6 +163,7 @@ class Run:
             if snapshot or (params.eval_every and epoch % params.eval_every == 0) or epoch == params.epochs:
                 curve_only = not snapshot and epoch <= params.epochs - 10
                 result = evaluate(self.model, self.test_set, bf16=curve_only and params.precision == "bf16")
+                self.final = dict(result) if epoch == params.epochs else None
                 row["test_accuracy"] = result["accuracy"]
                 if snapshot:
                     place["snapshots"][str(epoch)] = result
@@ -201,7 +202,7 @@ class Run:
         params, place = self.params, self.progress
         started, result, recalibrated = time.perf_counter(), {}, None
         if status == "done":
-            result = evaluate(self.model, self.test_set)
+            result = self.final or evaluate(self.model, self.test_set)
             if params.bn_recalibration:
                 recalibrated = evaluate(recalibrate_batchnorm(self.model, self.loader), self.test_set)
             weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}

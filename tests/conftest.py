@@ -47,4 +47,4 @@ def pictures(tmp_path_factory):
 @pytest.fixture
 def tiny_run(pictures, tmp_path):
     """Parameters of a run of a second or two, as keyword arguments."""
-    return dict(dataset=f"folder:{pictures}", width=2, epochs=3, batch_size=16, lr=0.02, out=str(tmp_path / "runs"), device="cpu")
+    return dict(dataset=f"folder:{pictures}", width=2, epochs=3, batch_size=16, lr=0.02, train_images=None, out=str(tmp_path / "runs"), device="cpu")

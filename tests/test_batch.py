@@ -1,0 +1,177 @@
+"""Batches: planning in-process; execution with small stand-in notebooks that write records without training, and one real cell."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from rmlib import UserError, batch as batches, records
+from rmlib.batch import read_batch, run_batch
+from rmlib.params import project_root
+
+STAND_IN = """
+import os, time
+from rmlib import params
+settings = params.check("02_training", globals())
+"""
+RECORD = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_records import make_record
+assert settings.seed != 1 or os.path.exists({mended!r}), "seed 1 does not work"
+if settings.seed == 2 and not os.path.exists({mended!r}):
+    os.kill(os.getpid(), 9)
+if settings.seed == 3:
+    time.sleep(0 if os.path.exists({mended!r}) else 100)
+from rmlib import records
+records.write(make_record(80.0 + settings.seed, **settings.config), settings.folder)
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project folder (with a space in its name) whose 02_training fails for seed 1, dies for seed 2, hangs for seed 3."""
+    root = tmp_path / "a project"
+    (root / "notebooks").mkdir(parents=True)
+    cells = [nbformat.v4.new_code_cell(text) for text in ("seed = 0",
+                                                         STAND_IN, RECORD.format(tests=os.path.relpath(Path(__file__).parent, root), mended="mended"))]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / "02_training.ipynb")
+    monkeypatch.setattr(batches, "project_root", lambda: root)
+    monkeypatch.chdir(root)
+    return root
+
+
+def grid(folder, **block):
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({"grid": [block]}))
+    return path
+
+
+def write(tmp_path, text):
+    path = tmp_path / "b.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_grid_is_expanded_and_checked(tmp_path):
+    batch = read_batch(write(tmp_path, """
+common: {epochs: 4, lr: 1e-2, snapshots: [2, 4]}
+grid:
+  - {mixer: [mixup, region_mixup], clean_weight: [1, 0], seed: [0, 1, 2]}
+  - {mixer: region_mixup, k: [1, 2], seed: 0}
+"""), tmp_path / "out")
+    assert len(batch.cells) == 12 + 1, "k = 2, seed 0 is in both blocks and counts once"
+    assert {cell.lr for cell in batch.cells} == {0.01}, "YAML reads 1e-2 as text"
+    assert all(cell.snapshots == [2, 4] for cell in batch.cells), "a list that is one value"
+    assert batch.label(batch.cells[0]) == "mixup k=2 clean_weight=1.0 seed=0"
+    assert {cell.folder.parent for cell in batch.cells} == {tmp_path / "out"}
+
+
+@pytest.mark.parametrize("text, words", [
+    ("grid: [{sed: [0, 1]}]", "unknown parameter 'sed': did you mean 'seed'"),
+    ("grid: [{seed: [0, one]}]", "seed='one'"),
+    ("grid: [{mixer: [mixup, cutmx]}]", "did you mean 'cutmix'"),
+    ("grid: [{mixer: mixup, k: 4}]", "k=4 does nothing"),
+    ("grids: [{seed: 0}]", "did you mean 'grid'"),
+    ("grid: []", "grid"),
+    ("", "is empty"),
+    ("grid: [{", "is not YAML"),
+    ("notebook: 01_method\ngrid: [{seed: 0}]", "a batch runs 02_training"),
+])
+def test_mistakes_in_a_batch_file(tmp_path, text, words):
+    with pytest.raises(UserError, match=words) as error:
+        read_batch(write(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_batch_file_names_the_known_ones():
+    with pytest.raises(UserError, match="quick"):
+        read_batch("notebooks/batches/quik.yaml")
+
+
+def test_failures_are_kept_apart_named_and_repeatable(project):
+    """One cell fails, one is killed, one works; then only the failed ones run again."""
+    path, lines = grid(project, seed=[0, 1, 2]), []
+    counts = run_batch(read_batch(path, "out"), workers=2, log=lines.append)
+    assert counts == {"done": 1, "failed": 2, "stopped": 0, "left": 0}
+    text = "\n".join(lines)
+    assert "AssertionError: seed 1 does not work" in text and "80.00 %" in text
+    batch = read_batch(path, "out")
+    assert [batch.state(cell) for cell in batch.cells] == ["done", "failed", "failed"], "a killed kernel is not done, whatever its notebook says"
+    done = batch.cells[0].folder
+    executed = nbformat.read(done / "02_training.ipynb", as_version=4)
+    assert str(project) not in nbformat.writes(executed), "no path of this machine"
+    injected = next(cell for cell in executed.cells if "injected-parameters" in cell.metadata.get("tags", []))
+    assert "seed = 0" in injected.source
+    stamp = (done / records.RECORD).stat().st_mtime_ns
+    (project / "mended").write_text("")
+    lines.clear()
+    counts = run_batch(read_batch(path, "out"), workers=2, only_failed=True, log=lines.append)
+    assert counts == {"done": 3, "failed": 0, "stopped": 0, "left": 0} and "2 to run" in lines[0]
+    assert (done / records.RECORD).stat().st_mtime_ns == stamp, "a finished cell is not run again"
+    assert run_batch(read_batch(path, "out"), log=lines.append)["done"] == 3
+
+
+def test_an_interrupted_batch_goes_on(project):
+    """SIGTERM while one cell hangs: the finished cell stays, the command says so, the next call does the rest."""
+    grid(project, seed=[0, 3])
+    code = ("import sys; from pathlib import Path; from rmlib import batch; from rmlib.__main__ import main; "
+            "batch.project_root = lambda: Path.cwd(); sys.exit(main(['batch', 'grid.yaml', '--out', 'out', '--workers', '2']))")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    batch = read_batch("grid.yaml", "out")
+    deadline = time.time() + 60
+    while batch.state(batch.cells[0]) != "done" and time.time() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in errors and errors.strip().count("\n") == 0
+    assert [batch.state(cell) for cell in batch.cells] == ["done", "new"]
+    (project / "mended").write_text("")
+    assert run_batch(read_batch("grid.yaml", "out"), log=lambda _: None)["done"] == 2
+
+
+def test_a_broken_record_stops_the_plan(project):
+    path = grid(project, seed=[0])
+    cell = read_batch(path, "out").cells[0]
+    cell.folder.mkdir(parents=True)
+    (cell.folder / records.RECORD).write_text("{")
+    with pytest.raises(UserError, match="is damaged.*delete it"):
+        run_batch(read_batch(path, "out"), log=lambda _: None)
+
+
+def test_missing_data_is_told_before_any_kernel_starts(project, monkeypatch):
+    monkeypatch.setattr(batches.subprocess, "Popen", lambda *_, **__: pytest.fail("a kernel was started"))
+    with pytest.raises(UserError, match="cifar10 is not in"):
+        run_batch(read_batch(grid(project, seed=[0], dataset="cifar10", root=str(project)), "out"), log=lambda _: None)
+
+
+def test_an_unwritable_out_fails_its_cells_with_a_reason(project):
+    (project / "file").write_text("")
+    lines = []
+    counts = run_batch(read_batch(grid(project, seed=[0]), "file/out"), log=lines.append)
+    assert counts["failed"] == 1 and "choose another folder" in lines[-1]
+
+
+def test_a_real_cell_end_to_end(pictures, tmp_path):
+    """The command line, papermill and notebook 02 as they are, on a tiny folder of pictures; dry run first."""
+    path = write(tmp_path, yaml.safe_dump({"grid": [dict(dataset=f"folder:{pictures}", width=2, epochs=2, batch_size=16, mixer="cutmix", train_images=None)]}))
+    command = [sys.executable, "-m", "rmlib", "batch", str(path), "--out", str(tmp_path / "out")]
+    dry = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, cwd=project_root())
+    assert dry.returncode == 0 and dry.stdout.startswith("new ") and not (tmp_path / "out").exists()
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=project_root())
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "| CutMix | 1 |" in answer.stdout
+    (record,) = records.find(tmp_path / "out")
+    assert record.config["mixer"] == "cutmix" and record.config["epochs"] == 2
+    executed = tmp_path / "out" / record.run_id / "02_training.ipynb"
+    text = executed.read_text()
+    assert executed.stat().st_size < 1_000_000 and "widget-view" not in text and os.path.expanduser("~") + "/" not in text

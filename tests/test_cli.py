@@ -1,0 +1,81 @@
+import subprocess
+import sys
+
+import pytest
+
+from rmlib.__main__ import build_parser, main
+from rmlib.params import TrainParams
+
+
+def rmlib(*words, **kwargs):
+    return subprocess.run([sys.executable, "-m", "rmlib", *map(str, words)], capture_output=True, text=True, **kwargs)
+
+
+@pytest.mark.parametrize("words, code, message", [
+    ([], 2, "COMMAND"),
+    (["trian"], 2, "did you mean 'train'"),
+    (["train", "--mixr", "mixup"], 2, "did you mean '--mixer'"),
+    (["train", "--mixer", "mixupp"], 1, "did you mean 'mixup'"),
+    (["train", "--alpha", "0"], 1, "alpha='0'"),
+    (["train", "--lr", "8/x"], 1, "8/255"),
+    (["data"], 2, "name"),
+    (["data", "cifar-10"], 1, "did you mean 'cifar10'"),
+    (["data", "cifar10", "--offline", "--root", "nowhere"], 1, "put cifar10.zip"),
+    (["batch", "nothing.yaml"], 1, "there is no batch file"),
+    (["batch", "b.yaml", "--workers", "0"], 1, "--workers 0"),
+    (["batch", "b.yaml", "--workers", "x"], 2, "workers"),
+    (["report", "nowhere"], 1, "there is no record"),
+    (["report", "--into", "nowhere.md"], 1, "nowhere.md"),
+    (["bench", "--device", "tpu"], 2, "tpu"),
+])
+def test_mistakes_get_one_line_on_stderr(words, code, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    output = capsys.readouterr()
+    assert message in output.err and output.err.count("\n") == 1 and "Traceback" not in output.err and output.out == ""
+
+
+def test_torch_is_not_imported_for_mistakes():
+    code = "import sys; from rmlib.__main__ import main; code = main(['train', '--mixr', 'x']); assert code == 2 and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_every_command_has_help():
+    _, parsers = build_parser()
+    assert set(parsers) == {"data", "train", "batch", "report", "bench"}
+    for name in parsers:
+        answer = rmlib(name, "--help")
+        assert answer.returncode == 0 and "usage: rmlib" in answer.stdout
+
+
+def test_the_options_of_train_are_the_parameters_of_the_notebook():
+    _, parsers = build_parser()
+    options = {action.dest for action in parsers["train"]._actions} - {"help"}
+    assert options == set(TrainParams.model_fields)
+
+
+def test_train_and_report(tiny_run, tmp_path):
+    words = ["train", "--dataset", tiny_run["dataset"], "--width", 2, "--epochs", 1, "--batch-size", 16, "--train-images", "all", "--mixer", "mixup", "--alpha", "1/2",
+             "--average", "--milestones", "0.2", "0.4", "--schedule", "multistep", "--out", tmp_path / "runs"]
+    answer = rmlib(*words)
+    assert answer.returncode == 0 and "epoch 1/1" in answer.stdout and "accuracy" in answer.stdout, answer.stderr
+    again = rmlib(*words)
+    assert again.returncode == 0 and "finished already" in again.stdout
+    table = rmlib("report", tmp_path / "runs")
+    assert table.returncode == 0 and "| Mixup | 1 |" in table.stdout and "alpha 0.5" in table.stdout and "average True" in table.stdout
+
+
+def test_data_describes_a_dataset(pictures):
+    answer = rmlib("data", f"folder:{pictures}")
+    assert answer.returncode == 0 and "60 training and 30 test images of 8 x 12 pixels, 3 classes, sha256" in answer.stdout
+
+
+def test_bench_prints_ratios(capsys, monkeypatch, tmp_path):
+    from rmlib import bench
+
+    monkeypatch.setattr(bench, "SHAPES", ((8, 3, 8, 8),))
+    assert main(["bench", "--rounds", "2", "--out", str(tmp_path / "bench.md")]) == 0
+    text = capsys.readouterr().out
+    for name in ("Region Mixup k=4", "naive loop k=4", "torchvision v2.MixUp", "on-device loader", "PIL + DataLoader"):
+        assert f"| {name} |" in text
+    assert (tmp_path / "bench.md").read_text().strip() == text.strip()

@@ -1,0 +1,91 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rmlib import UserError
+from rmlib.params import NOTEBOOKS, TrainParams, check, config_id, parse, runs_dir
+
+
+@pytest.mark.parametrize("value, expected", [("8/255", 8 / 255), (" 1 / 4 ", 0.25), ("1e-3", 1e-3), (1, 1.0), ("0.5", 0.5)])
+def test_numbers_as_papermill_and_yaml_deliver_them(value, expected):
+    assert parse("02_training", {"lr": value}).lr == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("values, words", [
+    ({"epochss": 3}, "unknown parameter 'epochss': did you mean 'epochs'"),
+    ({"mixer": "regionmixup"}, "mixer='regionmixup': did you mean 'region_mixup'"),
+    ({"mixer": "CutMix"}, "did you mean 'cutmix'"),
+    ({"dataset": "cifar-100"}, "did you mean 'cifar100'"),
+    ({"lr": "fast"}, "lr='fast'.*number"),
+    ({"lr": "1/0"}, "lr='1/0'"),
+    ({"lr": float("nan")}, "lr=nan"),
+    ({"alpha": 0}, "alpha=0.*greater than 0"),
+    ({"epochs": True}, "epochs=True: expected a number"),
+    ({"epochs": 2.5}, "epochs=2.5"),
+    ({"snapshots": 3}, "snapshots=3"),
+    ({"snapshots": [9], "epochs": 3}, "epoch 9 is not in 1..3"),
+    ({"milestones": [100, 150]}, "shares of the schedule"),
+    ({"mixer": "mixup", "k": 4}, "k=4 does nothing for mixer 'mixup'"),
+    ({"mixer": "none", "alpha": 0.2}, "alpha=0.2 does nothing"),
+    ({"cutmix_prob": 0.5}, "belongs to 'cutmix'"),
+    ({"device": "gpu"}, "device='gpu'.*expected one of|did you mean"),
+])
+def test_mistakes_name_value_and_remedy(values, words):
+    with pytest.raises(UserError, match=words) as error:
+        parse("02_training", values)
+    assert "\n" not in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(UserError) as error:
+        parse("02_training", {"lr": "x", "epochs": 0, "seeed": 1})
+    assert all(name in str(error.value) for name in ("lr", "epochs", "seeed"))
+
+
+def test_unknown_notebook():
+    with pytest.raises(UserError, match="did you mean '02_training'"):
+        parse("2_training", {})
+
+
+def test_check_reads_a_notebooks_namespace():
+    def function():
+        pass
+
+    namespace = {"__name__": "__main__", "_dh": ["x"], "In": [""], "Out": {}, "torch": sys, "function": function, "seed": 3, "alpha": "1/2"}
+    params = check("01_method", namespace)
+    assert params.seed == 3 and params.alpha == 0.5
+    with pytest.raises(UserError, match="unknown parameter 'sed'"):
+        check("01_method", namespace | {"sed": 3})
+
+
+def test_the_run_id_follows_what_can_change_the_result():
+    base = TrainParams()
+    assert base.run_id == TrainParams(out="elsewhere", device="cpu", max_minutes=3, root="data", checkpoint_every=9).run_id
+    ids = {TrainParams(**change).run_id for change in ({}, {"seed": 1}, {"mixer": "mixup"}, {"epochs": 7}, {"threads": 2}, {"width": 16})}
+    assert len(ids) == 6
+    old = {name: value for name, value in base.config.items() if name != "regions"}
+    assert config_id(old) == base.run_id, "a parameter added later counts with its default"
+
+
+def test_no_configuration_holds_a_path():
+    config = TrainParams(dataset="folder:/somewhere/private/pets.zip", root="/private", out="/private/out").config
+    assert config["dataset"] == "folder:pets" and "private" not in str(config)
+
+
+def test_every_parameter_is_explained():
+    for model in NOTEBOOKS.values():
+        assert all(field.description for field in model.model_fields.values())
+
+
+def test_runs_dir(monkeypatch, tmp_path):
+    monkeypatch.setenv("RMLIB_RUNS", str(tmp_path))
+    assert runs_dir() == tmp_path and TrainParams().folder.parent == tmp_path / "single"
+    monkeypatch.delenv("RMLIB_RUNS")
+    assert (runs_dir().parent / "notebooks").is_dir()
+
+
+def test_checking_parameters_does_not_import_torch():
+    code = "import sys; import rmlib.params, rmlib.batch, rmlib.__main__; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)

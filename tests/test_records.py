@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from rmlib import UserError, records
+from rmlib.params import TrainParams
+from rmlib.records import Record
+
+
+def make_record(accuracy=80.0, seed=0, status="done", **config) -> Record:
+    params = TrainParams(seed=seed, **config)
+    metrics = {} if status == "diverged" else {"accuracy": accuracy, "top5": 99.0, "nll": 0.5, "ece": 3.0}
+    return Record(status=status, run_id=params.run_id, config=params.config, metrics=metrics, correct="AA==",
+                  history=[{"epoch": 1, "lr": 0.1, "loss": 2.0}], data={"checksum": "00", "train_images": 10, "test_images": 5, "classes": 10},
+                  seconds=60.0, images_per_second=100.0, peak_memory_mib=500.0, restarts=0, **records.environment("cpu"))
+
+
+def save(root, *made):
+    for record in made:
+        records.write(record, root / record.run_id)
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    record = make_record()
+    path = records.write(record, tmp_path / "run")
+    assert records.read(path) == record == records.read(tmp_path / "run")
+    assert json.loads(path.read_text())["history"] == record.history
+    assert set(record.versions) == {"python", "torch", "torchvision", "numpy"} and record.hardware["cpu"]
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda text: "", "is damaged"),
+    (lambda text: text[: len(text) // 2], "is damaged"),
+    (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "schema_version"),
+    (lambda text: text.replace('"seed": 0', '"seed": 1'), "does not belong to its configuration"),
+    (lambda text: text.replace('"seconds"', '"secs"'), "not a record of schema 1"),
+])
+def test_a_bad_record_is_named(tmp_path, damage, words):
+    path = records.write(make_record(), tmp_path)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(UserError, match=words) as error:
+        records.read(path)
+    assert "\n" not in str(error.value) and "record.json" in str(error.value)
+
+
+def test_a_missing_record(tmp_path):
+    with pytest.raises(UserError, match="has not finished"):
+        records.read(tmp_path)
+
+
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    records.atomic_write(path, b"old")
+    monkeypatch.setattr(records.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="No space left"):
+        records.atomic_write(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_collect_makes_one_table(tmp_path):
+    save(tmp_path, make_record(80, seed=0), make_record(82, seed=1), make_record(seed=2, status="diverged"))
+    table = records.collect(tmp_path)
+    assert sorted(table["metrics.accuracy"].dropna()) == [80, 82] and set(table["status"]) == {"done", "diverged"}
+    assert set(table["config.seed"]) == {0, 1, 2} and (table["config.mixer"] == "region_mixup").all()
+    assert records.collect(tmp_path / "nothing").empty
