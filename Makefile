@@ -7,7 +7,7 @@ BIN = $(ENV)/bin/python
 BATCHES = notebooks/batches
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
-.PHONY: study test notebooks lab lock clean env
+.PHONY: study test notebooks readme lab lock clean env
 
 study: env  ## the whole study on the built-in images: lessons, batch, table
 	$(BIN) -m rmlib.notebooks run notebooks/01_method.ipynb runs/01_method.ipynb
@@ -18,6 +18,11 @@ test: env  ## pytest, and nbval over the notebooks
 
 notebooks: env  ## run every notebook with its defaults and store the outputs in it
 	$(BIN) -m rmlib.notebooks refresh $(NOTEBOOKS)
+
+readme: env  ## make picture and tables of README.md and results/README.md anew, from records
+	$(BIN) -m rmlib.plots results/mixers.png
+	$(BIN) -m rmlib report --into README.md
+	$(BIN) -m rmlib report --into results/README.md
 
 lab: env  ## JupyterLab on the notebooks
 	$(BIN) -m jupyter lab notebooks

@@ -4,6 +4,7 @@ Machines differ and are noisy; a ratio of two things measured in turn in one pro
 """
 
 import platform
+import random
 import statistics
 import time
 
@@ -17,10 +18,15 @@ SHAPES = ((128, 3, 32, 32), (128, 3, 64, 64))
 
 
 def interleaved(candidates: dict, rounds: int, device: torch.device, warmup: int = 5) -> dict[str, float]:
-    """Median seconds per call of every candidate (name -> function without arguments), called in turn."""
-    times = {name: [] for name in candidates}
+    """Median seconds per call of every candidate (name -> function without arguments).
+
+    Every round calls all of them in another order, since what ran before decides what is still in the caches.
+    """
+    times, order, shuffle = {name: [] for name in candidates}, list(candidates), random.Random(0).shuffle
     for turn in range(warmup + rounds):
-        for name, call in candidates.items():
+        shuffle(order)
+        for name in order:
+            call = candidates[name]
             if device.type == "cuda":
                 torch.cuda.synchronize()
             begun = time.perf_counter()

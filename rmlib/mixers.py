@@ -16,6 +16,7 @@ The label weights follow the pixels actually mixed, so they hold for clipped box
 This file needs torch alone.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,8 +53,9 @@ class Plan:
 
     def label_weights(self) -> torch.Tensor:
         """Weights of the original label (row 0) and of each tile's partner label: (T + 1, 1 or N) float32, columns sum to 1."""
-        share = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1, keepdim=True) / (self.height * self.width)
-        given = share * (1 - self.lam)
+        pixels = self.height * self.width
+        shares = [[(x2 - x1) * (y2 - y1) / pixels] for x1, y1, x2, y2 in self.boxes.tolist()]
+        given = torch.tensor(shares, device=self.lam.device).view(-1, 1) * (1 - self.lam)
         return torch.cat([1 - given.sum(0, keepdim=True), given])
 
 
@@ -79,14 +81,15 @@ class Mixer(nn.Module):
 
         Args:
             shape: (N, C, H, W) of the images.
-            generator: the only source of randomness (default: torch's global one). The plan lies on its device.
+            generator: the only source of randomness (default: torch's global one). The plan lies on its device; one on the
+                CPU serves images on any device without stalling it.
         """
         if len(shape) != 4 or min(shape) < 1:
             raise UserError(f"expected the shape (N, C, H, W) of a non-empty batch, got {tuple(shape)}; did you batch?")
         count, _, height, width = shape
         device = generator.device if generator is not None else torch.device("cpu")
         boxes, lam, partners = self._draw(count, height, width, generator, device)
-        return Plan(boxes, lam.float(), partners, height, width)
+        return Plan(boxes, lam, partners, height, width)
 
     def _draw(self, count, height, width, generator, device):
         raise TypeError("Mixer is the base class: use NoMix, Mixup, CutMix or RegionMixup")
@@ -105,14 +108,12 @@ class Mixer(nn.Module):
             UserError (a ValueError): wrong shape, dtype, labels, or a plan drawn for another batch.
         """
         self._check(images, labels, plan)
-        boxes = plan.boxes.tolist()
         plan = plan.to(images.device)
-        mixed = blend(images, boxes, plan.lam, plan.partners)
         weights = plan.label_weights()
-        sources = torch.cat([labels[None], labels[plan.partners]])  # (T + 1, N)
+        sources = torch.cat([labels[None], labels[plan.partners]])  # whose label: (T + 1, N)
         targets = torch.zeros(len(labels), self.num_classes, device=images.device)
         targets.scatter_add_(1, sources.T, weights.expand(sources.shape).T)
-        return mixed, targets
+        return blend(images, plan.boxes.tolist(), plan.lam, plan.partners), targets
 
     def forward(self, *inputs, generator: torch.Generator | None = None):
         """``(images, labels)``, one such pair, or a mapping with ``labels`` and one batch of images; same structure out."""
@@ -136,9 +137,11 @@ class Mixer(nn.Module):
         if not torch.is_tensor(labels) or labels.ndim != 1 or len(labels) != len(images) or labels.dtype != torch.int64:
             got = f"{tuple(labels.shape)} {labels.dtype}" if torch.is_tensor(labels) else type(labels).__name__
             raise UserError(f"expected labels of shape ({len(images)},) int64, got {got}; pass class indices, not one-hot rows")
-        if labels.device.type == "cpu" and not (0 <= labels.min() and labels.max() < self.num_classes):
-            raise UserError(f"labels lie in [{labels.min()}, {labels.max()}], but num_classes={self.num_classes}: "
-                            "give the mixer the number of classes of the dataset")
+        if labels.device.type == "cpu":
+            least, most = (int(value) for value in labels.aminmax())
+            if least < 0 or most >= self.num_classes:
+                raise UserError(f"labels lie in [{least}, {most}], but num_classes={self.num_classes}: "
+                                "give the mixer the number of classes of the dataset")
         drawn = (plan.partners.shape[1], plan.height, plan.width)
         if drawn != (len(images), *images.shape[2:]):
             raise UserError(f"the plan was drawn for (N, H, W) = {drawn}, the images are {tuple(images.shape)}: draw a new one")
@@ -156,34 +159,58 @@ def blend(images: torch.Tensor, boxes, lam: torch.Tensor, partners: torch.Tensor
     """W * images + (1 - W) * partners, tile by tile, in new memory of the same format.
 
     Each tile is cut out before it is gathered, so that a pixel is read twice and written once whatever the number of
-    tiles. ``boxes`` are Python numbers, which makes the function compile: ``torch.compile(blend)`` fuses gather and lerp.
+    tiles. ``torch.compile(blend)`` works (``boxes`` are Python numbers); a grid of equal tiles then becomes one fused kernel.
 
     Args:
         images: (N, C, H, W) floating point.
         boxes: T tuples (x1, y1, x2, y2), disjoint.
         lam: (T, 1) or (T, N), partners: (T, N) int64, both on the device of the images.
     """
+    if torch.compiler.is_compiling() and _is_equal_grid(boxes, *images.shape[2:]):
+        return _blend_grid(images, lam, partners)
     channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
-    covered = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes) == images.shape[2] * images.shape[3]
-    mixed = torch.empty_like(images) if covered else images.clone()
-    source, out, rows = (images.permute(0, 2, 3, 1), mixed.permute(0, 2, 3, 1), 1) if channels_last else (images, mixed, 2)
-    lam = lam.to(images.dtype)[:, :, None, None, None]
-    for t, (x1, y1, x2, y2) in enumerate(boxes):
-        tile, target = (x.narrow(rows, y1, y2 - y1).narrow(rows + 1, x1, x2 - x1) for x in (source, out))
-        if torch.compiler.is_compiling():  # dynamo refuses a strided `out`; compiled, the copy is fused away
-            target.copy_(torch.lerp(tile.index_select(0, partners[t]), tile, lam[t]))
-        else:
-            torch.lerp(tile.index_select(0, partners[t]), tile, lam[t], out=target)
-    return mixed
+    source, rows = (images.permute(0, 2, 3, 1), 1) if channels_last else (images, 2)
+    lam = lam.to(images.dtype).view(*lam.shape, 1, 1, 1)
+    height, width = images.shape[2:]
+    if len(boxes) == 1 and tuple(boxes[0]) == (0, 0, width, height):  # Mixup: no memory beside the result
+        mixed = source.index_select(0, partners[0]).lerp_(source, lam[0])
+    else:
+        covered = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes) == height * width
+        mixed = torch.empty_like(source) if covered else source.clone()
+        for t, (x1, y1, x2, y2) in enumerate(boxes):
+            tile, target = (x.narrow(rows, y1, y2 - y1).narrow(rows + 1, x1, x2 - x1) for x in (source, mixed))
+            if torch.compiler.is_compiling():  # dynamo refuses a strided `out`
+                target.copy_(torch.lerp(tile.index_select(0, partners[t]), tile, lam[t]))
+            else:
+                torch.lerp(tile.index_select(0, partners[t]), tile, lam[t], out=target)
+    return mixed.permute(0, 3, 1, 2) if channels_last else mixed
+
+
+def _is_equal_grid(boxes, height, width):
+    k = math.isqrt(len(boxes))
+    tile = (0, 0, width // max(k, 1), height // max(k, 1))
+    return k > 0 and k * k == len(boxes) and tile[2] * k == width and tile[3] * k == height and tuple(boxes[0]) == tile
+
+
+def _blend_grid(images, lam, partners):
+    """The same for k x k equal tiles as one gather and one lerp: slower than the loop when eager, one kernel when compiled."""
+    k, count = math.isqrt(len(partners)), len(images)
+    tiles = images.unflatten(3, (k, -1)).unflatten(2, (k, -1))  # (N, C, k, H / k, k, W / k)
+    own = torch.arange(k, device=images.device)
+    partner = tiles.permute(0, 2, 4, 1, 3, 5)[partners.view(k, k, count).permute(2, 0, 1), own[:, None], own]
+    weights = lam.to(images.dtype).T.reshape(-1, 1, k, 1, k, 1)
+    return torch.lerp(partner.permute(0, 3, 1, 4, 2, 5), tiles, weights).reshape(images.shape)
 
 
 def _beta(alpha: float, shape, generator, device) -> torch.Tensor:
-    """Beta(alpha, alpha) draws, float64. A ratio of gamma draws in logarithms, so that no small alpha ends in 0 / 0."""
+    """Beta(alpha, alpha) draws, float32; for other alphas than 1 from gamma draws in logarithms, so that none ends in 0 / 0."""
+    if alpha == 1:
+        return torch.rand(shape, generator=generator, device=device)
     concentration = torch.full((2, *shape), alpha + 1.0, dtype=torch.float64, device=device)
     log_gamma = torch._standard_gamma(concentration, generator=generator).log()  # Gamma(a) = Gamma(a + 1) * U ** (1 / a)
     uniform = torch.rand(concentration.shape, dtype=torch.float64, device=device, generator=generator)
     log_gamma = log_gamma + uniform.clamp_min(torch.finfo(torch.float64).tiny).log() / alpha
-    return torch.sigmoid(log_gamma[0] - log_gamma[1])
+    return torch.sigmoid(log_gamma[0] - log_gamma[1]).float()
 
 
 def _permutation(count, generator, device):
@@ -233,14 +260,14 @@ class CutMix(Mixer):
         return f"num_classes={self.num_classes}, alpha={self.alpha}, prob={self.prob}"
 
     def _draw(self, count, height, width, generator, device):
-        size = torch.tensor([width, height], device=device)
-        lam = _beta(self.alpha, (1,), generator, device)
-        uniform = torch.rand(3, dtype=torch.float64, device=device, generator=generator)
-        half = (0.5 * (1 - lam).sqrt() * size).long()
-        centre = (uniform[:2] * size).long()
-        corners = torch.cat([(centre - half).clamp_min(0), torch.minimum(centre + half, size)])
-        corners = corners * (uniform[2] < self.prob)  # an empty box: this batch stays as it is
-        return corners[None], torch.zeros(1, 1, device=device), _permutation(count, generator, device)[None]
+        lam = _beta(self.alpha, (), generator, device).item()
+        u, v, gate = torch.rand(3, dtype=torch.float64, device=device, generator=generator).tolist()
+        half = 0.5 * math.sqrt(1 - lam)
+        half_width, half_height, x, y = int(half * width), int(half * height), int(u * width), int(v * height)
+        box = (max(x - half_width, 0), max(y - half_height, 0), min(x + half_width, width), min(y + half_height, height))
+        if gate >= self.prob:
+            box = (0, 0, 0, 0)  # an empty box: this batch stays as it is
+        return torch.tensor([box], device=device), torch.zeros(1, 1, device=device), _permutation(count, generator, device)[None]
 
 
 class RegionMixup(Mixer):
@@ -292,7 +319,8 @@ class RegionMixup(Mixer):
         boxes = torch.tensor([(x1, y1, x2, y2) for y1, y2 in zip(ys, ys[1:]) for x1, x2 in zip(xs, xs[1:])], device=device)
         lam = _beta(self.alpha, (1 if self.shared_weight else tiles, count if self.per_sample else 1), generator, device)
         partners = [_permutation(count, generator, device) for _ in range(1 if self.shared_partner else tiles)]
-        return boxes, lam.expand(tiles, -1), torch.stack(partners).expand(tiles, -1)
+        partners = partners[0][None] if len(partners) == 1 else torch.stack(partners)
+        return boxes, lam.expand(tiles, -1), partners.expand(tiles, -1)
 
 
 class Mixup(RegionMixup):

@@ -3,8 +3,11 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+import torch
 
-from rmlib.mixers import Plan
+from rmlib import UserError
+from rmlib.data import load, stream, to_float
+from rmlib.mixers import CutMix, Mixup, Plan, RegionMixup
 from rmlib.report import LABELS
 
 # Colour-blind safe, and of different lightness, so that the order survives a grey print.
@@ -74,6 +77,26 @@ def mixing_table(images, labels, classes, plans: dict, mixers: dict, row=0):
         line[0].set_ylabel(LABELS[name], fontsize=9, color=COLOURS[name], fontweight="bold")
     figure.tight_layout(pad=0.6)
     return figure
+
+
+def clear_plan(mixer, shape, seed: int, row: int = 0) -> Plan:
+    """The first plan of a seed that is good to look at: image ``row`` meets only other images and keeps 40 to 80 % of its label."""
+    for number in range(1000):
+        plan = mixer.draw(shape, generator=stream(seed, repr(mixer), number))
+        if (plan.partners[:, row] != row).all() and 0.4 < plan.label_weights()[0, 0] < 0.8:
+            return plan
+    raise UserError(f"no plan of {mixer} shows image {row} with other images only: take a larger batch than {shape[0]}")
+
+
+def overview(seed: int = 0):
+    """The picture of the README: one built-in image under Mixup, CutMix and Region Mixup."""
+    data = load("shapes", split="test")
+    batch = data[torch.tensor([int((data.labels == c).nonzero()[seed]) for c in range(len(data.classes))])]
+    images = to_float(batch.images)
+    mixers = {"mixup": Mixup(10), "cutmix": CutMix(10), "region_mixup": RegionMixup(10)}
+    star = batch.classes.index("star")
+    plans = {name: clear_plan(mixer, images.shape, seed, star) for name, mixer in mixers.items()}
+    return mixing_table(images, batch.labels, batch.classes, plans, mixers, row=star)
 
 
 def batch_strip(images, titles=None, columns=8):
@@ -153,3 +176,10 @@ def comparison(table, value="metrics.accuracy", label="test accuracy (%)"):
     axis.set_yticks(range(len(order)), [LABELS[name] for name in order])
     figure.tight_layout()
     return figure
+
+
+if __name__ == "__main__":  # python -m rmlib.plots results/mixers.png
+    import sys
+
+    use_style()
+    overview().savefig(sys.argv[1], dpi=110, metadata={"Software": None})
