@@ -5,8 +5,8 @@ and is done when its record says so (notebook metadata decides nothing: papermil
 A cell's folder OUT/RUN_ID keeps the executed notebook, the record, and error.txt if the cell failed.
 """
 
-import base64
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -23,7 +23,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rmlib import UserError, records
-from rmlib.notebooks import tidy
 from rmlib.params import NOTEBOOKS, TrainParams, nearest, parse, project_root, runs_dir, takes_list
 
 ERROR = "error.txt"
@@ -185,10 +184,8 @@ def _run_cell(batch, cell, processes, stop):
         return "failed", f"{folder} cannot be made ({error.strerror}): choose another folder with --out"
     (folder / ERROR).unlink(missing_ok=True)
     source = project_root() / "notebooks" / f"{batch.notebook}.ipynb"
-    source = os.path.relpath(source) if source.is_relative_to(Path.cwd()) else source
-    parameters = yaml.safe_dump(cell.model_dump())  # all of them: what runs is what was hashed
-    command = [sys.executable, "-m", "papermill", str(source), str(executed), "-k", "python3", "--no-progress-bar",
-               "-b", base64.b64encode(parameters.encode()).decode()]
+    # all parameters, defaults too: what runs is what was hashed, whatever the notebook's own cell says
+    command = [sys.executable, "-m", "rmlib.notebooks", "run", str(source), str(executed), json.dumps(cell.model_dump())]
     threads = str(cell.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     environment.pop("JPY_SESSION_NAME", None)  # a batch started from a notebook is not watched cell by cell
@@ -199,8 +196,6 @@ def _run_cell(batch, cell, processes, stop):
         output, _ = process.communicate()
     finally:
         processes.discard(process)
-    if executed.exists():
-        tidy(executed)
     seconds = time.perf_counter() - begun
     try:
         record = records.read(folder)

@@ -1,9 +1,10 @@
-"""Running notebooks: one of them with parameters, or all of them with their defaults to refresh the stored outputs.
+"""Executing notebooks: one with parameters, or all with their defaults to refresh the stored outputs.
 
-``python -m rmlib.notebooks run NOTEBOOK OUTPUT`` and ``python -m rmlib.notebooks refresh NOTEBOOK ...`` (``make notebooks``).
+``python -m rmlib.notebooks run NOTEBOOK OUTPUT [JSON]`` and ``python -m rmlib.notebooks refresh NOTEBOOK ...``.
 """
 
 import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -23,22 +24,27 @@ def source_hash(notebook) -> str:
     return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()
 
 
-def run(source: Path, target: Path) -> None:
-    """Execute a notebook with its defaults into ``target``, without paths of this machine in its metadata.
+def run(source: Path, target: Path, parameters: dict | None = None) -> None:
+    """Execute a notebook into ``target``, without paths of this machine in its metadata.
 
     Raises:
         UserError: the notebook is missing, or a cell failed (the executed copy shows which).
     """
     import papermill
+    from traitlets.config import Config
 
     if not Path(source).exists():
         raise UserError(f"there is no notebook {source}")
     Path(target).parent.mkdir(parents=True, exist_ok=True)
+    encrypted = Config({"KernelManager": {"transport_encryption": "auto"}})  # plain TCP warns in every kernel since ipykernel 7.3
     try:
-        papermill.execute_notebook(os.path.relpath(source), str(target), kernel_name="python3", progress_bar=False)
+        papermill.execute_notebook(os.path.relpath(source), str(target), parameters, kernel_name="python3", progress_bar=False,
+                                   config=encrypted)
     except papermill.PapermillExecutionError as error:
-        raise UserError(f"{source}, cell {error.exec_count}: {error.ename}: {error.evalue} (see {target})") from error
-    tidy(Path(target))
+        raise UserError(f"{error.ename}: {error.evalue} (cell {error.exec_count} of {target})") from error
+    finally:
+        if Path(target).exists():
+            tidy(Path(target))
 
 
 def tidy(path: Path, reset: bool = False) -> None:
@@ -71,7 +77,9 @@ def refresh(paths) -> None:
 if __name__ == "__main__":
     from rmlib.__main__ import guarded
 
-    command, *paths = sys.argv[1:] or [""]
-    if command not in ("run", "refresh") or not paths or (command == "run" and len(paths) != 2):
-        sys.exit("use: python -m rmlib.notebooks run NOTEBOOK OUTPUT | refresh NOTEBOOK ...")
-    sys.exit(guarded(lambda: run(*paths) if command == "run" else refresh(paths)))
+    command, *words = sys.argv[1:] or [""]
+    if (command, len(words)) in (("run", 2), ("run", 3)):
+        sys.exit(guarded(lambda: run(words[0], words[1], json.loads(words[2]) if len(words) == 3 else None)))
+    if command == "refresh" and words:
+        sys.exit(guarded(lambda: refresh(words)))
+    sys.exit("use: python -m rmlib.notebooks run NOTEBOOK OUTPUT [JSON] | refresh NOTEBOOK ...")

@@ -163,21 +163,6 @@ def confidence(curves: dict):
     return figure
 
 
-def comparison(table, value="metrics.accuracy", label="test accuracy (%)"):
-    """Every run as a point, means as bars: methods down, ``value`` across. ``table`` as :func:`rmlib.records.collect`."""
-    order = [name for name in COLOURS if name in set(table["config.mixer"])]
-    figure, axis = plt.subplots(figsize=(5.6, 0.5 * len(order) + 1.0))
-    sns.stripplot(table, x=value, y="config.mixer", order=order, hue="config.mixer", palette=COLOURS, ax=axis, legend=False,
-                  size=5, jitter=0.15)
-    for y, name in enumerate(order):
-        mean = table.loc[table["config.mixer"] == name, value].mean()
-        axis.plot([mean, mean], [y - 0.3, y + 0.3], color=COLOURS[name], lw=2)
-    axis.set(xlabel=label, ylabel="")
-    axis.set_yticks(range(len(order)), [LABELS[name] for name in order])
-    figure.tight_layout()
-    return figure
-
-
 if __name__ == "__main__":  # python -m rmlib.plots results/mixers.png
     import sys
 

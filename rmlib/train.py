@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save as save_tensors
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
 from torch.nn import functional as F
 from tqdm import tqdm
 

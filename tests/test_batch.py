@@ -11,7 +11,8 @@ import nbformat
 import pytest
 import yaml
 
-from rmlib import UserError, batch as batches, records
+from rmlib import UserError, records
+from rmlib import batch as batches
 from rmlib.batch import read_batch, run_batch
 from rmlib.params import project_root
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from rmlib import UserError, shapes, sources
 from rmlib.data import Loader, load, rank_in_class, stream
+from rmlib.download import download
 from rmlib.mixers import NoMix, RegionMixup
 
 
@@ -191,7 +192,7 @@ def tiny_imagenet(root, classes=3, train=4, val=2):
         for i in range(train):
             picture(folder / f"{wnid}_{i}.JPEG", label)
         (folder.parent / f"{wnid}_boxes.txt").write_text("".join(f"{wnid}_{i}.JPEG\t{i}\t2\t{40 + i}\t63\n" for i in range(train)))
-        for i in range(val):
+        for _ in range(val):
             name = f"val_{len(rows)}.JPEG"
             picture(top / "val" / "images" / name, label)
             rows.append(f"{name}\t{wnid}\t0\t{label}\t62\t63\n")
@@ -304,7 +305,7 @@ MD5 = hashlib.md5(Mirror.content).hexdigest()
 
 def test_download_tries_mirrors_and_resumes(mirror, tmp_path):
     urls = [f"{mirror}/{kind}/archive.tar.gz?download=1" for kind in ("gone", "page", "cut", "good")]
-    path = sources.download("archive.tar.gz", MD5, urls, tmp_path)
+    path = download("archive.tar.gz", MD5, urls, tmp_path)
     assert path.read_bytes() == Mirror.content
     assert [kind for kind, _ in Mirror.requests] == ["gone", "page", "cut", "good"]
     assert 80_000 < Mirror.requests[-1][1] <= 100_000, "only what was missing was asked for"
@@ -313,14 +314,14 @@ def test_download_tries_mirrors_and_resumes(mirror, tmp_path):
 
 def test_wrong_bytes_are_not_kept(mirror, tmp_path):
     urls = [f"{mirror}/{kind}/archive.tar.gz" for kind in ("wrong", "good")]
-    assert sources.download("archive.tar.gz", MD5, urls, tmp_path).read_bytes() == Mirror.content
+    assert download("archive.tar.gz", MD5, urls, tmp_path).read_bytes() == Mirror.content
     assert Mirror.requests == [("wrong", 0), ("good", 0)], "bytes of a wrong file are not resumed"
 
 
 def test_own_mirror_first_and_a_clear_end(mirror, tmp_path, monkeypatch):
     monkeypatch.setenv("RMLIB_MIRROR", f"{mirror}/page")
     with pytest.raises(UserError, match="web page.*by hand.*RMLIB_MIRROR") as error:
-        sources.download("archive.tar.gz", MD5, [f"{mirror}/gone/archive.tar.gz"], tmp_path)
+        download("archive.tar.gz", MD5, [f"{mirror}/gone/archive.tar.gz"], tmp_path)
     assert [kind for kind, _ in Mirror.requests] == ["page", "gone"] and "\n" not in str(error.value)
 
 

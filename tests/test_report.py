@@ -2,10 +2,10 @@ import statistics
 from pathlib import Path
 
 import pytest
+from test_records import make_record, save
 
 from rmlib import UserError, records, report
 from rmlib.params import project_root
-from test_records import make_record, save
 
 ROOT = project_root()
 
