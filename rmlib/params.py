@@ -5,6 +5,7 @@ A notebook ends its parameters with ``params = check("02_training", globals())``
 reported at once, in one line. Nothing here imports torch, so that a mistake is answered in a fraction of a second.
 """
 
+import ast
 import difflib
 import hashlib
 import json
@@ -219,10 +220,26 @@ def _explain(model, item):
 def check(notebook: str, namespace: dict) -> Params:
     """Check the parameters of a running notebook; call it with ``globals()`` in the cell after the parameters.
 
-    Every plain value of the namespace must be a parameter: so a misspelt name injected by papermill, which papermill
-    itself only warns about, stops the notebook here.
+    Every name set in the parameter cells just run must be a parameter: so a misspelt name in the notebook, or one injected
+    by papermill, which papermill itself only warns about, stops the notebook here. The cell can be run again at any time.
     """
     plain = (bool, int, float, str, list, tuple, dict, type(None))
-    values = {name: value for name, value in namespace.items()
-              if isinstance(value, plain) and not name.startswith("_") and name not in ("In", "Out")}
+    known = NOTEBOOKS[notebook].model_fields if notebook in NOTEBOOKS else {}
+    names = _names_just_set(namespace["In"]) if "In" in namespace else set(namespace)
+    values = {name: value for name, value in namespace.items() if name in known or (
+        name in names and isinstance(value, plain) and not name.startswith("_"))}
     return parse(notebook, values)
+
+
+def _names_just_set(history: list[str]) -> set[str]:
+    """Names assigned in the cells of literals alone (parameters, and what papermill injects) right before the running cell."""
+    names = set()
+    for source in reversed(history[:-1]):
+        try:
+            found = {target.id for node in ast.parse(source).body for target in node.targets if ast.literal_eval(node.value) or True}
+        except (SyntaxError, ValueError, AttributeError):  # not a cell of plain assignments
+            break
+        if not found:
+            break
+        names |= found
+    return names

@@ -3,7 +3,7 @@
 Ten classes, 32 x 32 RGB, nothing to download, the same pixels for the same seed. Position, tilt, size, colour and texture
 are drawn in the same way for every class (the AREA of the figure too, so that a bar is as large as a circle); only the
 outline tells the class, which a linear model on the pixels cannot read. It is made so that a network of width 8 learns
-most of it, and not all, in a quarter of a minute on one CPU core.
+most of it, and not all, in seconds on one CPU core: 1800 images in 3 epochs give 75 to 92 % (tests/test_train.py).
 """
 
 import numpy as np

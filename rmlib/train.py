@@ -116,7 +116,7 @@ class Run:
         return torch.zeros(6, dtype=torch.float64, device=self.device)
 
     def train_epoch(self, check_stop=lambda: None):
-        """The rest of the current epoch; ``check_stop`` is called after every step."""
+        """The rest of the current epoch; ``check_stop`` is called after every step and may raise."""
         params, place = self.params, self.progress
         mixing = stream(params.seed, "mixing", place["epoch"])
         for _ in range(place["step"]):  # after a restart inside the epoch: draw past what was used
@@ -125,22 +125,26 @@ class Run:
         batches = self.loader.epoch(place["epoch"], start=place["step"])
         if interactive():
             batches = tqdm(batches, f"epoch {place['epoch'] + 1}", len(self.loader), initial=place["step"], leave=False)
-        for images, labels in batches:
-            started = time.perf_counter()
-            mixed, targets = self.mixer(images, labels, generator=mixing)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=params.precision == "bf16"):
-                loss, clean_logits, clean_loss, mixed_logits, mixed_loss = losses(params, self.model, images, labels, mixed, targets)
-            self.optimizer.param_groups[0]["lr"] = learning_rate(
-                params, place["epoch"] * len(self.loader) + place["step"], self.steps)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self._count(labels, targets, loss, clean_logits, clean_loss, mixed_logits, mixed_loss)
-            place["step"] += 1
-            place["train_seconds"] += time.perf_counter() - started
-            if self.device.type == "cpu" and not math.isfinite(loss.item()):
-                return
-            check_stop()
+        begun = time.perf_counter()
+        try:
+            for images, labels in batches:
+                mixed, targets = self.mixer(images, labels, generator=mixing)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=params.precision == "bf16"):
+                    loss, clean_logits, clean_loss, mixed_logits, mixed_loss = losses(params, self.model, images, labels, mixed, targets)
+                self.optimizer.param_groups[0]["lr"] = learning_rate(
+                    params, place["epoch"] * len(self.loader) + place["step"], self.steps)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                self._count(labels, targets, loss, clean_logits, clean_loss, mixed_logits, mixed_loss)
+                place["step"] += 1
+                if self.device.type == "cpu" and not math.isfinite(loss.item()):
+                    return
+                check_stop()
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            place["train_seconds"] += time.perf_counter() - begun
 
     @torch.no_grad()
     def _count(self, labels, targets, loss, clean_logits, clean_loss, mixed_logits, mixed_loss):
@@ -243,19 +247,22 @@ def train(params: TrainParams, log=print) -> Record:
     place = run.progress
     if place["restarts"]:
         log(f"run {params.run_id} goes on from epoch {place['epoch'] + 1}, step {place['step'] + 1}")
+    earlier = place["seconds"]
     with noticing_sigterm() as terminated:
         def check_stop():
             minutes = (time.perf_counter() - begun) / 60
             if terminated.is_set() or (params.max_minutes is not None and minutes >= params.max_minutes):
-                place["seconds"] += time.perf_counter() - begun
-                run.save()
                 reason = "SIGTERM" if terminated.is_set() else f"max_minutes={params.max_minutes:g}"
                 raise Stopped(f"stopped by {reason} in epoch {place['epoch'] + 1} of {params.epochs}; "
                               "the same command goes on from the checkpoint")
 
-        earlier = place["seconds"]
         while place["epoch"] < params.epochs:
-            run.train_epoch(check_stop)
+            try:
+                run.train_epoch(check_stop)
+            except Stopped:
+                place["seconds"] = earlier + time.perf_counter() - begun
+                run.save()
+                raise
             diverged = run.diverged()
             row = run.close_epoch()
             place["seconds"] = earlier + time.perf_counter() - begun

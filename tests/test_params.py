@@ -48,15 +48,24 @@ def test_unknown_notebook():
         parse("2_training", {})
 
 
-def test_check_reads_a_notebooks_namespace():
-    def function():
-        pass
+IMPORTS, DEFAULTS, CHECK = "import torch", "# of Beta\nalpha = 1.0\nseed = 0", 'params.check("01_method", globals())'
 
-    namespace = {"__name__": "__main__", "_dh": ["x"], "In": [""], "Out": {}, "torch": sys, "function": function, "seed": 3, "alpha": "1/2"}
-    params = check("01_method", namespace)
+
+def test_check_reads_the_parameter_cells_of_a_notebook():
+    namespace = {"__name__": "__main__", "_dh": ["x"], "Out": {}, "torch": sys, "seed": 3, "alpha": "1/2"}
+    injected = "# Parameters\nseed = 3\nalpha = '1/2'"
+    params = check("01_method", namespace | {"In": ["", IMPORTS, DEFAULTS, injected, CHECK]})
     assert params.seed == 3 and params.alpha == 0.5
-    with pytest.raises(UserError, match="unknown parameter 'sed'"):
-        check("01_method", namespace | {"sed": 3})
+    with pytest.raises(UserError, match="unknown parameter 'sed': did you mean 'seed'"):
+        check("01_method", namespace | {"sed": 3, "In": ["", IMPORTS, DEFAULTS, "# Parameters\nsed = 3", CHECK]})
+    with pytest.raises(UserError, match="unknown parameter 'alhpa'"):
+        check("01_method", namespace | {"alhpa": 3, "In": ["", IMPORTS, "alhpa = 3\nseed = 0", CHECK]})
+
+
+def test_check_can_be_run_again_when_the_notebook_has_variables_of_its_own():
+    namespace = {"seed": 4, "lam": 0.7, "names": ["a"], "In": ["", IMPORTS, DEFAULTS, CHECK, "lam = 0.7", "names = list('a')", CHECK]}
+    assert check("01_method", namespace).seed == 4
+    assert check("01_method", namespace | {"In": [*namespace["In"], "seed = 4", CHECK]}).seed == 4
 
 
 def test_the_run_id_follows_what_can_change_the_result():
