@@ -11,6 +11,10 @@ __version__ = "0.1.0"
 class UserError(ValueError):
     """A mistake or a missing thing that the user can mend: the message is one line with the value and the remedy."""
 
+    def _render_traceback_(self):
+        """What IPython shows in a notebook: that line, not the way through the library."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class Stopped(RuntimeError):
     """A run was asked to stop before its schedule ended; its checkpoint lets the same command go on from there."""

@@ -66,9 +66,13 @@ def refresh(paths) -> None:
     """Execute notebooks with their defaults, from scratch, and store the outputs in them."""
     for path in map(Path, paths):
         with tempfile.TemporaryDirectory() as scratch:
-            os.environ["RMLIB_RUNS"] = scratch  # no earlier run is loaded instead of trained
             executed = Path(scratch) / path.name
-            run(path, executed)
+            before = os.environ.get("RMLIB_RUNS")
+            os.environ["RMLIB_RUNS"] = scratch  # no earlier run is loaded instead of trained
+            try:
+                run(path, executed)
+            finally:
+                os.environ.pop("RMLIB_RUNS") if before is None else os.environ.update(RMLIB_RUNS=before)
             tidy(executed, reset=True)
             records.atomic_write(path, executed.read_bytes())
         print(f"{path}: refreshed, {path.stat().st_size / 1000:.0f} kB")

@@ -75,3 +75,37 @@ def test_it_is_a_lesson(path):
         assert word in last
     words = re.findall(r"\b(obviously|simply|just)\b", " ".join(c.source for c in read(path).cells if c.cell_type == "markdown"))
     assert set(words) <= {"just"} and len([w for w in words if w == "just"]) <= 4  # the paper's own "just a few lines" is quoted
+
+
+def test_refresh_stores_outputs_and_nothing_of_the_machine(tmp_path, monkeypatch):
+    from rmlib import notebooks
+
+    path = tmp_path / "lesson.ipynb"
+    cell = nbformat.v4.new_code_cell("print(6 * 7)", metadata={"tags": ["kept"], "collapsed": True})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": notebooks.KERNEL, "editor": str(tmp_path)}), path)
+    monkeypatch.setenv("RMLIB_RUNS", "restored")
+    notebooks.refresh([path])
+    stored = read(path)
+    assert stored.cells[0].outputs[0].text == "42\n" and stored.cells[0].execution_count == 1
+    assert stored.cells[0].metadata == {"tags": ["kept"]} and stored.metadata["rmlib"][FRESH] == source_hash(stored)
+    assert str(tmp_path) not in path.read_text()
+    stored.cells[0].source = "print(41)"
+    assert stored.metadata["rmlib"][FRESH] != source_hash(stored), "an edit is noticed"
+
+
+def test_the_picture_of_the_readme_is_made_by_the_code():
+    import io
+
+    import matplotlib
+    import numpy as np
+    from PIL import Image
+
+    matplotlib.use("agg")
+    from rmlib import plots
+
+    with matplotlib.rc_context():
+        plots.use_style()
+        buffer = io.BytesIO()
+        plots.overview().savefig(buffer, dpi=110, metadata={"Software": None})
+    committed, made = (np.asarray(Image.open(file).convert("RGB"), dtype=float) for file in (project_root() / "results/mixers.png", buffer))
+    assert committed.shape == made.shape and np.abs(committed - made).mean() < 2, "run `make readme`"
