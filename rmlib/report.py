@@ -56,8 +56,9 @@ def _caption(runs, config):
     defaults = TrainParams().config
     shared = {name.removeprefix("config."): runs[name].iloc[0] for name in config if runs[name].map(str).nunique() == 1}
     first = [f"{name} {shared.pop(name)}" for name in ("dataset", "width", "epochs", "batch_size", "schedule", "lr") if name in shared]
-    first += [f"{name} {value}" for name, value in shared.items() if value != defaults.get(name) and name != "mixer" and value == value
-              and value is not None]
+    told = ("mixer", "train_images", "test_images", "eval_every")  # in the rows, told by the numbers of images, or of no effect
+    first += [f"{name} {value}" for name, value in shared.items()
+              if name not in told and value != defaults.get(name) and value == value and value is not None]
     hardware = one("hardware.gpu") if "hardware.gpu" in runs else one("hardware.cpu")
     images = f"{one('data.train_images')} training and {one('data.test_images')} test images"
     return (f"{', '.join(first)}; {images}; seeds {one('config.seed')}; mean ± sample standard deviation over n seeds; "
