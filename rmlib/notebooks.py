@@ -6,8 +6,10 @@
 import hashlib
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import nbformat
@@ -36,13 +38,18 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     if not Path(source).exists():
         raise UserError(f"there is no notebook {source}")
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    encrypted = Config({"KernelManager": {"transport_encryption": "auto"}})  # plain TCP warns in every kernel since ipykernel 7.3
+    # Plain TCP warns in every kernel since ipykernel 7.3. The wait lets a training that is told to end write its checkpoint.
+    kernels = Config({"KernelManager": {"transport_encryption": "auto", "shutdown_wait_time": 60.0}})
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None  # SIGTERM ends the kernel as Ctrl-C does
     try:
         papermill.execute_notebook(os.path.relpath(source), str(target), parameters, kernel_name="python3", progress_bar=False,
-                                   config=encrypted)
+                                   config=kernels)
     except papermill.PapermillExecutionError as error:
         raise UserError(f"{error.ename}: {error.evalue} (cell {error.exec_count} of {target})") from error
     finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
         if Path(target).exists():
             tidy(Path(target))
 

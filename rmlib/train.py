@@ -235,7 +235,7 @@ def train(params: TrainParams, log=print) -> Record:
 
     Raises:
         UserError: something to mend (no CUDA, missing data, full disk, damaged checkpoint).
-        Stopped: ``max_minutes`` passed or SIGTERM arrived; the checkpoint is written.
+        Stopped: ``max_minutes`` passed, SIGTERM or Ctrl-C arrived; the checkpoint is written.
     """
     if (params.folder / records.RECORD).exists():
         record = records.read(params.folder)
@@ -248,11 +248,11 @@ def train(params: TrainParams, log=print) -> Record:
     if place["restarts"]:
         log(f"run {params.run_id} goes on from epoch {place['epoch'] + 1}, step {place['step'] + 1}")
     earlier = place["seconds"]
-    with noticing_sigterm() as terminated:
+    with noticing_signals() as signals:
         def check_stop():
             minutes = (time.perf_counter() - begun) / 60
-            if terminated.is_set() or (params.max_minutes is not None and minutes >= params.max_minutes):
-                reason = "SIGTERM" if terminated.is_set() else f"max_minutes={params.max_minutes:g}"
+            if signals or (params.max_minutes is not None and minutes >= params.max_minutes):
+                reason = signals[0] if signals else f"max_minutes={params.max_minutes:g}"
                 raise Stopped(f"stopped by {reason} in epoch {place['epoch'] + 1} of {params.epochs}; "
                               "the same command goes on from the checkpoint")
 
@@ -342,14 +342,22 @@ def interactive() -> bool:
 
 
 @contextlib.contextmanager
-def noticing_sigterm():
-    """An event that SIGTERM sets, so that the loop can write a checkpoint before it ends; only in the main thread."""
-    event = threading.Event()
+def noticing_signals():
+    """A list that SIGTERM and the first Ctrl-C (or "interrupt kernel") enter, so that the loop can end after a whole step
+    with a checkpoint. A second Ctrl-C interrupts at once. Only the main thread can be told."""
+    received = []
+
+    def notice(number, _):
+        if received:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield received
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    before = {number: signal.signal(number, notice) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield event
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -176,3 +176,22 @@ def test_a_real_cell_end_to_end(pictures, tmp_path):
     executed = tmp_path / "out" / record.run_id / "02_training.ipynb"
     text = executed.read_text()
     assert executed.stat().st_size < 1_000_000 and "widget-view" not in text and os.path.expanduser("~") + "/" not in text
+
+
+def test_an_interrupted_training_cell_leaves_a_checkpoint_inside_its_epochs(pictures, tmp_path):
+    """SIGTERM to the batch reaches the kernel, which ends after a whole step; regular checkpoints are too rare to explain it."""
+    from rmlib.train import CHECKPOINT, Run
+
+    block = dict(dataset=f"folder:{pictures}", width=2, epochs=5000, batch_size=16, train_images=None, eval_every=0, checkpoint_every=150)
+    path = write(tmp_path, yaml.safe_dump({"grid": [block]}))
+    (cell,) = read_batch(path, tmp_path / "out").cells
+    process = subprocess.Popen([sys.executable, "-m", "rmlib", "batch", str(path), "--out", str(tmp_path / "out")],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=project_root())
+    deadline = time.time() + 120
+    while not (cell.folder / CHECKPOINT).exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 130 and "interrupted" in errors
+    place = Run(cell).progress
+    assert place["restarts"] == 1 and (place["epoch"] % 150 or place["step"]), "the checkpoint is not one of the regular ones"

@@ -189,14 +189,16 @@ def test_max_minutes_stops_with_a_checkpoint(tiny_run):
     assert train.train(params(tiny_run), log=quiet).restarts == 1
 
 
-def test_sigterm_stops_with_a_checkpoint(tiny_run, tmp_path):
-    options = [word for name, value in (tiny_run | {"epochs": 500}).items() for word in (f"--{name.replace('_', '-')}", str(value))]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_with_a_checkpoint(tiny_run, number):
+    many = tiny_run | {"epochs": 500, "checkpoint_every": 1000}
+    options = [word for name, value in many.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     process = subprocess.Popen([sys.executable, "-m", "rmlib", "train", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert "epoch" in process.stdout.readline(), "it trains"
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75 and "SIGTERM" in errors and errors.count("\n") == 1
-    run = Run(params(tiny_run, epochs=500))
+    assert process.returncode == 75 and number.name in errors and errors.count("\n") == 1
+    run = Run(params(many))
     assert run.progress["restarts"] == 1 and run.progress["epoch"] >= 1
 
 
