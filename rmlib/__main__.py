@@ -82,7 +82,8 @@ def build_parser():
     train = commands.add_parser("train", help="train one cell", description="Train one cell; stopped runs go on, finished ones are shown.")
     for name, field in NOTEBOOKS["02_training"].model_fields.items():
         option = "--" + name.replace("_", "-")
-        text = f"{field.description} (default: {field.default})".replace("%", "%%")
+        default = "" if "default" in field.description or field.default is None else f" (default: {field.default})"
+        text = (field.description + default).replace("%", "%%")
         if field.annotation is bool:
             train.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=text)
         elif isinstance(field.default, list):

@@ -26,6 +26,18 @@ from rmlib import UserError, records
 from rmlib.params import NOTEBOOKS, TrainParams, nearest, parse, project_root, runs_dir, takes_list
 
 ERROR = "error.txt"
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # also a closed terminal
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is a mistake instead of the last one winning."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key) for key, _ in node.value]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.YAMLError(f"{', '.join(sorted(twice))} is given twice in one block (line {node.start_mark.line + 1})")
+        return super().construct_mapping(node, deep)
 
 
 class BatchFile(BaseModel):
@@ -76,12 +88,12 @@ def read_batch(path: Path, out: Optional[Path] = None) -> Batch:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _UniqueKeys)
         file = BatchFile(**content) if isinstance(content, dict) else None
     except FileNotFoundError:
         beside = sorted(p.stem for p in (project_root() / "notebooks" / "batches").glob("*.yaml"))
         raise UserError(f"there is no batch file {path}; the project has {', '.join(beside) or 'none'} in notebooks/batches") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         item = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")  # a misspelt name explains a missing one
@@ -95,11 +107,15 @@ def read_batch(path: Path, out: Optional[Path] = None) -> Batch:
     out = Path(out) if out else runs_dir() / path.stem
     out = Path(os.path.relpath(out)) if out.resolve().is_relative_to(Path.cwd()) else out  # no machine path in the notebooks
     cells, wrong = {}, {}
+    if not all(value for block in file.grid for value in block.values() if isinstance(value, list)):
+        raise UserError(f"{path}: an empty list spans no cell: give it values, or leave the parameter out")
     for block in file.grid:
         for values in _expand(file.notebook, file.common | block):
             try:
                 cell = parse(file.notebook, values | {"out": str(out)})
-                cells.setdefault(cell.run_id, cell)
+                known = cells.setdefault(cell.run_id, cell)
+                if known.dataset != cell.dataset:
+                    raise UserError(f"{known.dataset} and {cell.dataset} would be one run: give the folders different names")
             except UserError as error:
                 wrong.setdefault(str(error).removeprefix(f"{file.notebook}: "), None)
     if wrong:
@@ -127,7 +143,7 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
     """Run every cell that has no record; returns how many are done, failed, stopped or left.
 
     Finished cells are skipped, cells with a checkpoint go on from it, a failing cell does not keep the others from running.
-    Ctrl-C and SIGTERM end the running cells with a checkpoint; the same command goes on.
+    Ctrl-C, SIGTERM and a closed terminal end the running cells with a checkpoint; the same command goes on.
 
     Args:
         workers: cells at the same time; default :func:`default_workers`.
@@ -142,10 +158,14 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
     log(f"batch {batch.name}: {len(batch.cells)} cells, {done} done already, {len(todo)} to run, {workers} at a time, in {batch.out}")
     for name, root in {(cell.dataset, cell.root) for cell in todo}:  # once, before any kernel: data missing is known now
         sources.arrays(name, root)
+    for cell in batch.cells:
+        if states[cell.run_id] == "done" and cell.dataset not in sources.SIZES:
+            records.check_images(cell, sources.arrays(cell.dataset, cell.root)["checksum"], records.read(cell.folder).data["checksum"])
     counts, processes, stop = {"done": done, "failed": 0, "stopped": 0}, set(), threading.Event()
     begun = time.perf_counter()
     pool = ThreadPoolExecutor(workers)
-    before = signal.signal(signal.SIGTERM, _interrupt) if threading.current_thread() is threading.main_thread() else None
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, _interrupt) for number in ENDING if main}
     try:
         futures = {pool.submit(_run_cell, batch, cell, processes, stop): cell for cell in todo}
         for number, future in enumerate(as_completed(futures), 1):
@@ -162,8 +182,8 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     counts["left"] = len(batch.cells) - sum(counts.values())
     return counts
 
@@ -192,6 +212,8 @@ def _run_cell(batch, cell, processes, stop):
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                start_new_session=True)
     processes.add(process)
+    if stop.is_set():  # interrupted between the first line and here
+        process.terminate()
     try:
         output, _ = process.communicate()
     finally:

@@ -40,8 +40,8 @@ class ImageSet:
         per_class, rest = divmod(count, len(self.classes))
         smallest = int(torch.bincount(self.labels, minlength=len(self.classes)).min())
         if rest or not 0 < per_class <= smallest:
-            raise UserError(f"a class-balanced subset of {count} images needs a multiple of {len(self.classes)} classes, "
-                            f"at most {smallest * len(self.classes)}")
+            raise UserError(f"a class-balanced subset of {count} images cannot be taken: train_images and test_images must be multiples of "
+                            f"the number of classes ({len(self.classes)}), here at most {smallest * len(self.classes)}, or all")
         return self[rank_in_class(self.labels) < per_class]
 
     def channel_stats(self) -> tuple[list[float], list[float]]:

@@ -20,7 +20,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from rmlib import UserError
 
@@ -59,19 +58,18 @@ class Plan:
         return torch.cat([1 - given.sum(0, keepdim=True), given])
 
 
-class Mixer(nn.Module):
+class Mixer:
     """Base of the four methods: ``draw`` makes all random choices, ``apply`` is deterministic, calling does both.
 
     Use it where ``torchvision.transforms.v2.MixUp`` fits: on ``(images, labels)``, on a ``collate_fn``'s
-    ``*default_collate(batch)``, inside ``v2.Compose``, or on a pair or a mapping with a ``labels`` entry. It is a module
-    without parameters and mixes in train and eval mode alike.
+    ``*default_collate(batch)``, inside ``v2.Compose``, or on a pair or a mapping with one batch of images and its labels.
+    It has no modes and no state: call it in the training loop alone.
 
     Args:
         num_classes: length C of a target row.
     """
 
     def __init__(self, num_classes: int):
-        super().__init__()
         if num_classes < 2:
             raise UserError(f"num_classes={num_classes}: at least 2 classes are needed")
         self.num_classes = int(num_classes)
@@ -115,14 +113,20 @@ class Mixer(nn.Module):
         targets.scatter_add_(1, sources.T, weights.expand(sources.shape).T)
         return blend(images, plan.boxes.tolist(), plan.lam, plan.partners), targets
 
-    def forward(self, *inputs, generator: torch.Generator | None = None):
-        """``(images, labels)``, one such pair, or a mapping with ``labels`` and one batch of images; same structure out."""
+    def __repr__(self):
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
+
+    def __call__(self, *inputs, generator: torch.Generator | None = None):
+        """``(images, labels)``, one such pair, or a mapping with one 4-d tensor and a key with "label"; same structure out."""
         sample = inputs[0] if len(inputs) == 1 else inputs
         if isinstance(sample, dict):
-            labels_key = next((key for key in sample if "label" in str(key).lower()), None)
-            images_key = next((key for key, value in sample.items() if torch.is_tensor(value) and value.ndim == 4), None)
-            if labels_key is None or images_key is None:
-                raise UserError(f"expected a mapping with 4-d images and labels, got the keys {list(sample)}")
+            label_keys = [key for key in sample if "label" in str(key).lower()]
+            image_keys = [key for key, value in sample.items() if torch.is_tensor(value) and value.ndim == 4]
+            if len(label_keys) != 1 or len(image_keys) != 1:
+                raise UserError(f"expected a mapping with one 4-d tensor of images and one key with 'label', got the keys {list(sample)}: "
+                                "pass (images, labels) instead")
+            labels_key, images_key = label_keys[0], image_keys[0]
             mixed, targets = self(sample[images_key], sample[labels_key], generator=generator)
             return {**sample, images_key: mixed, labels_key: targets}
         if not isinstance(sample, (tuple, list)) or len(sample) < 2:
@@ -136,7 +140,7 @@ class Mixer(nn.Module):
         _check_images(images)
         if not torch.is_tensor(labels) or labels.ndim != 1 or len(labels) != len(images) or labels.dtype != torch.int64:
             got = f"{tuple(labels.shape)} {labels.dtype}" if torch.is_tensor(labels) else type(labels).__name__
-            raise UserError(f"expected labels of shape ({len(images)},) int64, got {got}; pass class indices, not one-hot rows")
+            raise UserError(f"expected labels of shape ({len(images)},) int64, got {got}; pass class indices, converted by labels.long() where needed")
         if labels.device.type == "cpu":
             least, most = (int(value) for value in labels.aminmax())
             if least < 0 or most >= self.num_classes:
@@ -179,17 +183,23 @@ def blend(images: torch.Tensor, boxes, lam: torch.Tensor, partners: torch.Tensor
         mixed = torch.empty_like(source) if covered else source.clone()
         for t, (x1, y1, x2, y2) in enumerate(boxes):
             tile, target = (x.narrow(rows, y1, y2 - y1).narrow(rows + 1, x1, x2 - x1) for x in (source, mixed))
-            if torch.compiler.is_compiling():  # dynamo refuses a strided `out`
+            if torch.compiler.is_compiling() or (images.requires_grad and torch.is_grad_enabled()):  # both refuse `out`
                 target.copy_(torch.lerp(tile.index_select(0, partners[t]), tile, lam[t]))
             else:
                 torch.lerp(tile.index_select(0, partners[t]), tile, lam[t], out=target)
     return mixed.permute(0, 3, 1, 2) if channels_last else mixed
 
 
+def _grid_boxes(xs, ys):
+    return [(x1, y1, x2, y2) for y1, y2 in zip(ys, ys[1:]) for x1, x2 in zip(xs, xs[1:])]
+
+
 def _is_equal_grid(boxes, height, width):
     k = math.isqrt(len(boxes))
-    tile = (0, 0, width // max(k, 1), height // max(k, 1))
-    return k > 0 and k * k == len(boxes) and tile[2] * k == width and tile[3] * k == height and tuple(boxes[0]) == tile
+    if k == 0 or height % k or width % k:
+        return False
+    xs, ys = range(0, width + 1, width // k), range(0, height + 1, height // k)
+    return [tuple(box) for box in boxes] == _grid_boxes(xs, ys)
 
 
 def _blend_grid(images, lam, partners):
@@ -256,9 +266,6 @@ class CutMix(Mixer):
             raise UserError(f"prob={prob}: a probability lies in [0, 1]")
         self.alpha, self.prob = _check_alpha(alpha), float(prob)
 
-    def extra_repr(self):
-        return f"num_classes={self.num_classes}, alpha={self.alpha}, prob={self.prob}"
-
     def _draw(self, count, height, width, generator, device):
         lam = _beta(self.alpha, (), generator, device).item()
         u, v, gate = torch.rand(3, dtype=torch.float64, device=device, generator=generator).tolist()
@@ -301,10 +308,6 @@ class RegionMixup(Mixer):
         self.k, self.alpha, self.regions = int(k), _check_alpha(alpha), regions
         self.per_sample, self.shared_partner, self.shared_weight = per_sample, shared_partner, shared_weight
 
-    def extra_repr(self):
-        names = ("num_classes", "k", "alpha", "regions", "per_sample", "shared_partner", "shared_weight")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-
     def _borders(self, size, generator, device):
         """k + 1 increasing borders from 0 to size."""
         if self.regions == "grid":
@@ -316,7 +319,7 @@ class RegionMixup(Mixer):
             raise UserError(f"k={self.k} tiles do not fit into {height} x {width} pixels: use k <= {min(height, width)}")
         tiles = self.k * self.k
         ys, xs = self._borders(height, generator, device), self._borders(width, generator, device)
-        boxes = torch.tensor([(x1, y1, x2, y2) for y1, y2 in zip(ys, ys[1:]) for x1, x2 in zip(xs, xs[1:])], device=device)
+        boxes = torch.tensor(_grid_boxes(xs, ys), device=device)
         lam = _beta(self.alpha, (1 if self.shared_weight else tiles, count if self.per_sample else 1), generator, device)
         partners = [_permutation(count, generator, device) for _ in range(1 if self.shared_partner else tiles)]
         partners = partners[0][None] if len(partners) == 1 else torch.stack(partners)
@@ -339,5 +342,3 @@ class Mixup(RegionMixup):
     def __init__(self, num_classes: int, alpha: float = 1.0):
         super().__init__(num_classes, k=1, alpha=alpha)
 
-    def extra_repr(self):
-        return f"num_classes={self.num_classes}, alpha={self.alpha}"

@@ -104,8 +104,8 @@ class TrainParams(Params):
     weight_decay: Float = Field(5e-4, ge=0, description="on all parameters")
     # on which images
     seed: Int = Field(0, ge=0, description="of initialisation, order, augmentation and mixing")
-    train_images: Limit = Field(2000, ge=2, description="class-balanced subset of the training images; None: all")
-    test_images: Limit = Field(None, ge=1, description="class-balanced subset of the evaluation images; None: all")
+    train_images: Limit = Field(2000, ge=2, description="class-balanced subset of the training images; None or all: every one")
+    test_images: Limit = Field(None, ge=1, description="class-balanced subset of the evaluation images; None or all: every one")
     augment: bool = Field(True, description="zero-pad 2, random crop, random flip")
     holdout: bool = Field(False, description="train without the fixed tenth `val` and evaluate on it: for tuning")
     # how it is measured and computed
@@ -144,7 +144,7 @@ class TrainParams(Params):
         """What identifies the run: every parameter that can change its result, without machine paths."""
         config = self.model_dump(exclude=set(self.RUNTIME))
         if self.dataset.startswith("folder:"):
-            config["dataset"] = "folder:" + Path(self.dataset[len("folder:"):]).stem
+            config["dataset"] = "folder:" + Path(self.dataset[len("folder:"):]).name.removesuffix(".zip")
         return config
 
     @property

@@ -3,6 +3,7 @@
 ``record.json`` is written last and atomically, so it exists exactly when the run ended. It holds no path of the machine.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, Optional
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rmlib import UserError
@@ -73,6 +75,40 @@ def atomic_write(path: Path, content: bytes) -> None:
                         "`out`; what was saved before is whole, and the same command goes on from it") from error
 
 
+@contextlib.contextmanager
+def only_process(folder: Path):
+    """Hold a run's folder for this process, so that no other trains the same run; a killed process lets go of it.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+    path = Path(folder) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process is training the run in {folder}: wait for it, or stop it first") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}): choose another folder with `out`") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        path.unlink(missing_ok=True)
+
+
+def check_images(params, now: str, then: str) -> None:
+    """Two folders of one name, or a changed one, must not pass for the images that a record or checkpoint was made from.
+
+    Raises:
+        UserError: the checksums ``now`` and ``then`` differ.
+    """
+    if now != then:
+        raise UserError(f"the run in {params.folder} was made from other images than {params.dataset} holds now: "
+                        "choose another folder with `out`, or delete it")
+
+
 def write(record: Record, folder: Path) -> Path:
     """Store the record of a run as ``folder/record.json``, with lists of numbers on one line each."""
     fields = record.model_dump(mode="json")
@@ -118,7 +154,8 @@ def collect(root: Path):
     import pandas as pd
 
     rows = []
-    for record in find(root):
+    newest = {record.run_id: record for record in sorted(find(root), key=lambda record: record.finished)}
+    for record in newest.values():  # the same run stored twice is one run
         row = {name: value for name, value in record if not isinstance(value, (dict, list))}
         for group in ("config", "metrics", "hardware", "versions", "data"):
             row |= {f"{group}.{name}": value for name, value in getattr(record, group).items()}

@@ -87,6 +87,8 @@ def markdown(root: Path) -> str:
 
 
 def _plain(value):
+    if value is None or value != value:
+        return "all"  # no limit
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

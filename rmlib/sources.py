@@ -9,7 +9,6 @@ import io
 import os
 import re
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -76,14 +75,14 @@ class _Source:
 
     def fingerprint(self) -> str:
         files = [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
-        listing = "".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}\n" for p in files)
+        listing = "".join(f"{p.relative_to(self.path)} {p.stat().st_size} {p.stat().st_mtime_ns}\n" for p in files)
         return hashlib.sha256(f"{self.path.resolve()}\n{listing}".encode()).hexdigest()[:16]
 
     def read(self):
         try:
             return self._read(self.path)
-        except (zipfile.BadZipFile, EOFError, Image.UnidentifiedImageError, OSError, KeyError) as error:
-            raise UserError(f"{self.path} cannot be read ({type(error).__name__}: {error}): delete it and fetch it again") from error
+        except (zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
+            raise UserError(f"{self.path} cannot be read ({type(error).__name__}: {error}): put a whole copy in its place") from error
 
 
 class _Shapes(_Source):
@@ -177,7 +176,10 @@ def _decode_chunk(task):
     pixels = []
     for name in names:
         with (io.BytesIO(archive.read(name)) if archive else open(path / name, "rb")) as file:
-            pixels.append(np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1))
+            try:
+                pixels.append(np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1))
+            except (Image.UnidentifiedImageError, OSError, SyntaxError) as error:
+                raise UserError(f"{name} in {path} cannot be read as an image: mend it or take it away") from error
     sizes = {p.shape for p in pixels}
     if len(sizes) > 1:
         raise UserError(f"{path}: images of different sizes ({sorted((s[2], s[1]) for s in sizes)[:3]} ...): resize them to one size first")
@@ -201,11 +203,12 @@ def _file_names(path: Path) -> list[str]:
 
 def _read_image_tree(path):
     """``[TOP/]train/CLASS/*`` and ``[TOP/]test/CLASS/*`` (or val) of a folder or zip."""
-    found = {"train": [], "test": []}
+    split_names = {"train": [], "test": [], "val": []}
     for name in _file_names(path):
-        match = re.fullmatch(r"(?:[^/]+/)?(train|test|val)/([^/]+)/[^/]+", name)
+        match = re.fullmatch(r"(?:[^/]+/)?(train|test|val)/([^/]+)/([^/.][^/]*)", name)  # files with a leading dot are no images
         if match and name.lower().endswith(_IMAGE_ENDINGS):
-            found["train" if match[1] == "train" else "test"].append((name, match[2]))
+            split_names[match[1]].append((name, match[2]))
+    found = {"train": split_names["train"], "test": split_names["test"] or split_names["val"]}  # val counts where there is no test
     if not all(found.values()):
         missing = " and ".join(split for split, names in found.items() if not names)
         raise UserError(f"{path} has no {missing} images: expected train/CLASS/* and test/CLASS/* (or val/CLASS/*) with "
@@ -303,13 +306,11 @@ def _write_cache(path, data):
     """Atomic; a cache that cannot be written costs time, not the run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            try:
-                np.savez(file, **data)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        temporary = path.with_name(f".{os.getpid()}-{path.name}")
+        try:
+            np.savez(temporary, **data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         print(f"the decoded images are not cached: {error}; set RMLIB_CACHE to a folder with room", file=sys.stderr)

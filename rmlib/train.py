@@ -30,7 +30,7 @@ from rmlib.evaluate import evaluate
 from rmlib.mixers import CutMix, Mixer, Mixup, NoMix, RegionMixup
 from rmlib.models import PreActResNet18, preact_resnet18
 from rmlib.params import TrainParams
-from rmlib.records import Record
+from rmlib.records import Record, check_images
 
 CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
 
@@ -183,7 +183,7 @@ class Run:
     def save(self):
         """Write the checkpoint, atomically."""
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "sums": self.sums,
-                 "progress": json.dumps(self.progress)}
+                 "progress": json.dumps(self.progress), "images": self.train_set.checksum}
         buffer = io.BytesIO()  # torch reports a full disk as an obscure RuntimeError; a plain write says what it is
         torch.save(state, buffer)
         records.atomic_write(self.folder / CHECKPOINT, buffer.getvalue())
@@ -194,12 +194,14 @@ class Run:
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
+            images = state["images"]
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.sums, self.progress = state["sums"], json.loads(state["progress"])
         except Exception as error:  # torch raises many kinds for a broken file
             reason = str(error).splitlines()[0][:100]
             raise UserError(f"the checkpoint {path} is damaged ({reason}): delete it to start this run again") from error
+        check_images(self.params, self.train_set.checksum, images)
         self.progress["restarts"] += 1
 
     def finish(self, status: str) -> Record:
@@ -239,9 +241,15 @@ def train(params: TrainParams, log=print) -> Record:
     """
     if (params.folder / records.RECORD).exists():
         record = records.read(params.folder)
-        _check_images(params, record)
+        if params.dataset not in sources.SIZES:
+            check_images(params, sources.arrays(params.dataset, params.root)["checksum"], record.data["checksum"])
         log(f"run {params.run_id} is finished already: its record is loaded, nothing is trained")
         return record
+    with records.only_process(params.folder):
+        return _train(params, log)
+
+
+def _train(params, log):
     begun = time.perf_counter()
     run = Run(params)
     place = run.progress
@@ -273,13 +281,6 @@ def train(params: TrainParams, log=print) -> Record:
             if row["epoch"] % params.checkpoint_every == 0 or row["epoch"] == params.epochs:
                 run.save()
     return run.finish("done")
-
-
-def _check_images(params: TrainParams, record: Record):
-    """Two folders of one name, or a changed one, must not pass for the images a record was made from."""
-    if params.dataset not in sources.SIZES and sources.arrays(params.dataset, params.root)["checksum"] != record.data["checksum"]:
-        raise UserError(f"the record in {params.folder} was made from other images than {params.dataset} holds now: "
-                        "choose another folder with `out`, or delete it")
 
 
 def epoch_line(row: dict, epochs: int, place: dict, images: int) -> str:

@@ -84,6 +84,9 @@ grid:
     ("grids: [{seed: 0}]", "did you mean 'grid'"),
     ("grid: []", "grid"),
     ("", "is empty"),
+    ("grid: [{seed: []}]", "empty list"),
+    ("grid: [{lr: 0.1, lr: 0.2}]", "lr is given twice"),
+    ("grid: [{dataset: ['folder:a/pets', 'folder:b/pets']}]", "different names"),
     ("grid: [{", "is not YAML"),
     ("notebook: 01_method\ngrid: [{seed: 0}]", "a batch runs 02_training"),
 ])

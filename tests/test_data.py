@@ -128,6 +128,26 @@ def test_file_names_do_not_matter_and_pixels_do(pictures, tmp_path, cache):
     assert load(f"folder:{other}").checksum != load(f"folder:{pictures}").checksum
 
 
+def test_moved_and_renamed_classes_are_noticed(pictures, tmp_path, cache):
+    other = shutil.copytree(pictures, tmp_path / "other")
+    before = load(f"folder:{other}")
+    (other / "train" / "red" / "19.png").rename(other / "train" / "green" / "x19.png")
+    moved = load(f"folder:{other}")
+    assert torch.bincount(moved.labels).tolist() == [20, 21, 19] and moved.checksum != before.checksum
+    for split in ("train", "test"):
+        (other / split / "red").rename(other / split / "crimson")
+    assert load(f"folder:{other}").classes == ("blue moon", "crimson", "green")
+
+
+def test_val_counts_where_there_is_no_test_and_hidden_files_never(pictures, tmp_path, cache):
+    other = shutil.copytree(pictures, tmp_path / "other")
+    shutil.copytree(other / "test", other / "val")
+    (other / "train" / "red" / "._0.png").write_bytes(b"left by a file manager")
+    assert len(load(f"folder:{other}", split="test")) == 30 and len(load(f"folder:{other}")) == 60
+    shutil.rmtree(other / "test")
+    assert len(load(f"folder:{other}", split="test")) == 30
+
+
 def test_a_damaged_cache_is_rebuilt(pictures, cache, capsys):
     name = f"folder:{pictures}"
     before = load(name)
@@ -266,7 +286,7 @@ def test_missing_and_broken_data_get_one_clear_line(tmp_path, cache, prepare, na
 def test_broken_and_unequal_images(pictures, tmp_path, cache):
     other = shutil.copytree(pictures, tmp_path / "other")
     (other / "test" / "red" / "0.png").write_bytes(b"not an image")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="test/red/0.png.*cannot be read as an image"):
         load(f"folder:{other}")
     Image.new("RGB", (5, 5)).save(other / "test" / "red" / "0.png")
     with pytest.raises(UserError, match="different sizes"):

@@ -317,6 +317,8 @@ def test_it_goes_wherever_torchvision_mixup_goes():
     (lambda x, y: NoMix(1), "num_classes=1"),
     (lambda x, y: NoMix(4)(x), "labels"),
     (lambda x, y: NoMix(4)({"pictures": x}), "pictures"),
+    (lambda x, y: NoMix(4)({"image": x, "mask": x, "label": y}), "one 4-d tensor"),
+    (lambda x, y: RegionMixup(4)(x, y.int()), "labels.long"),
     (lambda x, y: RegionMixup(4)(x[:0], y[:0]), "batch"),
 ])
 def test_mistakes_get_one_clear_line(call, words):
@@ -341,6 +343,27 @@ def test_blend_compiles_to_the_same(mixer):
     torch.compiler.reset()
     compiled = torch.compile(mixers.blend, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*parts), mixers.blend(*parts))
+
+
+def test_random_borders_are_never_taken_for_an_equal_grid():
+    """The compiled shortcut is for equal tiles alone, also when the first tile happens to have their size."""
+    assert mixers._is_equal_grid(RegionMixup(4, 3).draw((2, 3, 9, 9)).boxes.tolist(), 9, 9)
+    assert not mixers._is_equal_grid(mixers._grid_boxes([0, 3, 4, 9], [0, 3, 6, 9]), 9, 9)
+    assert not mixers._is_equal_grid(RegionMixup(4, 2).draw((2, 3, 9, 9)).boxes.tolist(), 9, 9)
+    assert not mixers._is_equal_grid(NoMix(4).draw((2, 3, 9, 9)).boxes.tolist(), 9, 9)
+
+
+@each_mixer
+def test_gradients_reach_the_images(make):
+    """Hidden features can be mixed, too: the gradient of each image is the weight it has in all mixtures."""
+    images, labels = batch()
+    mixer = make(4)
+    plan = mixer.draw(images.shape, generator())
+    leaf = images.clone().requires_grad_()
+    mixed, _ = mixer.apply(leaf, labels, plan)
+    torch.testing.assert_close(mixed.detach(), mixer.apply(images, labels, plan)[0])
+    mixed.sum().backward()
+    assert leaf.grad.sum().item() == pytest.approx(images.numel(), rel=1e-5)
 
 
 @pytest.mark.cuda

@@ -31,6 +31,13 @@ def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(tmp_path):
     assert {"epochs", "clean_weight"} <= set(table.columns)
 
 
+def test_a_run_stored_twice_is_one_run(tmp_path):
+    save(tmp_path / "a", make_record(80, seed=0), make_record(82, seed=1))
+    save(tmp_path / "b", make_record(80, seed=0))
+    table, _ = report.summary(tmp_path)
+    assert list(table["n"]) == [2]
+
+
 def test_no_records(tmp_path):
     with pytest.raises(UserError, match="there is no record under"):
         report.markdown(tmp_path)

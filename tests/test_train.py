@@ -126,6 +126,26 @@ def test_a_finished_run_of_other_images_is_refused(tiny_run, pictures, tmp_path)
         train.train(params(tiny_run, epochs=1, dataset=f"folder:{other}"), log=quiet)
 
 
+def test_a_checkpoint_of_other_images_is_refused(tiny_run, pictures, tmp_path):
+    import shutil
+
+    with pytest.raises(Stopped):
+        train.train(params(tiny_run, max_minutes=1e-4), log=quiet)
+    other = shutil.copytree(pictures, tmp_path / "elsewhere" / pictures.name)
+    next((other / "train" / "red").iterdir()).unlink()
+    with pytest.raises(UserError, match="other images"):
+        train.train(params(tiny_run, dataset=f"folder:{other}"), log=quiet)
+
+
+def test_two_processes_never_train_one_run(tiny_run):
+    options = params(tiny_run)
+    with records.only_process(options.folder):
+        code = f"from rmlib import records; from pathlib import Path; records.only_process(Path({str(options.folder)!r})).__enter__()"
+        answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert answer.returncode != 0 and "another process is training" in answer.stderr
+    train.train(options, log=quiet)
+
+
 def weights_of(folder):
     from safetensors.torch import load_file
 
@@ -248,7 +268,7 @@ def _full_disk(*_, **__):
 @pytest.mark.parametrize("changes, words", [
     ({"device": "cuda"}, "no CUDA device"),
     ({"k": 9}, "k=9 tiles do not fit"),
-    ({"train_images": 16}, "multiple of 3"),
+    ({"train_images": 16}, "number of classes \\(3\\), here at most 60, or all"),
 ])
 def test_mistakes_that_need_the_data_or_the_machine(tiny_run, changes, words, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
