@@ -104,7 +104,7 @@ def check_images(params, now: str, then: str) -> None:
     Raises:
         UserError: the checksums ``now`` and ``then`` differ.
     """
-    if now != then:
+    if str(now) != then:
         raise UserError(f"the run in {params.folder} was made from other images than {params.dataset} holds now: "
                         "choose another folder with `out`, or delete it")
 

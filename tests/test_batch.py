@@ -30,8 +30,9 @@ if settings.seed == 2 and not os.path.exists({mended!r}):
     os.kill(os.getpid(), 9)
 if settings.seed == 3:
     time.sleep(0 if os.path.exists({mended!r}) else 100)
-from rmlib import records
-records.write(make_record(80.0 + settings.seed, **settings.config), settings.folder)
+from rmlib import records, sources
+checksum = str(sources.arrays(settings.dataset)["checksum"])
+records.write(make_record(80.0 + settings.seed, checksum=checksum, **settings.config), settings.folder)
 """
 
 
@@ -141,6 +142,15 @@ def test_an_interrupted_batch_goes_on(project):
     assert [batch.state(cell) for cell in batch.cells] == ["done", "new"]
     (project / "mended").write_text("")
     assert run_batch(read_batch("grid.yaml", "out"), log=lambda _: None)["done"] == 2
+
+
+def test_a_record_of_other_images_stops_the_batch(project):
+    from test_records import make_record
+
+    batch = read_batch(grid(project, seed=[0]), "out")
+    records.write(make_record(checksum="another", **batch.cells[0].config), batch.cells[0].folder)
+    with pytest.raises(UserError, match="made from other images"):
+        run_batch(batch, log=lambda _: None)
 
 
 def test_a_broken_record_stops_the_plan(project):

@@ -7,11 +7,11 @@ from rmlib.params import TrainParams
 from rmlib.records import Record
 
 
-def make_record(accuracy=80.0, seed=0, status="done", **config) -> Record:
+def make_record(accuracy=80.0, seed=0, status="done", checksum="00", **config) -> Record:
     params = TrainParams(seed=seed, **config)
     metrics = {} if status == "diverged" else {"accuracy": accuracy, "top5": 99.0, "nll": 0.5, "ece": 3.0}
     return Record(status=status, run_id=params.run_id, config=params.config, metrics=metrics, correct="AA==",
-                  history=[{"epoch": 1, "lr": 0.1, "loss": 2.0}], data={"checksum": "00", "train_images": 10, "test_images": 5, "classes": 10},
+                  history=[{"epoch": 1, "lr": 0.1, "loss": 2.0}], data={"checksum": checksum, "train_images": 10, "test_images": 5, "classes": 10},
                   seconds=60.0, images_per_second=100.0, peak_memory_mib=500.0, restarts=0, **records.environment("cpu"))
 
 
