@@ -66,7 +66,7 @@ class Batch:
             return "done"
         if (cell.folder / ERROR).exists():
             return "failed"
-        return "partial" if (cell.folder / "checkpoint.pt").exists() else "new"
+        return "partial" if (cell.folder / records.CHECKPOINT).exists() else "new"
 
     def label(self, cell: TrainParams) -> str:
         """The parameters in which this cell differs from the others of the batch."""

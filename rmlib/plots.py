@@ -12,7 +12,6 @@ from rmlib.report import LABELS
 
 # Colour-blind safe, and of different lightness, so that the order survives a grey print.
 COLOURS = {"none": "#4d4d4d", "mixup": "#e69f00", "cutmix": "#56b4e9", "region_mixup": "#b2182b"}
-MARKERS = {"none": "s", "mixup": "o", "cutmix": "^", "region_mixup": "D"}
 
 
 def use_style():

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rmlib import UserError
 from rmlib.params import config_id, project_root
 
-RECORD = "record.json"
+RECORD, CHECKPOINT = "record.json", "checkpoint.pt"  # of a run that has ended, of one that goes on
 
 
 class Record(BaseModel):
@@ -94,8 +94,7 @@ def only_process(folder: Path):
     try:
         yield
     finally:
-        lock.release()
-        path.unlink(missing_ok=True)
+        lock.release()  # the file stays: taking it away would let a third process lock a new one beside a waiting second
 
 
 def check_images(params, now: str, then: str) -> None:

@@ -30,9 +30,9 @@ from rmlib.evaluate import evaluate
 from rmlib.mixers import CutMix, Mixer, Mixup, NoMix, RegionMixup
 from rmlib.models import PreActResNet18, preact_resnet18
 from rmlib.params import TrainParams
-from rmlib.records import Record, check_images
+from rmlib.records import CHECKPOINT, Record, check_images
 
-CHECKPOINT, WEIGHTS = "checkpoint.pt", "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 
 
 def make_mixer(params: TrainParams, num_classes: int) -> Mixer:
@@ -74,7 +74,17 @@ def learning_rate(params: TrainParams, step: int, steps: int) -> float:
 
 
 def losses(params: TrainParams, model, images, labels, mixed, targets):
-    """The loss of one step and its parts: (loss, clean logits or None, clean loss, mixed logits, mixed loss)."""
+    """The loss of one step and its parts.
+
+    Args:
+        images, mixed: (N, 3, H, W) float in [0, 1]; labels: (N,) int64; targets: (N, C) float, rows sum to 1.
+
+    Returns:
+        (loss, clean logits (N, C) or None, clean loss, mixed logits (N, C), mixed loss); losses are scalars in nats. Without
+        a clean term there is no clean forward.
+
+    Paper: Saha & Garain 2024, Algorithm 1 (the clean term in magenta). Its weight is not given there; 1 is assumed.
+    """
     clean_logits, clean_loss = None, 0.0
     if params.clean_weight:
         clean_logits = model(images)

@@ -107,7 +107,7 @@ def test_a_run_learns_and_leaves_a_complete_record(tiny_run):
     assert record.history[1]["test_accuracy"] == record.snapshots["2"]["accuracy"]
     assert record.history[-1]["test_accuracy"] == record.metrics["accuracy"]
     assert set(record.bn_recalibrated) == set(record.metrics) | {"correct"}
-    assert sorted(p.name for p in options.folder.iterdir()) == ["record.json", "weights.safetensors"]
+    assert sorted(p.name for p in options.folder.iterdir()) == [".lock", "record.json", "weights.safetensors"]
     text = (options.folder / "record.json").read_text()
     assert tiny_run["dataset"].removeprefix("folder:") not in text and os.path.expanduser("~") not in text
     assert train.train(options, log=lines.append) == record and "finished already" in lines[-1]
@@ -258,7 +258,7 @@ def test_a_full_disk_loses_nothing(tiny_run, monkeypatch):
     monkeypatch.undo()
     run = Run(options)
     assert run.progress["epoch"] == 2, "the checkpoint of the second epoch is whole"
-    assert not [p for p in options.folder.iterdir() if p.name.startswith(".")], "no half-written file is left"
+    assert not [p for p in options.folder.iterdir() if p.name.startswith(".") and p.name != ".lock"], "no half-written file is left"
 
 
 def _full_disk(*_, **__):
