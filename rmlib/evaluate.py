@@ -7,20 +7,45 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from rmlib.data import ImageSet, to_float
+from rmlib import UserError
+from rmlib.data import ImageSet, stream, to_float
+
+
+@contextlib.contextmanager
+def eval_mode(model):
+    """Eval mode; afterwards every module has the mode it had (a frozen BatchNorm stays frozen)."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextlib.contextmanager
 def evaluating(model):
-    """Eval mode without gradients; afterwards every module has the mode it had (a frozen BatchNorm stays frozen)."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    """Eval mode without gradients; afterwards everything is as it was."""
+    with eval_mode(model), torch.no_grad():
+        yield
+
+
+@contextlib.contextmanager
+def with_gradients(model):
+    """Eval mode with gradients, in full precision, whatever the caller has switched on; afterwards everything is as it was,
+    also after an error: the mode of every module, the ``.grad`` of every parameter, and torch's random state."""
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    device = next(iter(gradients)).device
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    for parameter in gradients:
+        parameter.grad = None
     try:
-        with torch.no_grad():
+        with (eval_mode(model), full_precision(), torch.random.fork_rng(cuda), torch.inference_mode(False), torch.enable_grad(),
+              torch.autocast(device.type, enabled=False)):
             yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
 
 
 @contextlib.contextmanager
@@ -35,6 +60,34 @@ def full_precision():
     finally:
         for backend, value in zip(backends, allowed):
             backend.allow_tf32 = value
+
+
+def as_pixels(model, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Check what an attack or a map is asked about; returns the images as float in [0, 1], uint8 ones divided by 255.
+
+    Raises:
+        UserError: network not in float32 or float64, pixels outside [0, 1], shapes that do not fit, negative labels.
+    """
+    kinds = {parameter.dtype for parameter in model.parameters()}
+    if not kinds <= {torch.float32, torch.float64}:
+        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise UserError(f"the network is in {names}: small gradients vanish there; use model.float()")
+    if images.dim() != 4 or labels.shape != images.shape[:1] or not len(images):
+        raise UserError(f"images {tuple(images.shape)} and labels {tuple(labels.shape)}: expected (N, C, H, W) and (N,) with N >= 1")
+    if labels.dtype != torch.int64 or int(labels.min()) < 0:
+        raise UserError(f"labels are {labels.dtype} from {labels.min()}: expected int64 class numbers from 0")
+    pixels = to_float(images) if images.dtype == torch.uint8 else images
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (pixels.is_floating_point() and 0 <= low and high <= 1):
+        raise UserError(f"images are {images.dtype} in [{low:g}, {high:g}]: expected uint8, or floating point in [0, 1]; "
+                        "the normalisation belongs into the model")
+    return pixels
+
+
+def sample(count: int, least: int | None, seed: int, purpose: str) -> torch.Tensor:
+    """Indices of ``least`` of ``count`` images, drawn without replacement from a stream of the seed, sorted; None: all."""
+    order = torch.randperm(count, generator=stream(seed, purpose))
+    return order[:least].sort().values
 
 
 def predict(model, images: torch.Tensor, batch_size: int = 500, bf16: bool = False) -> torch.Tensor:

@@ -44,6 +44,25 @@ Int = Annotated[int, BeforeValidator(_number)]
 Limit = Annotated[Optional[int], BeforeValidator(_optional)]
 
 
+def _eps(value):
+    """A perturbation size as text: a fraction as given, anything else as n/255 where it is one, so that 8/255 stays 8/255."""
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        exact = Fraction(str(value).replace(" ", ""))
+        if not 0 <= exact <= 1:
+            raise ValueError
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("expected a size on the scale of pixels in [0, 1], such as 8/255 or 0.03") from None
+    levels = exact * 255
+    if abs(levels - round(levels)) < Fraction(1, 10**6):
+        return f"{round(levels)}/255" if levels else "0"
+    return str(float(exact))
+
+
+Eps = Annotated[str, BeforeValidator(_eps)]
+
+
 def nearest(name: str, valid) -> str:
     """Remedy for a misspelt name: the closest valid one, or all of them."""
     close = difflib.get_close_matches(str(name).lower().replace("-", "_"), list(valid), n=1, cutoff=0.5)
@@ -52,12 +71,17 @@ def nearest(name: str, valid) -> str:
 
 
 class Params(BaseModel):
-    """Parameters common to all notebooks."""
+    """Parameters of a notebook: nothing unknown is accepted, nothing changes after the check."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+class DataParams(Params):
+    """Parameters of the notebooks that name a dataset."""
+
     dataset: str = Field("shapes", description="shapes, cifar10, cifar100, tiny-imagenet or folder:PATH")
     root: Optional[str] = Field(None, description="folder of the datasets (default: $RMLIB_DATA, then data/)")
+    allow_partial: bool = Field(False, description="accept a part of a named dataset, for lessons")
 
     @field_validator("dataset")
     @classmethod
@@ -67,7 +91,7 @@ class Params(BaseModel):
         return name
 
 
-class MethodParams(Params):
+class MethodParams(DataParams):
     """Parameters of 01_method."""
 
     k: Int = Field(2, ge=1, description="tiles per side of the grid")
@@ -77,7 +101,7 @@ class MethodParams(Params):
     seed: Int = Field(0, ge=0, description="of every random choice")
 
 
-class TrainParams(Params):
+class TrainParams(DataParams):
     """Parameters of 02_training: one run of one mixer."""
 
     # what is learned
@@ -119,8 +143,9 @@ class TrainParams(Params):
     out: Optional[str] = Field(None, description="folder that gets the run's folder (default: runs/single)")
     max_minutes: Optional[Float] = Field(None, gt=0, description="stop with a checkpoint after this time")
     checkpoint_every: Int = Field(1, ge=1, description="epochs between two checkpoints")
+    half_weights: bool = Field(False, description="store the trained network in float16: half the size, nearly the same verdicts")
 
-    RUNTIME: ClassVar = ("root", "device", "out", "max_minutes", "checkpoint_every")
+    RUNTIME: ClassVar = ("root", "device", "out", "max_minutes", "checkpoint_every", "half_weights")
 
     @model_validator(mode="after")
     def _belongs_to_mixer(self):
@@ -158,19 +183,74 @@ class TrainParams(Params):
         return (Path(self.out) if self.out else runs_dir() / "single") / self.run_id
 
 
-NOTEBOOKS: dict[str, type[Params]] = {"01_method": MethodParams, "02_training": TrainParams}
+class NetworksParams(Params):
+    """Parameters of the notebooks that look at trained networks."""
+
+    runs: Optional[str] = Field(None, description="folder of finished runs with their weights (default: the small networks in results/quick)")
+    clean_weight: Optional[Float] = Field(1.0, ge=0, description="only runs with this weight of the clean loss; None: all")
+    seed: Int = Field(0, ge=0, description="of the choice of images and of the random parts of a measurement")
+    root: Optional[str] = Field(None, description="folder of the datasets (default: $RMLIB_DATA, then data/)")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    save: bool = Field(False, description="store every result beside its run, and load what is stored already")
+
+
+class RobustnessParams(NetworksParams):
+    """Parameters of 03_robustness."""
+
+    images: Limit = Field(200, ge=1, description="test images under attack, drawn by the seed; None or all: every one")
+    eps: list[Eps] = Field(["0", "1/255", "2/255", "4/255", "8/255", "16/255"], description="FGSM: sizes of the perturbation")
+    square_eps: Eps = Field("8/255", description="Square: size of the perturbation")
+    queries: Int = Field(100, ge=1, description="Square: steps of the search; 100 in the paper")
+    batch_size: Int = Field(200, ge=1, description="images attacked together (torchattacks' Square depends on it)")
+
+
+class CamParams(NetworksParams):
+    """Parameters of 04_cam."""
+
+    images: Int = Field(6, ge=1, le=40, description="images in the figures, drawn by the seed")
+    measured: Limit = Field(200, ge=1, description="images of the measurement, drawn by the seed; None or all: every one")
+    layer: str = Field("layer4", description="module whose output is explained; layer4 in the paper")
+    beside: str = Field("layer3", description="a second one, shown beside it")
+
+
+class ResultsParams(Params):
+    """Parameters of 05_results."""
+
+    runs: Optional[str] = Field(None, description="folder of the records (default: results/)")
+
+
+NOTEBOOKS: dict[str, type[Params]] = {"01_method": MethodParams, "02_training": TrainParams, "03_robustness": RobustnessParams,
+                                      "04_cam": CamParams, "05_results": ResultsParams}
+
+
+ADDED = {"allow_partial": False}  # parameters younger than the first records, with the value that those records mean
+
+
+def complete(config: dict) -> dict:
+    """A stored training configuration with the parameters that have been added since."""
+    return {**ADDED, **config}
 
 
 def config_id(config: dict) -> str:
-    """Hash of a training configuration; parameters added since it was stored count with their defaults."""
-    complete = {**TrainParams().config, **config}
-    return hashlib.sha256(json.dumps(complete, sort_keys=True).encode()).hexdigest()[:12]
+    """Hash of a training configuration; a younger parameter counts only where it differs, so that older ids stay."""
+    told = {name: value for name, value in config.items() if name not in ADDED or value != ADDED[name]}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def project_root() -> Path:
     """The checkout this package is installed from, or the current folder for a package installed without it."""
     checkout = Path(__file__).resolve().parent.parent
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+def networks_dir(runs: Optional[str] = None) -> Path:
+    """Folder of the networks to look at: ``runs``, else the small trained ones that come with the project."""
+    return Path(runs) if runs else project_root() / "results" / "quick"
+
+
+def results_dir(runs: Optional[str] = None) -> Path:
+    """Folder of the records to report: ``runs``, else the committed ones."""
+    return Path(runs) if runs else project_root() / "results"
 
 
 def runs_dir() -> Path:

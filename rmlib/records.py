@@ -4,10 +4,12 @@
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import subprocess
+import time
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -17,9 +19,10 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rmlib import UserError
-from rmlib.params import config_id, project_root
+from rmlib.params import complete, config_id, project_root
 
 RECORD, CHECKPOINT = "record.json", "checkpoint.pt"  # of a run that has ended, of one that goes on
+WEIGHTS = "weights.safetensors"
 
 
 class Record(BaseModel):
@@ -51,6 +54,31 @@ class Record(BaseModel):
         if self.run_id != config_id(self.config):
             raise ValueError(f"run_id {self.run_id} does not belong to its configuration ({config_id(self.config)})")
         return self
+
+
+class Measurement(BaseModel):
+    """One thing measured on a trained network."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    settings: dict = Field(description="what was measured: equal settings on equal weights are the same measurement")
+    result: dict
+    seconds: float
+    code: dict = Field(description="version, git commit, dirty flag")
+    versions: dict[str, str]
+    hardware: dict
+    finished: str = Field(description="UTC, ISO 8601")
+
+
+class Measurements(BaseModel):
+    """What was measured on a run's network after its training: ``attacks.json`` or ``cam.json`` beside the record."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    weights: str = Field(description="sha256 of the file of weights that was looked at")
+    measurements: list[Measurement] = []
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -139,6 +167,51 @@ def read(path: Path) -> Record:
                         "delete it and run the cell again") from error
 
 
+def measurements(folder: Path, kind: str) -> Measurements | None:
+    """What was measured on the network in a run's folder, or None; ``kind`` is "attacks" or "cam".
+
+    Raises:
+        UserError: the file is damaged or belongs to another run.
+    """
+    path = Path(folder) / f"{kind}.json"
+    if not path.exists():
+        return None
+    try:
+        found = Measurements(**json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError, UnicodeDecodeError, ValidationError) as error:
+        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}): delete it and measure again") from error
+    if found.run_id != read(folder).run_id:
+        raise UserError(f"{path} belongs to another run ({found.run_id}): delete it and measure again")
+    return found
+
+
+def measure(folder: Path, kind: str, settings: dict, compute, device: str, save: bool) -> dict:
+    """The result of a measurement on a run's network: loaded if it was stored, else computed.
+
+    Args:
+        folder: of the run. kind: "attacks" or "cam". settings: all that the result depends on, beside the weights.
+        compute: called without arguments, returns a dictionary of plain values. device: "cpu" or "cuda".
+        save: load what is stored for the same settings and weights, store what is new; else always compute.
+    """
+    folder = Path(folder)
+    if not save:
+        return compute()
+    weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    stored = measurements(folder, kind)
+    if stored is None or stored.weights != weights:  # trained again: what is known of other weights does not count
+        stored = Measurements(run_id=read(folder).run_id, weights=weights)
+    for known in stored.measurements:
+        if known.settings == settings:
+            return known.result
+    begun = time.perf_counter()
+    result = compute()
+    stored.measurements.append(Measurement(settings=settings, result=result, seconds=time.perf_counter() - begun, **environment(device)))
+    lines = ",\n  ".join(json.dumps(row) for row in stored.model_dump(mode="json")["measurements"])
+    head = json.dumps(stored.model_dump(mode="json", exclude={"measurements"}), indent=1)
+    atomic_write(folder / f"{kind}.json", f'{head[:-2]},\n "measurements": [\n  {lines}\n ]\n}}\n'.encode())
+    return result
+
+
 def find(root: Path) -> list[Record]:
     """All records under a folder, in the order of their paths."""
     return [read(path) for path in sorted(Path(root).rglob(RECORD))]
@@ -156,8 +229,9 @@ def collect(root: Path):
     newest = {record.run_id: record for record in sorted(find(root), key=lambda record: record.finished)}
     for record in newest.values():  # the same run stored twice is one run
         row = {name: value for name, value in record if not isinstance(value, (dict, list))}
-        for group in ("config", "metrics", "hardware", "versions", "data"):
-            row |= {f"{group}.{name}": value for name, value in getattr(record, group).items()}
+        groups = {"config": complete(record.config)} | {name: getattr(record, name) for name in ("metrics", "hardware", "versions", "data", "code")}
+        for group, values in groups.items():
+            row |= {f"{group}.{name}": value for name, value in values.items()}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -25,14 +25,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from rmlib import Stopped, UserError, records, sources
-from rmlib.data import Loader, load, stream
+from rmlib.data import ImageSet, Loader, load, stream
 from rmlib.evaluate import evaluate
 from rmlib.mixers import CutMix, Mixer, Mixup, NoMix, RegionMixup
 from rmlib.models import PreActResNet18, preact_resnet18
-from rmlib.params import TrainParams
-from rmlib.records import CHECKPOINT, Record, check_images
-
-WEIGHTS = "weights.safetensors"
+from rmlib.params import MIXERS, TrainParams, complete
+from rmlib.records import CHECKPOINT, WEIGHTS, Record, check_images
 
 
 def make_mixer(params: TrainParams, num_classes: int) -> Mixer:
@@ -97,6 +95,17 @@ def losses(params: TrainParams, model, images, labels, mixed, targets):
     return loss, clean_logits, clean_loss, mixed_logits, mixed_loss
 
 
+def training_set(params: TrainParams) -> ImageSet:
+    """The images a run is trained on."""
+    return load(params.dataset, params.root, "train", holdout=params.holdout, allow_partial=params.allow_partial).subset(params.train_images)
+
+
+def evaluation_set(params: TrainParams) -> ImageSet:
+    """The images a run is evaluated on: the test set, or ``val`` in a run that holds it out."""
+    split = "val" if params.holdout else "test"
+    return load(params.dataset, params.root, split, allow_partial=params.allow_partial).subset(params.test_images)
+
+
 class Run:
     """A training in progress: data, network, optimiser and the place in the schedule."""
 
@@ -104,9 +113,7 @@ class Run:
         self.params, self.folder = params, params.folder
         self.device = pick_device(params.device)
         torch.set_num_threads(params.threads)
-        train_split, test_split = ("train", "val") if params.holdout else ("train", "test")
-        self.train_set = load(params.dataset, params.root, train_split, holdout=params.holdout).subset(params.train_images)
-        self.test_set = load(params.dataset, params.root, test_split).subset(params.test_images)
+        self.train_set, self.test_set = training_set(params), evaluation_set(params)
         self.num_classes = len(self.train_set.classes)
         if params.mixer == "region_mixup" and params.k > min(self.train_set.images.shape[2:]):
             raise UserError(f"k={params.k} tiles do not fit into images of {tuple(self.train_set.images.shape[2:])} pixels")
@@ -222,8 +229,7 @@ class Run:
             result = self.final or evaluate(self.model, self.test_set)
             if params.bn_recalibration:
                 recalibrated = evaluate(recalibrate_batchnorm(self.model, self.loader), self.test_set)
-            weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-            records.atomic_write(self.folder / WEIGHTS, save_tensors(weights))
+            records.atomic_write(self.folder / WEIGHTS, save_tensors(stored_weights(self.model, params.half_weights)))
         seen = sum(1 for row in place["history"] if math.isfinite(row["loss"])) * len(self.train_set)
         record = Record(
             status=status, run_id=params.run_id, config=params.config, correct=result.pop("correct", None), metrics=result,
@@ -251,8 +257,9 @@ def train(params: TrainParams, log=print) -> Record:
     """
     if (params.folder / records.RECORD).exists():
         record = records.read(params.folder)
-        if params.dataset not in sources.SIZES:
-            check_images(params, sources.arrays(params.dataset, params.root)["checksum"], record.data["checksum"])
+        if params.dataset not in sources.SIZES or params.allow_partial:
+            images = sources.arrays(params.dataset, params.root, allow_partial=params.allow_partial)
+            check_images(params, images["checksum"], record.data["checksum"])
         log(f"run {params.run_id} is finished already: its record is loaded, nothing is trained")
         return record
     with records.only_process(params.folder):
@@ -316,15 +323,61 @@ def recalibrate_batchnorm(model, loader: Loader):
     return model
 
 
+def stored_weights(model, half: bool) -> dict[str, torch.Tensor]:
+    """The state dict as it is written to a file; ``half`` rounds floating point values to float16."""
+    return {name: (value.half() if half and value.is_floating_point() else value).contiguous() for name, value in model.state_dict().items()}
+
+
 def load_model(folder: Path) -> PreActResNet18:
-    """The trained network of a finished run, in eval mode, on the CPU, for inputs in [0, 1]."""
+    """The trained network of a finished run in float32, in eval mode, on the CPU, for inputs in [0, 1]."""
     record = records.read(folder)
     path = Path(folder) / WEIGHTS
     if not path.exists():
         raise UserError(f"{path} is not there (weights are not part of the repository): train the cell again")
     model = make_model(TrainParams(**record.config), record.data["classes"], record.data["mean"], record.data["std"])
-    model.load_state_dict(load_file(path))
+    try:
+        model.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors and torch raise several kinds for a broken file
+        reason = str(error).splitlines()[0][:100]
+        raise UserError(f"{path} is damaged or of another network ({reason}): delete the folder and train the cell again") from error
     return model.eval()
+
+
+def networks(runs: Path, clean_weight: float | None = None) -> list[tuple[Path, Record]]:
+    """The finished runs below a folder whose weights are there, as (folder, record), by method and seed.
+
+    Args:
+        runs: searched with everything below it. clean_weight: only runs with this weight of the clean loss; None: all.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [(path.parent, records.read(path.parent)) for path in sorted(Path(runs).rglob(WEIGHTS)) if (path.parent / records.RECORD).exists()]
+    found = [(folder, record) for folder, record in found if clean_weight is None or record.config["clean_weight"] == clean_weight]
+    if not found:
+        which = "" if clean_weight is None else f" trained with clean_weight={clean_weight:g}"
+        raise UserError(f"there is no finished run{which} with its {WEIGHTS} under {runs}: run a batch first, or set `runs` to its folder")
+    return sorted(found, key=lambda item: (MIXERS.index(item[1].config["mixer"]), item[1].config["seed"], item[1].run_id))
+
+
+def images_of(record: Record, root=None) -> ImageSet:
+    """The images a finished run was evaluated on, and checked to be the same ones.
+
+    Args:
+        record: of the run. root: folder of the datasets; for a run on folder:NAME, that folder itself.
+
+    Raises:
+        UserError: the images cannot be found, or are others than the run's.
+    """
+    config = complete(record.config)
+    if config["dataset"].startswith("folder:"):
+        if root is None:
+            raise UserError(f"the run {record.run_id} was trained on {config['dataset']}: give the path of that folder as `root`")
+        config["dataset"], root = f"folder:{root}", None
+    data = evaluation_set(TrainParams(**config, root=root))
+    if data.checksum != record.data["checksum"]:
+        raise UserError(f"the run {record.run_id} was made from other images than {config['dataset']} holds now: train it again, or set `root`")
+    return data
 
 
 def pick_device(name: str) -> torch.device:

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from rmlib import UserError
-from rmlib.params import NOTEBOOKS, TrainParams, check, config_id, parse, runs_dir
+from rmlib.params import ADDED, NOTEBOOKS, TrainParams, check, complete, config_id, parse, runs_dir
 
 
 @pytest.mark.parametrize("value, expected", [("8/255", 8 / 255), (" 1 / 4 ", 0.25), ("1e-3", 1e-3), (1, 1.0), ("0.5", 0.5)])
@@ -73,8 +73,16 @@ def test_the_run_id_follows_what_can_change_the_result():
     assert base.run_id == TrainParams(out="elsewhere", device="cpu", max_minutes=3, root="data", checkpoint_every=9).run_id
     ids = {TrainParams(**change).run_id for change in ({}, {"seed": 1}, {"mixer": "mixup"}, {"epochs": 7}, {"threads": 2}, {"width": 16})}
     assert len(ids) == 6
-    old = {name: value for name, value in base.config.items() if name != "regions"}
-    assert config_id(old) == base.run_id, "a parameter added later counts with its default"
+
+
+def test_a_parameter_added_later_leaves_the_older_ids_alone():
+    """The ids of the committed records were made before these parameters existed; they must stay what they are."""
+    base = TrainParams()
+    old = {name: value for name, value in base.config.items() if name not in ADDED}
+    assert old != base.config and config_id(old) == base.run_id and complete(old) == base.config
+    assert {TrainParams(**{name: not value}).run_id for name, value in ADDED.items()}.isdisjoint({base.run_id})
+    assert all(TrainParams.model_fields[name].default == value for name, value in ADDED.items())
+    assert base.run_id == "53fc4e0f59c6", "the hash of the defaults is part of the format of records"
 
 
 def test_no_configuration_holds_a_path():

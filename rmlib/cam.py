@@ -1,0 +1,93 @@
+"""Class activation maps by Grad-CAM++, through grad-cam, with the caller's network left as it was."""
+
+import numpy as np
+import torch
+from pytorch_grad_cam import GradCAMPlusPlus
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+from rmlib import UserError
+from rmlib.evaluate import as_pixels, with_gradients
+from rmlib.params import nearest
+
+
+def maps(model, images: torch.Tensor, classes: torch.Tensor, layer: str = "layer4", *, batch_size: int = 100) -> torch.Tensor:
+    """Where a network finds evidence for a class: Grad-CAM++ at the output of one of its modules.
+
+    Paper: Chattopadhay et al. 2018, https://arxiv.org/abs/1710.11063, equation 19, as grad-cam computes it: on the logit
+    itself (the paper takes its exponential, which cancels in the weights), with eps = 1e-6 in the denominator of the weights,
+    which is not small beside squared gradients behind a global pooling; then ReLU, min-max scaling per image, and
+    bilinear resizing. What differs from calling grad-cam: modes, ``.grad`` and hooks of the network are restored, also after
+    an error; errors are raised (its ``with`` block swallows an IndexError); frozen parameters and ``no_grad`` do not matter.
+
+    Before its pooling this network has no BN-ReLU, so half of the values at "layer4" are negative, which Grad-CAM++ does not
+    expect; and for images of 32 x 32 pixels the map there has 4 x 4 cells. See notebook 04_cam.
+
+    Args:
+        model: logits for images in [0, 1]; float32 or float64.
+        images: (N, C, H, W) uint8, or floating point in [0, 1].
+        classes: (N,) int64, the class that each map explains: the true one, or the predicted one.
+        layer: name of a module whose output is (N, K, h, w), such as "layer4" or "layer3.1".
+        batch_size: images per pass.
+
+    Returns:
+        (N, H, W) float32 on the CPU, 0 to 1 in every map; a map without any positive evidence is 0 everywhere.
+
+    Raises:
+        UserError: unknown layer or class, one whose output is not a stack of maps, images outside [0, 1].
+    """
+    modules = dict(model.named_modules())
+    if layer not in modules or not layer:
+        raise UserError(f"layer={layer!r}: {nearest(layer, [name for name in modules if name and name.count('.') < 2])}")
+    parameter = next(model.parameters())
+    pixels = as_pixels(model, images, classes)
+    found = []
+    with with_gradients(model):
+        _check_output(model, modules[layer], pixels[:1].to(parameter), int(classes.max()), layer)
+        method = GradCAMPlusPlus(model, [modules[layer]])
+        try:
+            for batch, targets in zip(pixels.split(batch_size), classes.split(batch_size)):
+                inputs = batch.to(parameter).detach().requires_grad_()  # so that a network with frozen parameters has gradients
+                grids = method(inputs, [ClassifierOutputTarget(int(target)) for target in targets])
+                found.append(torch.from_numpy(np.asarray(grids, dtype=np.float32)))
+        finally:
+            method.activations_and_grads.release()
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def _check_output(model, module, image, largest, layer):
+    shapes = []
+    hook = module.register_forward_hook(lambda _, __, output: shapes.append(getattr(output, "shape", ())))
+    try:
+        logits = model(image)
+    finally:
+        hook.remove()
+    if not shapes or len(shapes[0]) != 4:
+        raise UserError(f"layer={layer!r} gives {tuple(shapes[0]) if shapes else 'nothing'}: a map needs an output (N, K, h, w)")
+    if largest >= logits.shape[1]:
+        raise UserError(f"class {largest} cannot be explained: the network has {logits.shape[1]} classes")
+
+
+def energy_inside(grids: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Share of each map's sum that lies inside the object, in percent: (N,) float64; NaN for an empty map.
+
+    Wang et al. 2020, "Score-CAM", https://arxiv.org/abs/1910.01279, section 4.3 ("energy-based pointing game"). A map that knows
+    nothing scores the share of the image that the object covers.
+
+    Args:
+        grids: (N, H, W) maps, not negative. masks: (N, H, W) bool, True on the object.
+    """
+    if grids.shape != masks.shape:
+        raise UserError(f"maps {tuple(grids.shape)} and masks {tuple(masks.shape)} must have the same shape")
+    total = grids.double().sum((1, 2))
+    return 100 * (grids.double() * masks).sum((1, 2)) / torch.where(total > 0, total, torch.nan)
+
+
+def object_masks(data) -> torch.Tensor | None:
+    """Masks (N, H, W) of the objects of an ImageSet: its own, or the insides of its boxes; None if it has neither."""
+    if data.masks is not None or data.boxes is None:
+        return data.masks
+    height, width = data.images.shape[2:]
+    x1, y1, x2, y2 = (edge[:, None, None] for edge in data.boxes.unbind(1))
+    ys, xs = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
+    return (x1 <= xs) & (xs < x2) & (y1 <= ys) & (ys < y2)
