@@ -101,9 +101,11 @@ def build_parser():
     batch.add_argument("--only-failed", action="store_true", help="run only the cells that failed before")
     batch.set_defaults(run=run_batch)
 
-    report = commands.add_parser("report", help="make tables from records", description="Mean, spread and n per method, from records alone.")
+    report = commands.add_parser("report", help="make tables and an HTML site from records",
+                                 description="Tables (Markdown, CSV) and an HTML site of the executed notebooks, from what lies in a folder of records.")
     report.add_argument("folder", nargs="?", help="folder of records (default: runs/)")
-    report.add_argument("--into", metavar="FILE", help="fill the <!-- report FOLDER --> blocks of a Markdown file instead")
+    report.add_argument("--out", help="folder of tables and HTML site (default: report/ in the folder of records)")
+    report.add_argument("--into", metavar="FILE", help="fill the <!-- report FOLDER [KIND] --> blocks of a Markdown file instead")
     report.set_defaults(run=run_report)
 
     bench = commands.add_parser("bench", help="measure speed", description="Speed of mixers and loader against public implementations, as ratios in one run.")
@@ -151,15 +153,15 @@ def run_batch(options) -> int:
     if options.dry_run:
         for cell in batch.cells:
             print(f"{batch.state(cell):<8} {cell.run_id}  {batch.label(cell)}")
+        for name in batch.lessons:
+            print(f"{batch.lesson_state(name):<8} {name}")
         return 0
     counts = batches.run_batch(batch, workers=options.workers, only_failed=options.only_failed,
                                log=lambda line: print(line, flush=True))
     print(f"\n{', '.join(f'{count} {state}' for state, count in counts.items())}\n")
-    if counts["done"]:
-        from rmlib import report
-
-        print(report.markdown(batch.out))
-    return 0 if counts["done"] == len(batch.cells) else STOPPED if counts["stopped"] and not counts["failed"] else 1
+    if any(batch.state(cell) == "done" for cell in batch.cells):
+        make_report(batch.out, batch.out / "report")
+    return 0 if not counts["failed"] + counts["stopped"] + counts["left"] else STOPPED if counts["stopped"] and not counts["failed"] else 1
 
 
 def run_report(options) -> int:
@@ -170,8 +172,17 @@ def run_report(options) -> int:
         path = Path(options.into)
         records.atomic_write(path, report.fill(path.read_text(), path.parent).encode())
     else:
-        print(report.markdown(Path(options.folder) if options.folder else params.runs_dir()))
+        root = Path(options.folder) if options.folder else params.runs_dir()
+        make_report(root, Path(options.out) if options.out else root / "report")
     return 0
+
+
+def make_report(root: Path, folder: Path) -> None:
+    """Print the table of accuracy and write all tables and the HTML site."""
+    from rmlib import pages, report
+
+    print(report.markdown(root))
+    print(f"all tables and the notebooks as HTML: {pages.build(root, folder)}")
 
 
 def run_bench(options) -> int:

@@ -3,8 +3,12 @@
 A YAML file names a grid; every cell is checked before any kernel starts, runs notebook 02_training in a process of its own,
 and is done when its record says so (notebook metadata decides nothing: papermill marks killed notebooks as completed).
 A cell's folder OUT/RUN_ID keeps the executed notebook, the record, and error.txt if the cell failed.
+
+Around the grid the file may name the other notebooks: 01_method on its images beside the cells, then 03_robustness and 04_cam
+on its networks, then 05_results on its records. They lie in OUT, and run again when what they look at has changed.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -23,8 +27,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rmlib import UserError, records
-from rmlib.params import NOTEBOOKS, TrainParams, nearest, parse, project_root, runs_dir, takes_list
+from rmlib.params import NOTEBOOKS, DataParams, NetworksParams, Params, TrainParams, nearest, parse, project_root, runs_dir, takes_list
 
+CELL = "02_training"  # the notebook of the grid
+PHASES = (("01_method",), ("03_robustness", "04_cam"), ("05_results",))  # the others: beside the grid, after it, at last
 ERROR = "error.txt"
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # also a closed terminal
 
@@ -45,19 +51,20 @@ class BatchFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    notebook: str = Field("02_training", description="notebook that is run for each cell")
     common: dict = Field({}, description="parameters of all cells")
     grid: list[dict] = Field(min_length=1, description="blocks; in each, lists span a grid of cells")
+    notebooks: dict[str, Optional[dict]] = Field({}, description="the other notebooks of the study, with their parameters")
 
 
 @dataclass
 class Batch:
-    """A checked batch: ``cells`` in the order of the file, without repetitions, written below ``out``."""
+    """A checked batch, written below ``out``: ``cells`` in the order of the file, without repetitions, and the ``lessons``, the
+    other notebooks with their parameters."""
 
     name: str
-    notebook: str
     out: Path
     cells: list[TrainParams]
+    lessons: dict[str, Params]
 
     def state(self, cell: TrainParams) -> str:
         """done (a readable record), failed, partial (a checkpoint waits) or new."""
@@ -67,6 +74,21 @@ class Batch:
         if (cell.folder / ERROR).exists():
             return "failed"
         return "partial" if (cell.folder / records.CHECKPOINT).exists() else "new"
+
+    def lesson_state(self, name: str) -> str:
+        """done (ran to its end on what is there now), failed or new."""
+        mark = self.out / f"{name}.done"
+        if mark.exists() and mark.read_text() == self.fingerprint(name):
+            return "done"
+        return "failed" if (self.out / f"{name}.{ERROR}").exists() else "new"
+
+    def fingerprint(self, name: str) -> str:
+        """Hash of a lesson's source, its parameters and the files it looks at."""
+        looks_at = {"01_method": (), "05_results": (records.RECORD, "attacks.json", "cam.json")}.get(name, (records.RECORD,))
+        digest = hashlib.sha256(_source(name).read_bytes() + json.dumps(self.lessons[name].model_dump()).encode())
+        for path in sorted(path for file in looks_at for path in self.out.glob(f"*/{file}")):
+            digest.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes())
+        return digest.hexdigest()
 
     def label(self, cell: TrainParams) -> str:
         """The parameters in which this cell differs from the others of the batch."""
@@ -102,32 +124,53 @@ def read_batch(path: Path, out: Optional[Path] = None) -> Batch:
         raise UserError(f"{path}: {name}: {remedy}") from error
     if file is None:
         raise UserError(f"{path} is empty: expected the entries notebook, common and grid")
-    if file.notebook not in NOTEBOOKS or not issubclass(NOTEBOOKS[file.notebook], TrainParams):
-        raise UserError(f"{path}: notebook={file.notebook!r}: a batch runs 02_training")
     out = Path(out) if out else runs_dir() / path.stem
     out = Path(os.path.relpath(out)) if out.resolve().is_relative_to(Path.cwd()) else out  # no machine path in the notebooks
     cells, wrong = {}, {}
     if not all(value for block in file.grid for value in block.values() if isinstance(value, list)):
         raise UserError(f"{path}: an empty list spans no cell: give it values, or leave the parameter out")
     for block in file.grid:
-        for values in _expand(file.notebook, file.common | block):
+        for values in _expand(file.common | block):
             try:
-                cell = parse(file.notebook, values | {"out": str(out)})
+                cell = parse(CELL, values | {"out": str(out)})
                 known = cells.setdefault(cell.run_id, cell)
                 if known.dataset != cell.dataset:
                     raise UserError(f"{known.dataset} and {cell.dataset} would be one run: give the folders different names")
             except UserError as error:
-                wrong.setdefault(str(error).removeprefix(f"{file.notebook}: "), None)
+                wrong.setdefault(str(error).removeprefix(f"{CELL}: "), None)
+    lessons = {}
+    for name, values in file.notebooks.items():
+        try:
+            if name not in itertools.chain(*PHASES):
+                raise UserError(f"notebooks: {name}: {nearest(name, itertools.chain(*PHASES))}")
+            if cells:
+                lessons[name] = parse(name, _given(name, next(iter(cells.values())), out) | (values or {}))
+        except UserError as error:
+            wrong.setdefault(str(error), None)
     if wrong:
         raise UserError(f"{path}: {'; '.join(wrong)}")
-    return Batch(path.stem, file.notebook, out, list(cells.values()))
+    return Batch(path.stem, out, list(cells.values()), lessons)
 
 
-def _expand(notebook, block):
+def _given(name, cell, out):
+    """What the grid says about the parameters of another notebook."""
+    if issubclass(NOTEBOOKS[name], DataParams):
+        return {"dataset": cell.dataset, "root": cell.root, "allow_partial": cell.allow_partial}
+    if issubclass(NOTEBOOKS[name], NetworksParams):
+        folder = cell.dataset.removeprefix("folder:") if cell.dataset.startswith("folder:") else None
+        return {"runs": str(out), "root": folder or cell.root, "device": cell.device, "save": True}
+    return {"runs": str(out)}
+
+
+def _source(name):
+    return project_root() / "notebooks" / f"{name}.ipynb"
+
+
+def _expand(block):
     """The cells of one block: every list spans a dimension (for parameters that are lists, a list of lists does)."""
     ranges = []
     for name, value in block.items():
-        several = isinstance(value, list) and (not takes_list(notebook, name) or any(isinstance(v, list) for v in value))
+        several = isinstance(value, list) and (not takes_list(CELL, name) or any(isinstance(v, list) for v in value))
         ranges.append([(name, v) for v in (value if several else [value])])
     return [dict(pairs) for pairs in itertools.product(*ranges)]
 
@@ -140,95 +183,144 @@ def default_workers(batch: Batch) -> int:
 
 
 def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool = False, log=print) -> dict[str, int]:
-    """Run every cell that has no record; returns how many are done, failed, stopped or left.
+    """Run every cell that has no record, then the lessons that are not up to date; returns how many are done, failed, stopped
+    or left, cells and lessons together.
 
-    Finished cells are skipped, cells with a checkpoint go on from it, a failing cell does not keep the others from running.
-    Ctrl-C, SIGTERM and a closed terminal end the running cells with a checkpoint; the same command goes on.
+    Finished cells are skipped, cells with a checkpoint go on from it, a failing cell does not keep the others from running;
+    lessons look at what is there. Ctrl-C, SIGTERM and a closed terminal end the running cells with a checkpoint; the same
+    command goes on.
 
     Args:
-        workers: cells at the same time; default :func:`default_workers`.
-        only_failed: run nothing but the cells that failed before.
+        workers: notebooks at the same time; default :func:`default_workers`.
+        only_failed: of the cells, run none but those that failed before.
     """
     from rmlib import sources
 
     states = {cell.run_id: batch.state(cell) for cell in batch.cells}
     todo = [cell for cell in batch.cells if states[cell.run_id] in (("failed",) if only_failed else ("failed", "partial", "new"))]
     done = sum(state == "done" for state in states.values())
-    workers = max(1, min(workers or default_workers(batch), len(todo) or 1))
-    log(f"batch {batch.name}: {len(batch.cells)} cells, {done} done already, {len(todo)} to run, {workers} at a time, in {batch.out}")
-    for name, root in {(cell.dataset, cell.root) for cell in todo}:  # once, before any kernel: data missing is known now
-        sources.arrays(name, root)
+    workers = max(1, workers or default_workers(batch))
+    log(f"batch {batch.name}: {len(batch.cells)} cells, {done} done already, {len(todo)} to run, {workers} at a time, in {batch.out}"
+        + (f"; around them {', '.join(batch.lessons)}" if batch.lessons else ""))
+    for name, root, partial in {(cell.dataset, cell.root, cell.allow_partial) for cell in todo}:  # data missing is known before any kernel
+        sources.arrays(name, root, allow_partial=partial)
     for cell in batch.cells:
-        if states[cell.run_id] == "done" and cell.dataset not in sources.SIZES:
-            records.check_images(cell, sources.arrays(cell.dataset, cell.root)["checksum"], records.read(cell.folder).data["checksum"])
-    counts, processes, stop = {"done": done, "failed": 0, "stopped": 0}, set(), threading.Event()
-    begun = time.perf_counter()
-    pool = ThreadPoolExecutor(workers)
+        if states[cell.run_id] == "done" and (cell.dataset not in sources.SIZES or cell.allow_partial):
+            images = sources.arrays(cell.dataset, cell.root, allow_partial=cell.allow_partial)
+            records.check_images(cell, images["checksum"], records.read(cell.folder).data["checksum"])
+    counts = {"done": done, "failed": 0, "stopped": 0}
+    jobs = _Jobs(workers, counts, log)
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, _interrupt) for number in ENDING if main}
     try:
-        futures = {pool.submit(_run_cell, batch, cell, processes, stop): cell for cell in todo}
-        for number, future in enumerate(as_completed(futures), 1):
-            cell = futures[future]
-            outcome, text = future.result()
-            counts[outcome] += 1
-            left = (time.perf_counter() - begun) / number * (len(todo) - number)
-            log(f"[{number}/{len(todo)}] {outcome:<7} {batch.label(cell)}: {text}" + (f"  ({left:.0f} s left)" if left else ""))
-    except KeyboardInterrupt:
-        stop.set()
-        log("interrupted: ending the running cells with a checkpoint; the same command goes on from here")
-        for process in list(processes):
-            process.terminate()
-        raise
+        for number, phase in enumerate(PHASES):
+            cells = todo if number == 0 else []
+            if number and not any(batch.state(cell) == "done" for cell in batch.cells):
+                break  # there is nothing to look at
+            lessons = [name for name in phase if name in batch.lessons]
+            counts["done"] += sum(batch.lesson_state(name) == "done" for name in lessons)
+            jobs.run({batch.label(cell): (_run_cell, batch, cell) for cell in cells}
+                     | {name: (_run_lesson, batch, name) for name in lessons if batch.lesson_state(name) != "done"})
     finally:
-        pool.shutdown(cancel_futures=True)
         for number, handler in before.items():
             signal.signal(number, handler)
-    counts["left"] = len(batch.cells) - sum(counts.values())
+    counts["left"] = len(batch.cells) + len(batch.lessons) - sum(counts.values())
     return counts
+
+
+class _Jobs:
+    """Notebooks side by side, each in a process of its own."""
+
+    def __init__(self, workers, counts, log):
+        self.workers, self.counts, self.log = workers, counts, log
+        self.processes, self.stop = set(), threading.Event()
+
+    def run(self, jobs: dict):
+        """Run the jobs (label -> (function, *arguments)), count and log their outcomes."""
+        begun, pool = time.perf_counter(), ThreadPoolExecutor(self.workers)
+        try:
+            futures = {pool.submit(function, *arguments, self): label for label, (function, *arguments) in jobs.items()}
+            for number, future in enumerate(as_completed(futures), 1):
+                outcome, text = future.result()
+                self.counts[outcome] += 1
+                left = (time.perf_counter() - begun) / number * (len(jobs) - number)
+                self.log(f"[{number}/{len(jobs)}] {outcome:<7} {futures[future]}: {text}" + (f"  ({left:.0f} s left)" if left else ""))
+        except KeyboardInterrupt:
+            self.stop.set()
+            self.log("interrupted: ending the running cells with a checkpoint; the same command goes on from here")
+            for process in list(self.processes):
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def execute(self, name: str, target: Path, parameters: Params, threads: int):
+        """Execute a notebook into ``target`` in its own process; returns (exit code, what it printed)."""
+        # all parameters, defaults too: what runs is what was hashed, whatever the notebook's own cell says
+        command = [sys.executable, "-m", "rmlib.notebooks", "run", str(_source(name)), str(target), json.dumps(parameters.model_dump())]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        environment.pop("JPY_SESSION_NAME", None)  # a batch started from a notebook is not watched cell by cell
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                   start_new_session=True)
+        self.processes.add(process)
+        if self.stop.is_set():  # interrupted between the first line and here
+            process.terminate()
+        try:
+            output, _ = process.communicate()
+        finally:
+            self.processes.discard(process)
+        return process.returncode, output
 
 
 def _interrupt(*_):
     raise KeyboardInterrupt
 
 
-def _run_cell(batch, cell, processes, stop):
-    """Run one cell in its own process; returns (outcome, one line of text)."""
-    if stop.is_set():
+def _run_cell(batch, cell, jobs):
+    """Run one cell; returns (outcome, one line of text)."""
+    if jobs.stop.is_set():
         return "stopped", "not started"
     begun, folder = time.perf_counter(), cell.folder
-    executed = folder / f"{batch.notebook}.ipynb"
+    executed = folder / f"{CELL}.ipynb"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return "failed", f"{folder} cannot be made ({error.strerror}): choose another folder with --out"
     (folder / ERROR).unlink(missing_ok=True)
-    source = project_root() / "notebooks" / f"{batch.notebook}.ipynb"
-    # all parameters, defaults too: what runs is what was hashed, whatever the notebook's own cell says
-    command = [sys.executable, "-m", "rmlib.notebooks", "run", str(source), str(executed), json.dumps(cell.model_dump())]
-    threads = str(cell.threads)
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-    environment.pop("JPY_SESSION_NAME", None)  # a batch started from a notebook is not watched cell by cell
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               start_new_session=True)
-    processes.add(process)
-    if stop.is_set():  # interrupted between the first line and here
-        process.terminate()
-    try:
-        output, _ = process.communicate()
-    finally:
-        processes.discard(process)
-    seconds = time.perf_counter() - begun
+    code, output = jobs.execute(CELL, executed, cell, cell.threads)
     try:
         record = records.read(folder)
     except UserError as error:
-        reason = _last_error(executed) or (_last_line(output) if process.returncode else None) or str(error)
-        if stop.is_set() or reason.startswith("Stopped:"):
-            return "stopped", reason
-        (folder / ERROR).write_text(f"{reason}\n\n{output}")
-        return "failed", f"{reason}  (see {executed if executed.exists() else folder / ERROR})"
+        return _failure(jobs, executed, output, folder / ERROR, _last_line(output) if code else str(error))
     accuracy = f"{record.metrics['accuracy']:.2f} %" if record.status == "done" else record.status
-    return "done", f"{accuracy} after {seconds:.0f} s"
+    return "done", f"{accuracy} after {time.perf_counter() - begun:.0f} s"
+
+
+def _run_lesson(batch, name, jobs):
+    """Run one of the other notebooks; its mark is written when it came to its end. Returns (outcome, one line of text)."""
+    if jobs.stop.is_set():
+        return "stopped", "not started"
+    begun, executed = time.perf_counter(), batch.out / f"{name}.ipynb"
+    error, fingerprint = batch.out / f"{name}.{ERROR}", batch.fingerprint(name)
+    try:
+        batch.out.mkdir(parents=True, exist_ok=True)
+        error.unlink(missing_ok=True)
+        code, output = jobs.execute(name, executed, batch.lessons[name], batch.cells[0].threads)
+        if code:
+            return _failure(jobs, executed, output, error, _last_line(output))
+        records.atomic_write(batch.out / f"{name}.done", fingerprint.encode())
+    except OSError as reason:
+        return "failed", f"{batch.out} cannot be written ({reason.strerror}): choose another folder with --out"
+    return "done", f"after {time.perf_counter() - begun:.0f} s"
+
+
+def _failure(jobs, executed, output, file, otherwise):
+    """What became of a notebook that did not come to its end: (outcome, one line of text); the whole story goes into ``file``."""
+    reason = _last_error(executed) or otherwise or "no reason was given"
+    if jobs.stop.is_set() or reason.startswith("Stopped:"):
+        return "stopped", reason
+    file.write_text(f"{reason}\n\n{output}")
+    return "failed", f"{reason}  (see {executed if executed.exists() else file})"
 
 
 def _last_error(executed: Path):

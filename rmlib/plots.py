@@ -1,5 +1,7 @@
 """Every figure of the study, one colour per method everywhere. Functions draw and return a figure; the notebook shows it."""
 
+from fractions import Fraction
+
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -163,6 +165,117 @@ def confidence(curves: dict):
                      label=name, linestyle=style, color=colour)
     axis.set(xlabel="largest predicted probability", ylabel="images (%)", xlim=(0, 1))
     axis.legend(frameon=False, fontsize=8, loc="upper left")
+    figure.tight_layout()
+    return figure
+
+
+def accuracy_against_eps(curves: dict, points: dict | None = None):
+    """Accuracy after an attack over the size of the perturbation.
+
+    Args:
+        curves: mixer -> list over networks of {eps as text: accuracy in percent}; thin lines, the mean of a method bold.
+        points: mixer -> list of (eps as text, accuracy) of another attack, drawn as crosses.
+    """
+    figure, axis = plt.subplots(figsize=(5.6, 3.2))
+    for number, (mixer, networks) in enumerate(curves.items()):
+        colour, marker = COLOURS[mixer], "osD^"[number % 4]
+        names = list(networks[0])
+        sizes = [255 * float(Fraction(name)) for name in names]
+        for network in networks if len(networks) > 1 else ():
+            axis.plot(sizes, [network[name] for name in names], "-", color=colour, lw=0.8, alpha=0.4)
+        axis.plot(sizes, [np.mean([network[name] for network in networks]) for name in names], f"{marker}-", color=colour, ms=4,
+                  label=f"{LABELS[mixer]} (n = {len(networks)})")
+        for eps, accuracy in (points or {}).get(mixer, ()):
+            axis.plot(255 * float(Fraction(eps)), accuracy, "x", color=colour, ms=7, mew=2)
+    axis.set(xlabel="eps (in 255ths of the pixel range)", ylabel="accuracy (%)", ylim=(0, 100))
+    axis.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def perturbations(images, adversarial, before, after, eps: float):
+    """Images, what an attack added to them (grey is nothing, the scale is +-eps) and the result, in three rows.
+
+    Args:
+        images, adversarial: (N, 3, H, W) float in [0, 1]. before, after: the predicted classes in words.
+    """
+    figure, axes = plt.subplots(3, len(images), figsize=(1.25 * len(images), 4.3), squeeze=False)
+    for i, column in enumerate(axes.T):
+        show_image(column[0], images[i], before[i])
+        show_image(column[1], (adversarial[i] - images[i]) / (2 * eps) + 0.5 if eps else torch.full_like(images[i], 0.5))
+        show_image(column[2], adversarial[i], after[i])
+    for axis, name in zip(axes[:, 0], ("image", "perturbation", "attacked")):
+        axis.set_ylabel(name, fontsize=9)
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def attention_grid(images, titles, rows, masks=None):
+    """Class activation maps over images: the images on top, then one row per network or layer.
+
+    Args:
+        images: (N, 3, H, W) float in [0, 1]; titles: N names.
+        rows: list of (label, colour, (N, H, W) maps in [0, 1], N notes); maps are laid over the image, blue is 0, red 1.
+        masks: (N, H, W) bool of the objects; their outlines are drawn.
+    """
+    figure, axes = plt.subplots(1 + len(rows), len(images), figsize=(1.25 * len(images), 1.4 * (1 + len(rows))), squeeze=False)
+    for i, axis in enumerate(axes[0]):
+        show_image(axis, images[i], titles[i])
+    for line, (label, colour, grids, notes) in zip(axes[1:], rows):
+        for i, axis in enumerate(line):
+            show_image(axis, images[i].mean(0, keepdim=True).expand(3, -1, -1), notes[i])
+            axis.imshow(grids[i], cmap="turbo", vmin=0, vmax=1, alpha=0.5)
+        line[0].set_ylabel(label, fontsize=8, color=colour, fontweight="bold")
+    if masks is not None:
+        for line in axes:
+            for mask, axis in zip(masks, line):
+                axis.contour(mask.numpy(), [0.5], colors="white", linewidths=0.9)
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def seeds(groups: list):
+    """Accuracy of every run, a dot for each, with the mean of each method as a bar.
+
+    Args:
+        groups: (title, DataFrame with columns mixer, clean loss ("with" or "without") and accuracy in percent) per experiment.
+    """
+    figure, axes = plt.subplots(1, len(groups), figsize=(1.2 + 3.4 * len(groups), 3.2), squeeze=False)
+    for axis, (title, table) in zip(axes[0], groups):
+        order = [mixer for mixer in COLOURS if mixer in set(table["mixer"])]
+        kinds = [kind for kind in ("with", "without") if kind in set(table["clean loss"])]
+        for offset, kind in enumerate(kinds):
+            for place, mixer in enumerate(order):
+                values = table.loc[(table["mixer"] == mixer) & (table["clean loss"] == kind), "accuracy"]
+                x = place + 0.36 * (offset - (len(kinds) - 1) / 2)
+                filled = COLOURS[mixer] if kind == "with" else "white"
+                axis.plot([x] * len(values), values, "o" if kind == "with" else "s", color=COLOURS[mixer], mfc=filled, ms=5)
+                if len(values):
+                    axis.plot([x - 0.13, x + 0.13], [values.mean()] * 2, color=COLOURS[mixer], lw=2)
+        axis.set(xticks=range(len(order)), ylabel="test accuracy (%)")
+        axis.set_xticklabels([LABELS[mixer].replace(" ", "\n") for mixer in order], fontsize=8)
+        axis.set_title(title, fontsize=8)
+    handles = [plt.Line2D([], [], marker="o", ls="", color="#555555", label="with the clean loss"),
+               plt.Line2D([], [], marker="s", ls="", color="#555555", mfc="white", label="without")]
+    axes[0][-1].legend(handles=handles, frameon=False, fontsize=7, loc="best")
+    figure.tight_layout()
+    return figure
+
+
+def differences(table):
+    """Forest plot: differences with their intervals; zero is a line, what crosses it is unresolved.
+
+    Args:
+        table: DataFrame with columns label, mean, low, high (points; NaN for one run), mixer (colour).
+    """
+    figure, axis = plt.subplots(figsize=(6.2, 0.8 + 0.32 * len(table)))
+    for place, row in enumerate(reversed(table.to_dict("records"))):
+        if row["low"] == row["low"]:
+            axis.plot([row["low"], row["high"]], [place, place], color=COLOURS[row["mixer"]], lw=2)
+        axis.plot(row["mean"], place, "o", color=COLOURS[row["mixer"]], ms=5)
+    axis.axvline(0, color="#888888", lw=1, ls="--")
+    axis.set(yticks=range(len(table)), xlabel="difference in accuracy (points), 95 % interval")
+    axis.set_yticklabels(list(reversed(list(table["label"]))), fontsize=8)
     figure.tight_layout()
     return figure
 

@@ -236,6 +236,21 @@ def collect(root: Path):
     return pd.DataFrame(rows)
 
 
+def collect_measurements(root: Path, kind: str):
+    """All measurements of a kind ("attacks" or "cam") below a folder: a pandas DataFrame with a row for each, its settings and
+    result as columns beside ``run_id``, ``seconds`` and ``finished``; of a run stored twice the later one."""
+    import pandas as pd
+
+    newest = {}
+    for path in sorted(Path(root).rglob(f"{kind}.json")):
+        found = measurements(path.parent, kind)
+        stamp = read(path.parent).finished
+        if found.run_id not in newest or stamp > newest[found.run_id][0]:
+            newest[found.run_id] = stamp, found
+    return pd.DataFrame([{"run_id": run_id, **row.settings, **row.result, "seconds": row.seconds, "finished": row.finished}
+                         for run_id, (_, found) in newest.items() for row in found.measurements])
+
+
 def environment(device: str) -> dict:
     """The ``code``, ``versions``, ``hardware`` and ``finished`` of a record made now; device is "cpu" or "cuda"."""
     versions = {"python": platform.python_version()}

@@ -1,25 +1,32 @@
-"""Tables from records, and from nothing else."""
+"""Tables of what was run, from records and from nothing else.
+
+A table is a pandas DataFrame with unrounded numbers: a column X with its sample standard deviation in X_std beside it.
+:func:`render` makes Markdown of it, :func:`write_tables` CSV.
+"""
 
 import re
+from fractions import Fraction
 from pathlib import Path
+
+import pandas as pd
 
 from rmlib import UserError, records
 from rmlib.params import MIXERS, TrainParams
+from rmlib.stats import mean_std
 
 LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mixup": "Region Mixup"}
-# columns of the table: metric of the record, heading, decimals
-METRICS = (("accuracy", "accuracy (%)", 2), ("nll", "NLL (nats)", 3), ("ece", "ECE (%)", 1))
+# parameters that make a method; runs that differ in these alone stand in one table
+METHOD = ("mixer", "k", "alpha", "regions", "per_sample", "shared_partner", "shared_weight", "cutmix_prob", "clean_weight", "average")
+# parameters that leave the final network as it is
+WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
+METRICS = ("accuracy", "nll", "ece")
+# heading and decimals of a column; others keep their name, and two decimals if they have a spread
+HEADS = {"mixer": ("method", None), "accuracy": ("accuracy (%)", 2), "nll": ("NLL (nats)", 3), "ece": ("ECE (%)", 1),
+         "clean_accuracy": ("clean (%)", 1), "hours": ("hours", 2), "images_per_second": ("images/s", 0)}
 
 
-def summary(root: Path):
-    """Mean, sample standard deviation and n of every method below a folder of records.
-
-    Runs that differ in nothing but the seed form a row; diverged runs are counted, not averaged.
-
-    Returns:
-        (table, caption): a pandas DataFrame with a row per method, numbers unrounded, columns ``method``, the
-        configuration that varies, ``n``, ``diverged`` and METRIC, METRIC_std for every metric; and a sentence with what all
-        rows share, hardware and versions.
+def runs_below(root: Path):
+    """All runs below a folder as a table (see :func:`rmlib.records.collect`).
 
     Raises:
         UserError: there is no record.
@@ -27,42 +34,142 @@ def summary(root: Path):
     runs = records.collect(root)
     if runs.empty:
         raise UserError(f"there is no record under {root}: run a batch first, e.g. rmlib batch notebooks/batches/quick.yaml")
-    config = [name for name in runs.columns if name.startswith("config.") and name != "config.seed"]
-    keys = runs[config].map(str)
-    varying = [name for name in config if keys[name].nunique() > 1 and name != "config.mixer"]
-    rows = []
-    for _, index in keys.groupby(config, sort=False).groups.items():
-        group = runs.loc[index]
-        good = group[group["status"] == "done"]
-        row = {"mixer": group["config.mixer"].iloc[0], **{name.removeprefix("config."): group[name].iloc[0] for name in varying},
-               "n": len(good), "diverged": len(group) - len(good)}
-        for metric, _, _ in METRICS:
-            values = good[f"metrics.{metric}"] if len(good) else good.get(f"metrics.{metric}", [])
-            row |= {metric: values.mean() if len(good) else None, f"{metric}_std": values.std(ddof=1) if len(good) > 1 else None}
-        rows.append(row)
-    import pandas as pd
-
-    table = pd.DataFrame(rows)
-    table["order"] = table["mixer"].map(MIXERS.index)
-    by = [name for name in table.columns if name in ("clean_weight", "average")]
-    table = table.sort_values([*by, "order"], ascending=[name != "clean_weight" for name in by] + [True], kind="stable")
-    return table.drop(columns="order").reset_index(drop=True), _caption(runs, config)
+    return runs
 
 
-def _caption(runs, config):
-    def one(name):
-        return ", ".join(sorted({str(value) for value in runs[name].dropna()}))
+def experiments(runs) -> list:
+    """The runs in groups that one table may compare: equal in everything but method and seed; largest networks first."""
+    left_out = {f"config.{name}" for name in (*METHOD, "seed", *WITHOUT_EFFECT)}
+    config = [name for name in runs.columns if name.startswith("config.") and name not in left_out]
+    groups = [runs.loc[index] for index in runs[config].map(str).groupby(config, sort=False).groups.values()]
+    return sorted(groups, key=lambda group: (-group["config.width"].iloc[0], -group["config.epochs"].iloc[0], group["config.dataset"].iloc[0]))
 
+
+def methods(group):
+    """(cells of the method's columns, its runs) for every method of an experiment, in the order of MIXERS."""
+    config = [f"config.{name}" for name in METHOD]
+    keys = group[config].map(str)
+    varying = [name for name in METHOD[1:] if keys[f"config.{name}"].nunique() > 1]
+    found = [group.loc[index] for index in keys.groupby(config, sort=False).groups.values()]
+
+    def order(rows):
+        first = rows.iloc[0]
+        return bool(first["config.average"]), -first["config.clean_weight"], MIXERS.index(first["config.mixer"]), str(list(first[config]))
+
+    return [({name: rows[f"config.{name}"].iloc[0] for name in ("mixer", *varying)}, rows) for rows in sorted(found, key=order)]
+
+
+def summary(group):
+    """Mean, sample standard deviation and n of every method of an experiment; diverged runs are counted, not averaged."""
+    table = []
+    for row, runs in methods(group):
+        good = runs[runs["status"] == "done"]
+        row |= {"n": len(good), "diverged": len(runs) - len(good)}
+        for metric in METRICS:
+            row[metric], row[f"{metric}_std"] = mean_std(good.get(f"metrics.{metric}", []) if len(good) else [])
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+def attack_name(row) -> str:
+    """'FGSM 8/255', 'Square 8/255 (100 queries)': an attack as a heading."""
+    if row["attack"] == "fgsm":
+        return f"FGSM {row['eps']}"
+    return f"{row['attack'].title()} {row['eps']} ({int(row['queries'])} queries)"
+
+
+def robustness(group, attacks):
+    """Accuracy after each attack (percent of the attacked images) per method; None if no network was attacked."""
+    attacks = attacks[attacks["run_id"].isin(group["run_id"])] if len(attacks) else attacks
+    if not len(attacks):
+        return None
+    attacks = attacks.assign(name=attacks.apply(attack_name, axis=1), size=attacks["eps"].map(lambda text: float(Fraction(text))))
+    names = attacks.sort_values(["attack", "size"])["name"].drop_duplicates()
+    table = []
+    for row, runs in methods(group):
+        own = attacks[attacks["run_id"].isin(runs["run_id"])]
+        if len(own):
+            clean = own.drop_duplicates("run_id")
+            row |= {"n": len(clean), "images": int(own["images"].min())}
+            row["clean_accuracy"], row["clean_accuracy_std"] = mean_std(clean["clean_accuracy"])
+            for name in names:
+                row[name], row[f"{name}_std"] = mean_std(own.loc[own["name"] == name, "accuracy_after"])
+            table.append(row)
+    return pd.DataFrame(table)
+
+
+def attention(group, cams):
+    """Share of the Grad-CAM++ map inside the object per method and layer; None if it was not measured."""
+    cams = cams[cams["run_id"].isin(group["run_id"])] if len(cams) else cams
+    if not len(cams):
+        return None
+    table = []
+    for row, runs in methods(group):
+        for layer, own in cams[cams["run_id"].isin(runs["run_id"])].groupby("layer", sort=False):
+            energy, energy_std = mean_std(own["energy_inside"])
+            table.append(row | {"layer": layer, "n": len(own), "images": int(own["images"].min()), "inside the object (%)": energy,
+                                "inside the object (%)_std": energy_std, "area of the object (%)": round(own["object_area"].mean(), 1)})
+    return pd.DataFrame(table)
+
+
+def costs(runs):
+    """What every experiment took: runs, hours of training and evaluation, speed, hardware."""
+    table = []
+    for group in experiments(runs):
+        speed, spread = mean_std(group["images_per_second"])
+        table.append({"experiment": title(group), "runs": len(group), "hours": round(group["seconds"].sum() / 3600, 2),
+                      "images_per_second": speed, "images_per_second_std": spread, "hardware": _hardware(group)})
+    return pd.DataFrame(table)
+
+
+def title(group) -> str:
+    """'cifar10, width 8, 10 epochs, 5000 images': an experiment in a few words."""
+    first = group.iloc[0]
+    return (f"{first['config.dataset']}, width {first['config.width']}, {first['config.epochs']} epochs, "
+            f"{first['data.train_images']} training images")
+
+
+def caption(group) -> str:
+    """What all runs of an experiment share: configuration, images, seeds, time, hardware, versions."""
+    config = {name.removeprefix("config."): group[name].iloc[0] for name in group.columns
+              if name.startswith("config.") and group[name].map(str).nunique() == 1}
+    first = [f"{name} {config.pop(name)}" for name in ("dataset", "width", "epochs", "batch_size", "schedule", "lr") if name in config]
+    told = ("mixer", "seed", "train_images", "test_images", "eval_every")  # in the rows, told by the numbers of images, or of no effect
     defaults = TrainParams().config
-    shared = {name.removeprefix("config."): runs[name].iloc[0] for name in config if runs[name].map(str).nunique() == 1}
-    first = [f"{name} {shared.pop(name)}" for name in ("dataset", "width", "epochs", "batch_size", "schedule", "lr") if name in shared]
-    told = ("mixer", "train_images", "test_images", "eval_every")  # in the rows, told by the numbers of images, or of no effect
-    first += [f"{name} {value}" for name, value in shared.items()
-              if name not in told and value != defaults.get(name) and value == value and value is not None]
-    hardware = one("hardware.gpu") if "hardware.gpu" in runs else one("hardware.cpu")
-    images = f"{one('data.train_images')} training and {one('data.test_images')} test images"
-    return (f"{', '.join(first)}; {images}; seeds {one('config.seed')}; mean ± sample standard deviation over n seeds; "
-            f"{runs['seconds'].sum() / 60:.1f} minutes in all on {hardware} ({one('hardware.cores')} cores), torch {one('versions.torch')}")
+    first += [f"{name} {value}" for name, value in config.items()
+              if name not in told and value != defaults.get(name) and not (isinstance(value, float) and value != value) and value is not None]
+    images = f"{_all(group, 'data.train_images')} training and {_all(group, 'data.test_images')} test images"
+    return (f"{', '.join(first)}; {images}; seeds {_all(group, 'config.seed')}; mean ± sample standard deviation over n seeds; "
+            f"{group['seconds'].sum() / 60:.1f} minutes in all on {_hardware(group)}, torch {_all(group, 'versions.torch')}")
+
+
+def _all(group, name):
+    return ", ".join(map(str, sorted(set(group[name].dropna()))))
+
+
+def _hardware(group):
+    """Every device of the runs, a GPU by its name, a CPU with its cores."""
+    gpus = group["hardware.gpu"] if "hardware.gpu" in group else pd.Series(index=group.index, dtype=object)
+    names = {gpu if isinstance(gpu, str) else f"{cpu} ({int(cores)} cores)"
+             for gpu, cpu, cores in zip(gpus, group["hardware.cpu"], group["hardware.cores"])}
+    return ", ".join(sorted(names))
+
+
+def render(table) -> str:
+    """A table in Markdown: X and X_std become '82.31 ± 0.40', nothing known a dash."""
+    columns = [name for name in table.columns if not name.endswith("_std") and name != "diverged"]
+    spread = [f"{name}_std" in table.columns for name in columns]
+    lines = [[HEADS.get(name, (name, None))[0] for name in columns],
+             ["---:" if wide or pd.api.types.is_numeric_dtype(table[name]) and name not in METHOD else "---" for name, wide in zip(columns, spread)]]
+    for row in table.to_dict("records"):
+        cells = []
+        for name, wide in zip(columns, spread):
+            decimals = HEADS.get(name, (name, None))[1]
+            cells.append(cell(row[name], row[f"{name}_std"], 2 if decimals is None else decimals) if wide else _plain(name, row[name]))
+            if name == "n" and row.get("diverged"):
+                cells[-1] += f" (+ {row['diverged']} diverged)"
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def cell(mean, std, decimals: int) -> str:
@@ -72,29 +179,74 @@ def cell(mean, std, decimals: int) -> str:
     return f"{mean:.{decimals}f}" + (f" ± {std:.{decimals}f}" if std is not None and std == std else "")
 
 
-def markdown(root: Path) -> str:
-    """The summary as a Markdown table with its caption below."""
-    table, caption = summary(root)
-    varying = [name for name in table.columns if name not in ("mixer", "n", "diverged")
-               and name.removesuffix("_std") not in dict((metric, 0) for metric, _, _ in METRICS)]
-    heads = ["method", *varying, "n", *(heading for _, heading, _ in METRICS)]
-    lines = [heads, ["---"] * (1 + len(varying)) + ["---:"] * (1 + len(METRICS))]
-    for row in table.to_dict("records"):
-        count = str(row["n"]) + (f" (+ {row['diverged']} diverged)" if row["diverged"] else "")
-        lines.append([LABELS[row["mixer"]], *(_plain(row[name]) for name in varying), count,
-                      *(cell(row[metric], row[f"{metric}_std"], decimals) for metric, _, decimals in METRICS)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption}.\n"
-
-
-def _plain(value):
+def _plain(name, value):
+    if name == "mixer":
+        return LABELS[value]
     if value is None or value != value:
-        return "all"  # no limit
+        return "–"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def fill(document: str, base: Path) -> str:
-    """A document with every ``<!-- report FOLDER -->`` ... ``<!-- end -->`` block made anew from FOLDER (relative to base)."""
-    def block(match):
-        return f"{match[1]}\n{markdown(base / match[2])}{match[3]}"
+def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
+    """Every table below a folder of records: kind -> list of (caption, DataFrame).
 
-    return re.sub(r"(<!-- report (\S+) -->)\n.*?(<!-- end -->)", block, document, flags=re.DOTALL)
+    Kinds: ``accuracy``, ``robustness`` and ``attention`` with one table per experiment, ``paper`` with the paper's Tables 1 to
+    4 beside ours, ``claims``, and ``costs``.
+    """
+    from rmlib import paper
+
+    runs, attacks, cams = runs_below(root), records.collect_measurements(root, "attacks"), records.collect_measurements(root, "cam")
+    found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "robustness": [], "attention": []}
+    for group in experiments(runs):
+        for kind, table in (("robustness", robustness(group, attacks)), ("attention", attention(group, cams))):
+            if table is not None:
+                found[kind].append((f"{title(group)}; {NOTES[kind]}; n networks, mean ± sample standard deviation", table))
+    found["paper"] = paper.tables(runs, attacks)
+    found["claims"] = [(paper.CAPTION, paper.claims(runs, attacks))]
+    found["costs"] = [("seconds from the first step to the last evaluation, all attempts together; images/s: training images, "
+                       "each seen clean and mixed where there is a clean loss", costs(runs))]
+    return found
+
+
+NOTES = {"robustness": "accuracy in percent of the attacked images, of which there are `images` per network",
+         "attention": "Grad-CAM++, true class, mean over `images` test images; a map that knows nothing scores the area of the object"}
+
+
+def markdown(root: Path, kind: str = "accuracy") -> str:
+    """The tables of one kind as Markdown, each with its caption below.
+
+    Raises:
+        UserError: unknown kind, no record, or nothing of this kind was measured.
+    """
+    from rmlib.params import nearest
+
+    found = tables(root)
+    if kind not in found:
+        raise UserError(f"report {kind!r}: {nearest(kind, found)}")
+    if not found[kind]:
+        raise UserError(f"nothing was measured for the table {kind!r} under {root}")
+    return "\n".join(f"{render(table)}\n{text}.\n" for text, table in found[kind])
+
+
+def write_tables(root: Path, folder: Path) -> list[Path]:
+    """Write all tables below ``root`` into ``folder``: tables.md, and a CSV file for each with unrounded numbers, beside
+    runs.csv, attacks.csv and cam.csv with one row per run and measurement. Returns the files."""
+    files, text = {}, []
+    for kind, found in tables(root).items():
+        for number, (words, table) in enumerate(found, 1):
+            files[f"{kind}-{number}.csv" if len(found) > 1 else f"{kind}.csv"] = table
+            text.append(f"## {kind} {number if len(found) > 1 else ''}".rstrip() + f"\n\n{render(table)}\n{words}.\n")
+    files |= {"runs.csv": records.collect(root), "attacks.csv": records.collect_measurements(root, "attacks"),
+              "cam.csv": records.collect_measurements(root, "cam")}
+    contents = {name: table.to_csv(index=False) for name, table in files.items() if len(table)} | {"tables.md": "\n".join(text)}
+    for name, content in contents.items():
+        records.atomic_write(folder / name, content.encode())
+    return [folder / name for name in contents]
+
+
+def fill(document: str, base: Path) -> str:
+    """A document with every ``<!-- report FOLDER [KIND] -->`` ... ``<!-- end -->`` block made anew (FOLDER relative to base)."""
+    def block(match):
+        return f"{match[1]}\n{markdown(base / match[2], match[3] or 'accuracy')}{match[4]}"
+
+    return re.sub(r"(<!-- report (\S+?)(?: (\w+))? -->)\n.*?(<!-- end -->)", block, document, flags=re.DOTALL)

@@ -350,13 +350,15 @@ def networks(runs: Path, clean_weight: float | None = None) -> list[tuple[Path, 
         runs: searched with everything below it. clean_weight: only runs with this weight of the clean loss; None: all.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or they were evaluated on different images.
     """
     found = [(path.parent, records.read(path.parent)) for path in sorted(Path(runs).rglob(WEIGHTS)) if (path.parent / records.RECORD).exists()]
     found = [(folder, record) for folder, record in found if clean_weight is None or record.config["clean_weight"] == clean_weight]
     if not found:
         which = "" if clean_weight is None else f" trained with clean_weight={clean_weight:g}"
         raise UserError(f"there is no finished run{which} with its {WEIGHTS} under {runs}: run a batch first, or set `runs` to its folder")
+    if len({(record.config["dataset"], record.data["checksum"], record.data["test_images"]) for _, record in found}) > 1:
+        raise UserError(f"the runs under {runs} were evaluated on different images: set `runs` to the folder of one experiment")
     return sorted(found, key=lambda item: (MIXERS.index(item[1].config["mixer"]), item[1].config["seed"], item[1].run_id))
 
 

@@ -89,7 +89,7 @@ grid:
     ("grid: [{lr: 0.1, lr: 0.2}]", "lr is given twice"),
     ("grid: [{dataset: ['folder:a/pets', 'folder:b/pets']}]", "different names"),
     ("grid: [{", "is not YAML"),
-    ("notebook: 01_method\ngrid: [{seed: 0}]", "a batch runs 02_training"),
+    ("notebook: 01_method\ngrid: [{seed: 0}]", "did you mean .notebooks"),
 ])
 def test_mistakes_in_a_batch_file(tmp_path, text, words):
     with pytest.raises(UserError, match=words) as error:

@@ -1,0 +1,149 @@
+"""The HTML site of a study: its executed notebooks, its tables, and an index page. It needs neither network nor JavaScript."""
+
+import re
+from pathlib import Path
+
+import jinja2
+import nbformat
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html
+from pygments.formatters import HtmlFormatter
+
+from rmlib import records, report
+from rmlib.params import NOTEBOOKS
+
+CELL = "02_training"
+
+PAGE = jinja2.Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title | e }}</title>
+<style>
+body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff; max-width: 58rem; margin: 2rem auto; padding: 0 1.2rem }
+h1, h2, h3 { line-height: 1.25; margin: 2em 0 0.5em } h1 { margin-top: 0.5em }
+a { color: #1a5a96 } .anchor-link { display: none }
+nav { font-size: 14px; border-bottom: 1px solid #ddd; padding-bottom: 0.6em; margin-bottom: 1.5em }
+table { border-collapse: collapse; font-size: 14px; margin: 1em 0; display: block; overflow-x: auto }
+th, td { padding: 0.25em 0.7em; border-bottom: 1px solid #e4e4e4; text-align: left; font-variant-numeric: tabular-nums; white-space: nowrap }
+th { border-bottom: 2px solid #999 }
+td[style*="right"], th[style*="right"] { text-align: right }
+pre { font: 13px/1.45 ui-monospace, monospace; overflow-x: auto; margin: 0.5em 0; white-space: pre }
+code { font-family: ui-monospace, monospace; font-size: 0.88em; background: #f4f4f4; padding: 0.1em 0.25em; border-radius: 3px }
+pre code { background: none; padding: 0 }
+.jp-CodeCell { margin: 1.2em 0 } .highlight { background: #f7f7f7; border-left: 3px solid #c9d6e2; padding: 0.1em 0.8em }
+.jp-OutputArea-output { padding: 0.1em 0.8em } img { max-width: 100% }
+math { font-size: 1.08em } .formula { text-align: center; margin: 1em 0; overflow-x: auto } .note { color: #555; font-size: 14px }
+{{ pygments }}
+</style>
+</head>
+<body>
+<nav>{% for name, target in links %}<a href="{{ target }}">{{ name | e }}</a>{{ " · " if not loop.last }}{% endfor %}</nav>
+{{ body }}
+</body>
+</html>
+""")
+
+INDEX = jinja2.Template("""<h1>{{ title | e }}</h1>
+<p>Region Mixup, studied. Every number on these pages comes from the records of {{ runs }} run{{ "s" if runs != 1 }}; n, mean and sample standard
+deviation stand beside each, hardware and versions below each table. The paper: Saha &amp; Garain,
+<a href="https://arxiv.org/abs/2409.15028">Region Mixup</a>, ICLR 2024 Tiny Papers.</p>
+{% if lessons %}<h2>Notebooks</h2>
+<table><tr><th>notebook</th><th>question</th></tr>
+{% for page, name, question in lessons %}<tr><td><a href="{{ page }}">{{ name | e }}</a></td><td style="white-space: normal">{{ question | e }}</td></tr>
+{% endfor %}</table>{% endif %}
+{{ tables }}
+{% if cells %}<h2 id="runs">Runs</h2>
+<p class="note">Each is notebook 02_training with its own parameters.</p>
+<table><tr>{% for head in heads %}<th>{{ head | e }}</th>{% endfor %}</tr>
+{% for page, row in cells %}<tr>{% for value in row %}<td>{% if loop.first and page %}<a href="{{ page }}">{{ value | e }}</a>{% else %}{{ value | e }}{% endif %}</td>{% endfor %}</tr>
+{% endfor %}</table>{% endif %}
+<p class="note">The same tables as Markdown and CSV: <a href="tables/tables.md">tables/</a></p>
+""")
+
+HEADINGS = {"accuracy": "What was run", "robustness": "After an attack", "attention": "Where the networks look", "paper": "The paper's tables, and ours",
+            "claims": "The claims", "costs": "What it cost"}
+
+
+def build(root: Path, folder: Path) -> Path:
+    """Write the site of everything below ``root`` into ``folder``; returns the index page.
+
+    The folder gets index.html, a page for each executed notebook and tables/ (see :func:`rmlib.report.write_tables`). Formulas
+    become MathML, figures lie in the pages: a page can be mailed or opened from a disk.
+
+    Raises:
+        UserError: there is no record below root, or the folder cannot be written.
+    """
+    root, folder = Path(root), Path(folder)
+    runs = report.runs_below(root)
+    report.write_tables(root, folder / "tables")
+    paths = [path for path in sorted(root.rglob("*.ipynb")) if path.stem in NOTEBOOKS and ".ipynb_checkpoints" not in path.parts]
+    pages = {path: "-".join(path.relative_to(root).with_suffix(".html").parts) for path in paths}
+    lessons = [path for path in paths if path.stem != CELL]
+    links = [("report", "index.html"), *((_title(path), pages[path]) for path in lessons)]
+    targets = {f"{path.stem}.ipynb": pages[path] for path in lessons} | {f"{CELL}.ipynb": "index.html#runs"}
+    for path, page in pages.items():
+        body = notebook_html(nbformat.read(path, as_version=4))
+        for name, target in targets.items():
+            body = body.replace(f'href="{name}"', f'href="{target}"')
+        records.atomic_write(folder / page, _page(_title(path), links, body).encode())
+    title = f"Report: {root.resolve().name}"
+    text = "\n".join(f"## {HEADINGS[kind]}\n\n" + "\n".join(f"{report.render(table)}\n{words}.\n" for words, table in found)
+                     for kind, found in report.tables(root).items() if found)
+    heads, cells = _cells(runs, {path.parent.name: page for path, page in pages.items() if path.stem == CELL})
+    body = INDEX.render(title=title, runs=len(runs), lessons=[(pages[path], path.stem, _question(path)) for path in lessons],
+                        tables=markdown2html(text), heads=heads, cells=cells)
+    records.atomic_write(folder / "index.html", _page(title, links, body).encode())
+    return folder / "index.html"
+
+
+def notebook_html(notebook) -> str:
+    """The body of a notebook's page: Markdown with MathML, code, outputs with their figures."""
+    notebook = notebook.copy()
+    notebook.cells = [nbformat.from_dict({**cell, "source": _with_mathml(cell.source)}) if cell.cell_type == "markdown" else cell
+                      for cell in notebook.cells]
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    return exporter.from_notebook_node(notebook)[0]
+
+
+def _with_mathml(text):
+    """Markdown whose $formulas$ are MathML, which browsers show without any script; code spans stay as they are."""
+    def formula(match):
+        if match["code"]:
+            return match["code"]
+        if match["block"]:
+            return f'<div class="formula">{convert(match["block"], display="block")}</div>'
+        return convert(match["inline"])
+
+    return re.sub(r"(?P<code>`[^`]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", formula, text, flags=re.DOTALL)
+
+
+def _page(title, links, body):
+    return PAGE.render(title=title, links=links, body=body, pygments=HtmlFormatter(style="default").get_style_defs(".highlight"))
+
+
+def _title(path):
+    """'1. The method' of a notebook's first heading, cut at the colon, or its name."""
+    first = nbformat.read(path, as_version=4).cells[0].source
+    heading = re.match(r"# (.+)", first)
+    return heading[1].split(":")[0] if heading else path.stem
+
+
+def _question(path):
+    found = re.search(r"\*\*Question\.\*\* (.+)", nbformat.read(path, as_version=4).cells[0].source)
+    return found[1] if found else ""
+
+
+def _cells(runs, pages):
+    """Headings and rows (page or None, values) of the table of single runs."""
+    varying = [name for name in ("dataset", "width", "epochs", *report.METHOD[1:]) if runs[f"config.{name}"].map(str).nunique() > 1]
+    rows = []
+    for group in report.experiments(runs):
+        for _, method in report.methods(group):
+            for run in method.sort_values("config.seed").to_dict("records"):
+                numbers = [f"{run['metrics.accuracy']:.2f}", f"{run['metrics.nll']:.3f}"] if run["status"] == "done" else [run["status"], ""]
+                rows.append((pages.get(run["run_id"]), [report.LABELS[run["config.mixer"]], run["config.seed"],
+                                                        *(run[f"config.{name}"] for name in varying), *numbers, f"{run['seconds']:.0f}", run["run_id"]]))
+    return ["method", "seed", *varying, "accuracy (%)", "NLL (nats)", "seconds", "run"], rows

@@ -1,0 +1,184 @@
+"""What the paper reports: its protocol, its tables and its claims; and our runs beside them.
+
+Saha & Garain 2024, "Region Mixup", ICLR Tiny Papers, https://arxiv.org/abs/2409.15028. The numbers were typed from the paper
+once, here; LOST marks cells that the copy of the paper used here does not show. A cell or claim gets a verdict only from
+records of its own dataset under the paper's protocol; else it says "not run".
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ttest_ind_from_stats
+
+from rmlib import stats
+from rmlib.report import LABELS, cell
+
+LOST = None
+RUNS = 3  # "averaged over 3 runs"
+DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny ImageNet"}
+
+# what the parameters of a run must be to stand beside the paper; mixer, clean_weight, seed, precision and threads are free
+PROTOCOL = {
+    "width": 64, "stem_stride": 1, "final_norm": False, "epochs": 400, "batch_size": 128, "schedule": "multistep",
+    "milestones": [0.25, 0.375], "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "train_images": None, "test_images": None,
+    "allow_partial": False, "augment": True, "holdout": False, "average": False, "k": 2, "alpha": 1.0, "regions": "grid",
+    "per_sample": False, "shared_partner": False, "shared_weight": False, "cutmix_prob": 1.0}
+
+# dataset -> method -> (mean, sample standard deviation) in percent
+ACCURACY = {"cifar10": {"cutmix": (95.82, 0.19), "mixup": (95.89, 0.12), "region_mixup": (96.19, 0.05)},
+            "cifar100": {"cutmix": (79.03, LOST), "mixup": (78.1, LOST), "region_mixup": (78.75, 0.28)},
+            "tiny-imagenet": {"cutmix": (65.76, LOST), "mixup": (65.45, 0.42), "region_mixup": (66.16, 0.50)}}
+ABLATION = {0.0: {"cutmix": LOST, "mixup": LOST, "region_mixup": LOST},
+            1.0: {"cutmix": LOST, "mixup": (78.1, LOST), "region_mixup": (78.75, 0.28)}}
+FGSM = {"cifar10": {"cutmix": (36.15, 2.73), "mixup": (52.40, 6.60), "region_mixup": (58.96, 5.23)},
+        "cifar100": {"cutmix": (13.08, 0.87), "mixup": (18.56, 1.22), "region_mixup": (22.77, 1.20)},
+        "tiny-imagenet": {"cutmix": (2.69, 0.19), "mixup": (1.71, 0.18), "region_mixup": (2.20, 0.22)}}
+SQUARE = {"cifar10": {"cutmix": (31.76, 1.70), "mixup": (52.18, 1.18), "region_mixup": (51.35, 1.99)},
+          "cifar100": {"cutmix": (10.54, 0.59), "mixup": (20.03, 0.46), "region_mixup": (18.70, 1.05)},
+          "tiny-imagenet": {"cutmix": (17.03, 0.18), "mixup": (24.78, 0.19), "region_mixup": (25.02, 0.69)}}
+
+EPS, QUERIES = "8/255", 100  # the paper names the queries but no eps: 8/255 is the default of the library it used
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A > B in one metric on one dataset; A and B are (mixer, clean_weight)."""
+
+    text: str
+    metric: str  # accuracy, fgsm, square or speed
+    dataset: str
+    a: tuple[str, float]
+    b: tuple[str, float]
+    runs: int = 3  # least number of seeds for a verdict
+    primary: bool = False
+    margin: float = 0.0  # A may lie this much below B
+
+
+def _claims():
+    region, mixup, cutmix = ("region_mixup", 1.0), ("mixup", 1.0), ("cutmix", 1.0)
+    yield from (Claim("Region Mixup > Mixup", "accuracy", name, region, mixup, 6, True) for name in ("cifar10", "cifar100"))
+    yield Claim("Region Mixup > Mixup", "accuracy", "tiny-imagenet", region, mixup)
+    yield from (Claim("Region Mixup > CutMix", "accuracy", name, region, cutmix) for name in ("cifar10", "tiny-imagenet"))
+    yield Claim("CutMix > Region Mixup", "accuracy", "cifar100", cutmix, region)
+    yield from (Claim(f"with the clean loss > without, {LABELS[mixer]}", "accuracy", "cifar100", (mixer, 1.0), (mixer, 0.0))
+                for mixer in ("mixup", "region_mixup"))
+    yield from (Claim("Region Mixup > Mixup", "fgsm", name, region, mixup) for name in DATASETS)
+    yield from (Claim("Region Mixup > CutMix", "fgsm", name, region, cutmix) for name in ("cifar10", "cifar100"))
+    yield Claim("CutMix > Region Mixup", "fgsm", "tiny-imagenet", cutmix, region)
+    yield from (Claim("Region Mixup > CutMix", "square", name, region, cutmix) for name in DATASETS)
+    yield from (Claim("Mixup > CutMix", "square", name, mixup, cutmix) for name in DATASETS)
+    yield Claim("training images/s at most 5 % below Mixup's (\"minimal to no overhead\")", "speed", "cifar10", region, mixup, margin=5.0)
+
+
+CLAIMS = tuple(_claims())
+CAPTION = ("A verdict needs the claim's own dataset, width 64 and 400 epochs, with at least `needed` seeds of each method. A minus B in points of "
+           "accuracy (speed: in percent of Mixup's), with its 95 % interval by Welch's t; \"paired\": the interval over equal seeds, r their correlation; "
+           "p of the primary claims corrected by Holm. That the method needs \"just a few lines of code\" is counted in 01_method. "
+           f"FGSM and Square: eps {EPS} (assumed; the paper gives none), {QUERIES} queries, all test images")
+
+
+def under_protocol(runs):
+    """The finished runs whose every parameter is the paper's."""
+    fits = (runs["status"] == "done") & runs["config.dataset"].isin(list(DATASETS))
+    for name, value in PROTOCOL.items():
+        fits &= runs[f"config.{name}"].map(lambda found, value=value: (None if found != found else found) == value)
+    return runs[fits]
+
+
+def values(runs, attacks, metric: str, dataset: str, mixer: str, clean_weight: float):
+    """The numbers of one cell as a Series over seeds: runs under the paper's protocol; attacks on all test images."""
+    runs = under_protocol(runs)
+    runs = runs[(runs["config.dataset"] == dataset) & (runs["config.mixer"] == mixer) & (runs["config.clean_weight"] == clean_weight)]
+    runs = runs.sort_values("finished").drop_duplicates("config.seed", keep="last").set_index("run_id")
+    if metric == "accuracy":
+        found = runs["metrics.accuracy"] if len(runs) else pd.Series(dtype=float)
+    elif metric == "speed":  # of runs on one kind of device, the most common one
+        device = runs["hardware.gpu"] if "hardware.gpu" in runs else runs["hardware.cpu"]
+        found = runs.loc[device == device.mode().iloc[0], "images_per_second"] if device.notna().any() else pd.Series(dtype=float)
+    elif not len(attacks):
+        found = pd.Series(dtype=float)
+    else:
+        fits = (attacks["attack"] == metric) & (attacks["eps"] == EPS) & attacks["run_id"].isin(runs.index)
+        if metric == "square":
+            fits &= attacks["queries"] == QUERIES
+        own = attacks[fits].sort_values("finished").drop_duplicates("run_id", keep="last").set_index("run_id")
+        own = own[own["images"] == runs.loc[own.index, "data.test_images"]]
+        found = own["accuracy_after"]
+    return pd.Series(found.to_numpy(dtype=float), index=runs.loc[found.index, "config.seed"].to_numpy(), dtype=float).sort_index()
+
+
+def tables(runs, attacks) -> list[tuple[str, pd.DataFrame]]:
+    """The paper's Tables 1 to 4 with our cells beside its own, as (caption, table)."""
+    def rows(metric, dataset, reported, clean_weight, extra):
+        table = []
+        for mixer in ("cutmix", "mixup", "region_mixup"):
+            found = values(runs, attacks, metric, dataset, mixer, clean_weight)
+            mean, std = stats.mean_std(found)
+            table.append({"dataset": DATASETS[dataset], **extra, "mixer": mixer, "paper": _told(reported[mixer]), "ours": mean, "ours_std": std,
+                          "n": len(found), "verdict": _verdict(reported[mixer], mean, std, len(found))})
+        return table
+
+    def whole(metric, numbers):
+        return pd.DataFrame([row for dataset in DATASETS for row in rows(metric, dataset, numbers[dataset], 1.0, {})])
+
+    ablation = [row for weight in (0.0, 1.0) for row in rows("accuracy", "cifar100", ABLATION[weight], weight,
+                                                            {"clean loss": "with" if weight else "without"})]
+    note = f"percent; paper: mean ± spread of {RUNS} runs; verdict: Welch's t test of ours against the paper's mean and spread, at 5 %"
+    return [(f"Table 1, test accuracy after 400 epochs, with the clean loss, in {note}", whole("accuracy", ACCURACY)),
+            (f"Table 2, the clean loss taken away (by its numbers the paper's table is about CIFAR-100), in {note}", pd.DataFrame(ablation)),
+            (f"Table 3, accuracy after FGSM with eps {EPS} (assumed: the paper gives none), in {note}", whole("fgsm", FGSM)),
+            (f"Table 4, accuracy after Square with {QUERIES} queries and eps {EPS} (assumed), in {note}", whole("square", SQUARE))]
+
+
+def _told(reported):
+    return "lost" if reported is LOST else f"{reported[0]:g}" if reported[1] is LOST else cell(*reported, 2)
+
+
+def _verdict(reported, mean, std, count):
+    if not count:
+        return "not run"
+    if count < RUNS:
+        return f"{count} of {RUNS} runs"
+    if reported is LOST or reported[1] is LOST:
+        return "the paper's spread is lost"
+    if not (std or reported[1]):
+        return "no spread"
+    p = ttest_ind_from_stats(mean, std, count, *reported, RUNS, equal_var=False).pvalue
+    return "agrees" if p >= 0.05 else "higher" if mean > reported[0] else "lower"
+
+
+def claims(runs, attacks) -> pd.DataFrame:
+    """The claims with what our records say: not run, too few runs, holds, fails or unresolved."""
+    table, primary = [], []
+    for claim in CLAIMS:
+        a, b = (values(runs, attacks, claim.metric, claim.dataset, *side) for side in (claim.a, claim.b))
+        if claim.metric == "speed" and len(b):
+            a, b = 100 * a / b.mean(), 100 * b / b.mean()
+        both = a.index.intersection(b.index)
+        welch, paired = stats.welch(a, b), stats.paired(a[both], b[both])
+        primary.append(welch.p if claim.primary and min(welch.n) >= claim.runs else np.nan)
+        table.append({"claim": ("**primary:** " if claim.primary else "") + claim.text, "in": claim.metric, "dataset": DATASETS[claim.dataset],
+                      "needed": claim.runs, "n": f"{len(a)}, {len(b)}", "A - B": _interval(welch), "paired": _interval(paired),
+                      "r": round(paired.correlation, 2), "state": (claim, welch)})
+    for row, p in zip(table, stats.holm(primary)):
+        row["p (Holm)"] = round(p, 4)
+        row["state"] = verdict(*row.pop("state"), p)
+    return pd.DataFrame(table)
+
+
+def _interval(difference):
+    if difference.mean != difference.mean:
+        return "–"
+    return f"{difference.mean:+.2f}" + (f" [{difference.low:+.2f}, {difference.high:+.2f}]" if difference.low == difference.low else "")
+
+
+def verdict(claim: Claim, difference: stats.Difference, holm_p: float) -> str:
+    """What a difference says about a claim; a primary claim also needs its Holm-corrected p below 0.05."""
+    if not max(difference.n):
+        return "not run"
+    if min(difference.n) < claim.runs:
+        return f"too few runs ({difference.n[0]} and {difference.n[1]} of {claim.runs})"
+    if claim.primary and not holm_p < 0.05:
+        return "unresolved"
+    return "holds" if difference.low > -claim.margin else "fails" if difference.high < -claim.margin else "unresolved"

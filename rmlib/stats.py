@@ -1,0 +1,75 @@
+"""Differences between methods with their intervals: over seeds, from scipy and statsmodels."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of A minus mean of B, its interval from ``low`` to ``high``, two-sided p, and the numbers of runs behind it.
+
+    ``correlation`` of the pairs is NaN for unpaired runs. Without a spread (n < 2) interval and p are NaN.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    n: tuple[int, int]
+    correlation: float = math.nan
+
+
+def mean_std(values) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1) of some runs; NaN where there are too few."""
+    values = np.asarray(values, dtype=float)
+    return (values.mean() if len(values) else math.nan), (values.std(ddof=1) if len(values) > 1 else math.nan)
+
+
+def interval(values, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean over runs; NaN for fewer than two."""
+    values = np.asarray(values, dtype=float)
+    mean, std = mean_std(values)
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * std / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return mean - half, mean + half
+
+
+def welch(a, b, level: float = 0.95) -> Difference:
+    """A minus B for independent runs with unequal spread: Welch's t test."""
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    mean, count = mean_std(a)[0] - mean_std(b)[0], (len(a), len(b))
+    if min(count) < 2 or a.std() == b.std() == 0:
+        return Difference(mean, math.nan, math.nan, math.nan, count)
+    test = stats.ttest_ind(a, b, equal_var=False)
+    low, high = test.confidence_interval(level)
+    return Difference(mean, float(low), float(high), float(test.pvalue), count)
+
+
+def paired(a, b, level: float = 0.95) -> Difference:
+    """A minus B for runs in pairs, such as equal seeds: the t test of the differences, with the correlation of the pairs.
+
+    Raises:
+        ValueError: a and b have different lengths.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} runs are not pairs")
+    mean, count = mean_std(a - b)[0], (len(a), len(b))
+    if len(a) < 2 or (a - b).std() == 0:
+        return Difference(mean, math.nan, math.nan, math.nan, count)
+    test = stats.ttest_rel(a, b)
+    low, high = test.confidence_interval(level)
+    correlation = float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else math.nan
+    return Difference(mean, float(low), float(high), float(test.pvalue), count, correlation)
+
+
+def holm(p_values) -> np.ndarray:
+    """p values corrected for their number by Holm's method; NaN stands for a test that was not made and does not count."""
+    p_values = np.asarray(p_values, dtype=float)
+    corrected, made = np.full_like(p_values, math.nan), ~np.isnan(p_values)
+    if made.any():
+        corrected[made] = multipletests(p_values[made], method="holm")[1]
+    return corrected
