@@ -6,6 +6,7 @@ commands that need it, after everything on the command line has been checked.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -55,6 +56,9 @@ def guarded(command) -> int:
         return _fail(f"rmlib: {error}", 1)
     except Stopped as error:
         return _fail(f"rmlib: {error}", STOPPED)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = open(os.devnull, "w")
+        return 1
     except OSError as error:
         return _fail(f"rmlib: {error.filename or ''}: {error.strerror or error}", 1)
     except KeyboardInterrupt:

@@ -158,7 +158,7 @@ def _given(name, cell, out):
         return {"dataset": cell.dataset, "root": cell.root, "allow_partial": cell.allow_partial}
     if issubclass(NOTEBOOKS[name], NetworksParams):
         folder = cell.dataset.removeprefix("folder:") if cell.dataset.startswith("folder:") else None
-        return {"runs": str(out), "root": folder or cell.root, "device": cell.device, "save": True}
+        return {"runs": str(out), "root": folder or cell.root, "device": cell.device, "threads": cell.threads, "save": True}
     return {"runs": str(out)}
 
 

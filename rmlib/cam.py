@@ -46,7 +46,7 @@ def maps(model, images: torch.Tensor, classes: torch.Tensor, layer: str = "layer
         method = GradCAMPlusPlus(model, [modules[layer]])
         try:
             for batch, targets in zip(pixels.split(batch_size), classes.split(batch_size)):
-                inputs = batch.to(parameter).detach().requires_grad_()  # so that a network with frozen parameters has gradients
+                inputs = batch.to(parameter).clone().requires_grad_()  # so that a network with frozen parameters has gradients
                 grids = method(inputs, [ClassifierOutputTarget(int(target)) for target in targets])
                 found.append(torch.from_numpy(np.asarray(grids, dtype=np.float32)))
         finally:

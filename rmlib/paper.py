@@ -101,7 +101,7 @@ def values(runs, attacks, metric: str, dataset: str, mixer: str, clean_weight: f
     else:
         fits = (attacks["attack"] == metric) & (attacks["eps"] == EPS) & attacks["run_id"].isin(runs.index)
         if metric == "square":
-            fits &= attacks["queries"] == QUERIES
+            fits &= attacks.get("queries") == QUERIES  # no such column: no Square at all
         own = attacks[fits].sort_values("finished").drop_duplicates("run_id", keep="last").set_index("run_id")
         own = own[own["images"] == runs.loc[own.index, "data.test_images"]]
         found = own["accuracy_after"]

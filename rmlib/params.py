@@ -191,6 +191,7 @@ class NetworksParams(Params):
     seed: Int = Field(0, ge=0, description="of the choice of images and of the random parts of a measurement")
     root: Optional[str] = Field(None, description="folder of the datasets (default: $RMLIB_DATA, then data/)")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    threads: Int = Field(1, ge=1, description="CPU threads")
     save: bool = Field(False, description="store every result beside its run, and load what is stored already")
 
 

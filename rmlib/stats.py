@@ -58,11 +58,11 @@ def paired(a, b, level: float = 0.95) -> Difference:
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} runs are not pairs")
     mean, count = mean_std(a - b)[0], (len(a), len(b))
+    correlation = float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and a.std() and b.std() else math.nan
     if len(a) < 2 or (a - b).std() == 0:
-        return Difference(mean, math.nan, math.nan, math.nan, count)
+        return Difference(mean, math.nan, math.nan, math.nan, count, correlation)
     test = stats.ttest_rel(a, b)
     low, high = test.confidence_interval(level)
-    correlation = float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else math.nan
     return Difference(mean, float(low), float(high), float(test.pvalue), count, correlation)
 
 

@@ -41,19 +41,23 @@ def project(tmp_path, monkeypatch):
     """A project folder (with a space in its name) whose 02_training fails for seed 1, dies for seed 2, hangs for seed 3."""
     root = tmp_path / "a project"
     (root / "notebooks").mkdir(parents=True)
-    cells = [nbformat.v4.new_code_cell(text) for text in ("seed = 0",
-                                                         STAND_IN, RECORD.format(tests=os.path.relpath(Path(__file__).parent, root), mended="mended"))]
-    cells[0].metadata["tags"] = ["parameters"]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / "02_training.ipynb")
+    stand_in(root, "02_training", "seed = 0", STAND_IN, RECORD.format(tests=os.path.relpath(Path(__file__).parent, root), mended="mended"))
     monkeypatch.setattr(batches, "project_root", lambda: root)
     monkeypatch.chdir(root)
     return root
 
 
-def grid(folder, **block):
+def stand_in(root, name, *cells):
+    """A notebook whose first cell is the one of parameters."""
+    cells = [nbformat.v4.new_code_cell(text) for text in cells]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / f"{name}.ipynb")
+
+
+def grid(folder, notebooks=None, **block):
     path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump({"grid": [block]}))
+    path.write_text(yaml.safe_dump({"grid": [block]} | ({"notebooks": notebooks} if notebooks else {})))
     return path
 
 
@@ -90,6 +94,10 @@ grid:
     ("grid: [{dataset: ['folder:a/pets', 'folder:b/pets']}]", "different names"),
     ("grid: [{", "is not YAML"),
     ("notebook: 01_method\ngrid: [{seed: 0}]", "did you mean .notebooks"),
+    ("grid: [{seed: 0}]\nnotebooks: {03_robustnes: {}}", "did you mean '03_robustness'"),
+    ("grid: [{seed: 0}]\nnotebooks: {02_training: {}}", "02_training"),
+    ("grid: [{seed: 0}]\nnotebooks: {03_robustness: {quieries: 5}}", "did you mean 'queries'"),
+    ("grid: [{seed: 0}]\nnotebooks: {03_robustness: {eps: [8]}}", "scale of pixels"),
 ])
 def test_mistakes_in_a_batch_file(tmp_path, text, words):
     with pytest.raises(UserError, match=words) as error:
@@ -123,6 +131,77 @@ def test_failures_are_kept_apart_named_and_repeatable(project):
     assert counts == {"done": 3, "failed": 0, "stopped": 0, "left": 0} and "2 to run" in lines[0]
     assert (done / records.RECORD).stat().st_mtime_ns == stamp, "a finished cell is not run again"
     assert run_batch(read_batch(path, "out"), log=lines.append)["done"] == 3
+
+
+LESSON = """
+from rmlib import params, records
+settings = params.check({name!r}, globals())
+with open("order.txt", "a") as file:
+    print({name!r}, {looks}, file=file)
+"""
+
+
+@pytest.fixture
+def lessons(project):
+    """Stand-ins for the other notebooks, which note in order.txt what they see; 04_cam fails until there is a file `mended`."""
+    for name, first, looks in (("01_method", "k = 2", "settings.dataset"), ("03_robustness", "queries = 1", "(len(records.find(settings.runs)), settings.queries, settings.save)"),
+                               ("04_cam", "images = 1", "len(records.find(settings.runs))"), ("05_results", "runs = None", "len(records.find(settings.runs))")):
+        stand_in(project, name, first, LESSON.format(name=name, looks=looks))
+    failing = (project / "notebooks" / "04_cam.ipynb").read_text().replace("from rmlib import params", "import os\\nassert os.path.exists('mended'), 'no map'\\nfrom rmlib import params")
+    (project / "notebooks" / "04_cam.ipynb").write_text(failing)
+    return {"01_method": {}, "03_robustness": {"queries": 7}, "04_cam": None, "05_results": {}}
+
+
+def noted():
+    return Path("order.txt").read_text().splitlines()
+
+
+def test_the_other_notebooks_run_around_the_grid(project, lessons):
+    """01 beside the cells, 03 and 04 after them, 05 at last; a failing one is named and does not stop the others; what is up to
+    date is not run again, and what looks at something new is."""
+    path, lines = grid(project, lessons, seed=[0]), []
+    counts = run_batch(read_batch(path, "out"), workers=1, log=lines.append)
+    assert counts == {"done": 4, "failed": 1, "stopped": 0, "left": 0}
+    assert noted() == ["01_method shapes", "03_robustness (1, 7, True)", "05_results 1"]
+    assert any("failed" in line and "04_cam: AssertionError: no map" in line for line in lines)
+    batch = read_batch(path, "out")
+    assert {name: batch.lesson_state(name) for name in batch.lessons} == {"01_method": "done", "03_robustness": "done", "04_cam": "failed", "05_results": "done"}
+    assert (Path("out") / "03_robustness.ipynb").exists() and str(project) not in (Path("out") / "03_robustness.ipynb").read_text()
+
+    Path("mended").write_text("")
+    Path("order.txt").unlink()
+    assert run_batch(read_batch(path, "out"), log=lines.append) == {"done": 5, "failed": 0, "stopped": 0, "left": 0}
+    assert noted() == ["04_cam 1"], "only what had failed"
+    Path("order.txt").unlink()
+    assert run_batch(read_batch(path, "out"), log=lines.append)["done"] == 5 and not Path("order.txt").exists()
+
+    path = grid(project, lessons, seed=[0, 4])  # one more cell: what looks at the cells runs again, the method does not
+    assert run_batch(read_batch(path, "out"), workers=1, log=lines.append)["done"] == 6
+    assert noted() == ["03_robustness (2, 7, True)", "04_cam 2", "05_results 2"]
+    Path("order.txt").unlink()
+    path = grid(project, lessons | {"03_robustness": {"queries": 8}}, seed=[0, 4])
+    assert run_batch(read_batch(path, "out"), log=lines.append)["done"] == 6 and noted() == ["03_robustness (2, 8, True)"]
+
+
+def test_the_other_notebooks_wait_for_a_finished_cell(project, lessons):
+    counts = run_batch(read_batch(grid(project, lessons, seed=[1]), "out"), log=lambda _: None)  # seed 1 fails
+    assert counts == {"done": 1, "failed": 1, "stopped": 0, "left": 3} and noted() == ["01_method shapes"]
+
+
+def test_what_the_grid_says_reaches_the_other_notebooks(tmp_path):
+    path = write(tmp_path, """
+common: {dataset: tiny-imagenet, root: somewhere, allow_partial: true, device: cpu, threads: 2}
+grid: [{mixer: [mixup, cutmix]}]
+notebooks: {01_method: {k: 3}, 03_robustness: {eps: [0, 8/255]}, 05_results: }
+""")
+    found = read_batch(path, tmp_path / "out").lessons
+    assert list(found) == ["01_method", "03_robustness", "05_results"]
+    method, robustness = found["01_method"], found["03_robustness"]
+    assert (method.dataset, method.root, method.allow_partial, method.k) == ("tiny-imagenet", "somewhere", True, 3)
+    assert (robustness.runs, robustness.root, robustness.device, robustness.threads, robustness.save) == (str(tmp_path / "out"), "somewhere", "cpu", 2, True)
+    assert robustness.eps == ["0", "8/255"] and found["05_results"].runs == str(tmp_path / "out")
+    folder = read_batch(write(tmp_path, "grid: [{dataset: 'folder:my/pets'}]\nnotebooks: {04_cam: }"), tmp_path / "out").lessons["04_cam"]
+    assert folder.root == "my/pets", "a record keeps no path, so the notebook is told"
 
 
 def test_an_interrupted_batch_goes_on(project):
@@ -175,20 +254,29 @@ def test_an_unwritable_out_fails_its_cells_with_a_reason(project):
     assert counts["failed"] == 1 and "choose another folder" in lines[-1]
 
 
-def test_a_real_cell_end_to_end(pictures, tmp_path):
-    """The command line, papermill and notebook 02 as they are, on a tiny folder of pictures; dry run first."""
-    path = write(tmp_path, yaml.safe_dump({"grid": [dict(dataset=f"folder:{pictures}", width=2, epochs=2, batch_size=16, mixer="cutmix", train_images=None)]}))
+def test_all_five_notebooks_end_to_end(pictures, tmp_path):
+    """The command line, papermill and the notebooks as they are, on a tiny folder of pictures without masks; dry run first."""
+    block = dict(dataset=f"folder:{pictures}", width=2, epochs=2, batch_size=16, mixer="cutmix", train_images=None)
+    lessons = {"01_method": {"draws": 100}, "03_robustness": {"images": 12, "eps": [0, "8/255"], "queries": 5},
+               "04_cam": {"images": 3, "measured": 5}, "05_results": {}}
+    path = write(tmp_path, yaml.safe_dump({"grid": [block], "notebooks": lessons}))
     command = [sys.executable, "-m", "rmlib", "batch", str(path), "--out", str(tmp_path / "out")]
     dry = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, cwd=project_root())
-    assert dry.returncode == 0 and dry.stdout.startswith("new ") and not (tmp_path / "out").exists()
+    assert dry.returncode == 0 and dry.stdout.count("new ") == 5 and not (tmp_path / "out").exists()
     answer = subprocess.run(command, capture_output=True, text=True, cwd=project_root())
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "| CutMix | 1 |" in answer.stdout
+    assert "| CutMix | 1 |" in answer.stdout and (tmp_path / "out" / "report" / "index.html").exists()
     (record,) = records.find(tmp_path / "out")
     assert record.config["mixer"] == "cutmix" and record.config["epochs"] == 2
     executed = tmp_path / "out" / record.run_id / "02_training.ipynb"
-    text = executed.read_text()
-    assert executed.stat().st_size < 1_000_000 and "widget-view" not in text and os.path.expanduser("~") + "/" not in text
+    for notebook in (executed, *(tmp_path / "out" / f"{name}.ipynb" for name in lessons)):
+        text = notebook.read_text()
+        assert notebook.stat().st_size < 1_000_000 and "widget-view" not in text and os.path.expanduser("~") + "/" not in text
+        assert (tmp_path / "out" / "report" / "-".join(notebook.relative_to(tmp_path / "out").with_suffix(".html").parts)).exists()
+    stored = records.measurements(tmp_path / "out" / record.run_id, "attacks")
+    assert [(row.settings["attack"], row.settings["eps"]) for row in stored.measurements] == [("fgsm", "0"), ("fgsm", "8/255"), ("square", "8/255")]
+    assert all(row.result["images"] == 12 for row in stored.measurements)
+    assert "| CutMix | 1 | 12 |" in (tmp_path / "out" / "report" / "tables" / "tables.md").read_text()
 
 
 def test_an_interrupted_training_cell_leaves_a_checkpoint_inside_its_epochs(pictures, tmp_path):

@@ -1,10 +1,13 @@
 import statistics
+from html.parser import HTMLParser
 from pathlib import Path
 
+import nbformat
+import pandas as pd
 import pytest
 from test_records import make_record, save
 
-from rmlib import UserError, records, report
+from rmlib import UserError, pages, records, report
 from rmlib.params import project_root
 
 ROOT = project_root()
@@ -14,7 +17,8 @@ def test_mean_spread_and_n(tmp_path):
     values = [80.0, 83.0, 84.5]
     save(tmp_path, *(make_record(v, seed=s) for s, v in enumerate(values)), make_record(70.0, mixer="mixup"),
          make_record(seed=1, mixer="mixup", status="diverged"))
-    table, caption = report.summary(tmp_path)
+    (group,) = report.experiments(report.runs_below(tmp_path))
+    table, caption = report.summary(group), report.caption(group)
     assert list(table["mixer"]) == ["mixup", "region_mixup"] and list(table["n"]) == [1, 3] and list(table["diverged"]) == [1, 0]
     assert table["accuracy"].iloc[1] == pytest.approx(statistics.mean(values))
     assert table["accuracy_std"].iloc[1] == pytest.approx(statistics.stdev(values))
@@ -24,31 +28,118 @@ def test_mean_spread_and_n(tmp_path):
     assert "seeds 0, 1, 2" in caption and "dataset shapes" in caption and "5 test images" in caption
 
 
-def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(tmp_path):
+def test_experiments_are_never_averaged_or_compared(tmp_path):
+    """Runs of different length stand in different tables; methods and clean losses in rows of one."""
     save(tmp_path, make_record(80, seed=0), make_record(60, seed=0, epochs=3), make_record(70, clean_weight=0))
-    table, _ = report.summary(tmp_path)
-    assert sorted(table["accuracy"]) == [60, 70, 80] and set(table["n"]) == {1}
-    assert {"epochs", "clean_weight"} <= set(table.columns)
+    groups = report.experiments(report.runs_below(tmp_path))
+    assert [len(group) for group in groups] == [2, 1]
+    table = report.summary(groups[0])
+    assert sorted(table["accuracy"]) == [70, 80] and set(table["n"]) == {1} and list(table["clean_weight"]) == [1, 0]
+    assert report.markdown(tmp_path).count("| method |") == 2
+
+
+def test_what_leaves_the_network_alone_does_not_part_its_runs(tmp_path):
+    save(tmp_path, make_record(80, seed=0, eval_every=0), make_record(82, seed=1, bn_recalibration=True))
+    (group,) = report.experiments(report.runs_below(tmp_path))
+    assert list(report.summary(group)["n"]) == [2]
 
 
 def test_a_run_stored_twice_is_one_run(tmp_path):
     save(tmp_path / "a", make_record(80, seed=0), make_record(82, seed=1))
     save(tmp_path / "b", make_record(80, seed=0))
-    table, _ = report.summary(tmp_path)
-    assert list(table["n"]) == [2]
+    (group,) = report.experiments(report.runs_below(tmp_path))
+    assert list(report.summary(group)["n"]) == [2]
 
 
-def test_no_records(tmp_path):
+def measured(root, record, kind, *rows):
+    """Store measurements of a run, each a pair (settings, result), through the function that the notebooks use."""
+    folder = root / record.run_id
+    (folder / records.WEIGHTS).write_bytes(b"weights")
+    for settings, result in rows:
+        records.measure(folder, kind, settings, lambda result=result: result, "cpu", save=True)
+
+
+def test_attacks_and_maps_stand_beside_their_method(tmp_path):
+    made = [make_record(80, seed=s) for s in range(3)]
+    save(tmp_path, *made, make_record(75, mixer="mixup"))
+    for accuracy, record in zip((40.0, 44.0, 48.0), made):
+        measured(tmp_path, record, "attacks", *[({"attack": "fgsm", "eps": eps}, {"images": 50, "clean_accuracy": 80.0, "accuracy_after": value})
+                                                for eps, value in (("16/255", accuracy - 30), ("8/255", accuracy))])
+    measured(tmp_path, made[0], "cam", ({"layer": "layer4"}, {"images": 9, "energy_inside": 31.0, "object_area": 15.0}))
+    text = report.markdown(tmp_path, "robustness")
+    assert "| method | n | images | clean (%) | FGSM 8/255 | FGSM 16/255 |" in text, "sizes in the order of their value"
+    assert "| Region Mixup | 3 | 50 | 80.0 ± 0.0 | 44.00 ± 4.00 | 14.00 ± 4.00 |" in text and "| Mixup" not in text
+    assert "| Region Mixup | layer4 | 1 | 9 | 31.00 | 15 |" in report.markdown(tmp_path, "attention")
+    assert report.markdown(tmp_path, "costs").count("1 / 60") == 0 and "| 4 | 0.07 |" in report.markdown(tmp_path, "costs")
+
+
+def test_no_records_and_no_measurements(tmp_path):
     with pytest.raises(UserError, match="there is no record under"):
         report.markdown(tmp_path)
+    save(tmp_path, make_record())
+    with pytest.raises(UserError, match="nothing was measured for the table 'robustness'"):
+        report.markdown(tmp_path, "robustness")
+    with pytest.raises(UserError, match="did you mean 'claims'"):
+        report.markdown(tmp_path, "claim")
 
 
 def test_fill_replaces_blocks_and_nothing_else(tmp_path):
     save(tmp_path / "results", make_record(81.0))
-    text = "before\n<!-- report results -->\nold\n<!-- end -->\nafter 81\n"
+    text = "before\n<!-- report results -->\nold\n<!-- end -->\nafter 81\n<!-- report results costs -->\n<!-- end -->\n"
     filled = report.fill(text, tmp_path)
-    assert filled.startswith("before\n<!-- report results -->\n|") and filled.endswith("<!-- end -->\nafter 81\n") and "old" not in filled
-    assert report.fill(filled, tmp_path) == filled
+    assert filled.startswith("before\n<!-- report results -->\n| method |") and "<!-- end -->\nafter 81\n" in filled and "old" not in filled
+    assert "<!-- report results costs -->\n| experiment |" in filled and report.fill(filled, tmp_path) == filled
+
+
+def test_tables_as_files(tmp_path):
+    save(tmp_path, *(make_record(80 + s / 3, seed=s) for s in range(3)))
+    files = {path.name: path for path in report.write_tables(tmp_path, tmp_path / "out")}
+    assert {"tables.md", "accuracy.csv", "paper-1.csv", "paper-4.csv", "claims.csv", "costs.csv", "runs.csv"} <= set(files)
+    assert "attacks.csv" not in files, "nothing was attacked"
+    stored = pd.read_csv(files["accuracy.csv"])
+    assert stored["accuracy"].item() == pytest.approx(80 + 1 / 3, abs=1e-12), "unrounded"
+    assert len(pd.read_csv(files["runs.csv"])) == 3 and "Table 3, accuracy after FGSM" in files["tables.md"].read_text()
+
+
+class Links(HTMLParser):
+    """Targets of all links, and everything that a page would load from elsewhere."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.loaded, self.headings = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "a":
+            self.links.append(attributes.get("href", ""))
+        if tag in ("script", "link", "iframe") or (tag == "img" and not attributes["src"].startswith("data:")):
+            self.loaded.append(str(attributes))
+
+
+def test_the_site_is_whole(tmp_path):
+    """Every page is linked from the index, every link leads somewhere, nothing is loaded from elsewhere, formulas are MathML."""
+    root = tmp_path / "quick"
+    record = make_record(81.25)
+    save(root, record)
+    lesson = "# 1. The method: a lesson\n\n**Question.** What is $x^2 < 3$?\n\n$$\\sum_{j=1}^{k^2} \\lambda_j$$\n\n`$HOME` and [next](02_training.ipynb)"
+    for path, text in ((root / "01_method.ipynb", lesson), (root / record.run_id / "02_training.ipynb", "# 2. Training\n\n[back](01_method.ipynb)")):
+        cells = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell("print(6 * 7)", outputs=[
+            nbformat.v4.new_output("stream", text="42 <b>\n"), nbformat.v4.new_output("display_data", {"text/markdown": "| a | b |\n|---|---|\n| 1 | 2 |"})])]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    index = pages.build(root, root / "report")
+    found = {path.name: Links(path.read_text()) for path in (root / "report").glob("*.html")}
+    assert set(found) == {"index.html", "01_method.html", f"{record.run_id}-02_training.html"}
+    for page in found.values():
+        assert not page.loaded
+        for link in page.links:
+            assert link.startswith(("https://", "#")) or (root / "report" / link.split("#")[0]).exists(), link
+    assert {"01_method.html", f"{record.run_id}-02_training.html", "tables/tables.md"} <= set(found["index.html"].links)
+    text, method = index.read_text(), (root / "report" / "01_method.html").read_text()
+    assert "81.25" in text and "not run" in text and "What is $x^2 &lt; 3$?" in text
+    assert method.count("<math") == 2 and "$$" not in method and "$HOME" in method and "42 &lt;b&gt;" in method and "<td>2</td>" in method
+    assert "01_method.html" in found[f"{record.run_id}-02_training.html"].links, "links between notebooks lead to their pages"
+    assert pages.build(root, root / "report") == index and len(list((root / "report").glob("*.html"))) == 3, "made again, nothing piles up"
 
 
 @pytest.mark.parametrize("document", ["README.md", "results/README.md"])
@@ -64,4 +155,6 @@ def test_committed_records_are_valid():
     assert found
     for path in (ROOT / "results").rglob("record.json"):
         assert path.parent.name == records.read(path).run_id and path.stat().st_size < 100_000
-    assert not [p for p in Path(ROOT / "results").rglob("*") if p.stat().st_size > 600_000 and p.suffix != ".ipynb" and p.suffix != ".safetensors"]
+        for kind in ("attacks", "cam"):
+            assert records.measurements(path.parent, kind) is None or (path.parent / f"{kind}.json").stat().st_size < 100_000
+    assert not [p for p in Path(ROOT / "results").rglob("*") if p.stat().st_size > 500_000 and p.suffix not in (".ipynb", ".html")]

@@ -1,0 +1,162 @@
+"""What may stand beside the paper and what may not: verdicts from made-up records under the protocol, and from all others."""
+
+import math
+
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+from test_records import make_record, save
+
+from rmlib import paper, records, report, stats
+from rmlib.params import TrainParams, project_root
+from rmlib.records import Measurement, Measurements
+
+PAPERS = dict(dataset="cifar10", width=64, epochs=400, batch_size=128, schedule="multistep", lr=0.1, train_images=None)
+
+
+def tables_of(root):
+    return report.tables(root)
+
+
+def cells(root, table, **where):
+    frame = report.tables(root)["paper"][table - 1][1]
+    for name, value in where.items():
+        frame = frame[frame[name] == value]
+    return frame
+
+
+def claim(root, text, dataset="CIFAR-10", metric="accuracy"):
+    frame = report.tables(root)["claims"][0][1]
+    (row,) = frame[frame["claim"].str.contains(text, regex=False) & (frame["dataset"] == dataset) & (frame["in"] == metric)].to_dict("records")
+    return row
+
+
+def add_attacks(root, record, accuracy, attack="fgsm", eps="8/255", images=None):
+    result = {"images": images or record.data["test_images"], "clean_accuracy": 90.0, "accuracy_after": accuracy}
+    row = {"attack": attack, "eps": eps} | ({"queries": 100} if attack == "square" else {})
+    found = Measurements(run_id=record.run_id, weights="0", measurements=[
+        Measurement(settings=row, result=result, seconds=1.0, **records.environment("cpu"))])
+    (root / record.run_id / "attacks.json").write_text(found.model_dump_json())
+
+
+def test_the_protocol_names_real_parameters_and_the_batches_follow_it():
+    from rmlib.batch import read_batch
+
+    assert set(paper.PROTOCOL) <= set(TrainParams.model_fields)
+    for name in paper.DATASETS:
+        cells = read_batch(project_root() / "notebooks" / "batches" / f"{name}.yaml").cells
+        off = {key for cell in cells for key, value in paper.PROTOCOL.items() if getattr(cell, key) != value}
+        assert off == {"average"} and {cell.dataset for cell in cells} == {name}
+        controls = [(cell.mixer, cell.clean_weight) for cell in cells]
+        assert {("none", 1.0), ("none", 0.0), ("region_mixup", 0.0), ("mixup", 0.0), ("cutmix", 0.0)} <= set(controls)
+        needed = max(c.runs for c in paper.CLAIMS if c.dataset == name)
+        assert controls.count(("region_mixup", 1.0)) - 3 >= needed, "beside the three averaged ones"
+        assert controls.count(("mixup", 1.0)) >= needed and controls.count(("cutmix", 1.0)) >= 3
+
+
+@pytest.mark.parametrize("change", [{}, {"width": 32}, {"epochs": 200}, {"train_images": 5000}, {"holdout": True}, {"allow_partial": True},
+                                    {"dataset": "shapes"}, {"average": True}, {"lr": 0.05}, {"alpha": 0.2}, {"k": 4}])
+def test_a_cell_says_not_run_until_its_own_experiment_is_run(tmp_path, change):
+    save(tmp_path, *(make_record(96.0 + seed / 10, seed=seed, **PAPERS | change) for seed in range(6)),
+         *(make_record(90.0 + seed / 10, seed=seed, mixer="mixup", **PAPERS | {k: v for k, v in change.items() if k != "k"}) for seed in range(6)))
+    verdict = cells(tmp_path, 1, dataset="CIFAR-10", mixer="region_mixup")["verdict"].item()
+    state = claim(tmp_path, "Region Mixup > Mixup")["state"]
+    assert (verdict != "not run") == (state == "holds") == (change == {})
+    if change:
+        assert set(cells(tmp_path, 1, mixer="region_mixup")["verdict"]) == {"not run"} and state in ("not run", "too few runs (0 and 6 of 6)")
+
+
+def test_a_diverged_run_is_no_run(tmp_path):
+    save(tmp_path, *(make_record(seed=seed, status="diverged", **PAPERS) for seed in range(6)))
+    assert set(cells(tmp_path, 1)["verdict"]) == {"not run"}
+
+
+def test_the_cell_is_the_mean_of_its_seeds_beside_the_papers(tmp_path):
+    values = [96.0, 96.2, 96.3]
+    save(tmp_path, *(make_record(v, seed=s, **PAPERS) for s, v in enumerate(values)))
+    row = cells(tmp_path, 1, dataset="CIFAR-10", mixer="region_mixup").iloc[0]
+    assert row["paper"] == "96.19 ± 0.05" and row["n"] == 3 and (row["ours"], row["ours_std"]) == stats.mean_std(values)
+    assert row["verdict"] == "agrees"
+    save(tmp_path, *(make_record(94.0 + s / 10, seed=s, mixer="mixup", **PAPERS) for s in range(3)))
+    assert cells(tmp_path, 1, dataset="CIFAR-10", mixer="mixup")["verdict"].item() == "lower"
+    save(tmp_path, *(make_record(97.0 + s / 10, seed=s, mixer="cutmix", **PAPERS) for s in range(2)))
+    assert cells(tmp_path, 1, dataset="CIFAR-10", mixer="cutmix")["verdict"].item() == "2 of 3 runs"
+    assert set(cells(tmp_path, 1, dataset="Tiny ImageNet")["verdict"]) == {"not run"}
+
+
+def test_lost_cells_stay_lost(tmp_path):
+    save(tmp_path, *(make_record(79.0 + s / 10, seed=s, mixer="cutmix", **PAPERS | {"dataset": "cifar100"}) for s in range(3)))
+    row = cells(tmp_path, 1, dataset="CIFAR-100", mixer="cutmix").iloc[0]
+    assert row["paper"] == "79.03" and row["verdict"] == "the paper's spread is lost" and row["n"] == 3
+    assert cells(tmp_path, 2, **{"clean loss": "without"})["paper"].tolist() == ["lost"] * 3
+
+
+def test_states_of_a_claim(tmp_path):
+    def state(region, mixup):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        save(root, *(make_record(v, seed=s, **PAPERS) for s, v in enumerate(region)),
+             *(make_record(v, seed=s, mixer="mixup", **PAPERS) for s, v in enumerate(mixup)))
+        return claim(root, "Region Mixup > Mixup")
+
+    base = [95.8, 95.9, 96.0, 95.85, 95.95, 95.9]
+    better, worse = ([v + shift + (0.01 if i % 2 else -0.01) for i, v in enumerate(base)] for shift in (0.3, -0.3))
+    row = state(better, base)
+    d = scipy_stats.ttest_ind(better, base, equal_var=False).confidence_interval()
+    assert row["state"] == "holds" and row["A - B"] == f"+0.30 [{d.low:+.2f}, {d.high:+.2f}]" and row["n"] == "6, 6"
+    assert row["paired"].startswith("+0.30") and row["r"] > 0.95
+    assert state(worse, base)["state"] == "fails"
+    assert state([v + (0.1 if i % 2 else -0.08) for i, v in enumerate(base)], base)["state"] == "unresolved"
+    assert state(better[:5], base)["state"] == "too few runs (5 and 6 of 6)"
+    assert state(better[:1], [])["state"] == "too few runs (1 and 0 of 6)"
+
+
+def test_a_primary_claim_needs_its_corrected_p():
+    primary = next(c for c in paper.CLAIMS if c.primary)
+    difference = stats.Difference(0.2, 0.01, 0.39, 0.04, (6, 6))
+    assert paper.verdict(primary, difference, 0.04) == "holds" and paper.verdict(primary, difference, 0.08) == "unresolved"
+
+
+def test_overhead_is_judged_by_its_margin(tmp_path):
+    def speed(region):
+        root = tmp_path / str(region)
+        save(root, *(make_record(96, seed=s, **PAPERS).model_copy(update={"images_per_second": region + 1.5 * s * s}) for s in range(3)),
+             *(make_record(96, seed=s, mixer="mixup", **PAPERS).model_copy(update={"images_per_second": 1000.0 + s}) for s in range(3)))
+        return claim(root, "minimal to no overhead", metric="speed")["state"]
+
+    assert speed(980.0) == "holds" and speed(900.0) == "fails" and speed(951.0) == "unresolved"
+
+
+def test_attacks_count_only_with_the_papers_settings_on_all_images(tmp_path):
+    made = [make_record(96.0, seed=s, **PAPERS) for s in range(3)]
+    save(tmp_path, *made)
+    for number, record in enumerate(made):
+        add_attacks(tmp_path, record, 58.0 + number)
+    row = cells(tmp_path, 3, dataset="CIFAR-10", mixer="region_mixup").iloc[0]
+    assert row["n"] == 3 and row["ours"] == 59 and row["verdict"] == "agrees"
+    assert set(cells(tmp_path, 4)["verdict"]) == {"not run"}, "FGSM is not Square"
+    for change in ({"eps": "4/255"}, {"images": 4}, {"attack": "square"}):
+        for record in made:
+            add_attacks(tmp_path, record, 50.0, **change)
+        assert set(cells(tmp_path, 3)["verdict"]) == {"not run"}, change
+    assert cells(tmp_path, 4, dataset="CIFAR-10", mixer="region_mixup")["n"].item() == 3
+
+
+def test_every_number_of_the_paper_has_its_place():
+    for numbers in (paper.ACCURACY, paper.FGSM, paper.SQUARE):
+        assert set(numbers) == set(paper.DATASETS) and all(set(row) == {"cutmix", "mixup", "region_mixup"} for row in numbers.values())
+    assert paper.ABLATION[1.0]["region_mixup"] == paper.ACCURACY["cifar100"]["region_mixup"], "the parity that says which dataset Table 2 is about"
+    best = {name: max(row, key=lambda mixer: row[mixer][0]) for name, row in paper.ACCURACY.items()}
+    assert best == {"cifar10": "region_mixup", "cifar100": "cutmix", "tiny-imagenet": "region_mixup"}, "as the paper's bold face"
+    orders = {"accuracy": paper.ACCURACY, "fgsm": paper.FGSM, "square": paper.SQUARE}
+    for c in paper.CLAIMS:  # every claim of an order is the order of the paper's own cells
+        if c.metric in orders and c.a[1] == c.b[1]:
+            row = orders[c.metric][c.dataset]
+            assert row[c.a[0]][0] > row[c.b[0]][0], c
+
+
+def test_the_committed_records_have_no_verdict_they_did_not_earn():
+    runs = report.runs_below(project_root() / "results")
+    eligible = paper.under_protocol(runs)
+    verdicts = pd.concat([table["verdict"] for _, table in report.tables(project_root() / "results")["paper"]])
+    assert len(eligible) or set(verdicts) == {"not run"}
+    assert not math.isnan(runs["metrics.accuracy"].mean())
