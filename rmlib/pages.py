@@ -22,7 +22,7 @@ PAGE = jinja2.Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title | e }}</title>
 <style>
-body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff; max-width: 58rem; margin: 2rem auto; padding: 0 1.2rem }
+body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff; max-width: 64rem; margin: 2rem auto; padding: 0 1.2rem }
 h1, h2, h3 { line-height: 1.25; margin: 2em 0 0.5em } h1 { margin-top: 0.5em }
 a { color: #1a5a96 } .anchor-link { display: none }
 nav { font-size: 14px; border-bottom: 1px solid #ddd; padding-bottom: 0.6em; margin-bottom: 1.5em }
@@ -32,7 +32,7 @@ th { border-bottom: 2px solid #999 }
 td[style*="right"], th[style*="right"] { text-align: right }
 pre { font: 13px/1.45 ui-monospace, monospace; overflow-x: auto; margin: 0.5em 0; white-space: pre }
 code { font-family: ui-monospace, monospace; font-size: 0.88em; background: #f4f4f4; padding: 0.1em 0.25em; border-radius: 3px }
-pre code { background: none; padding: 0 }
+pre code { background: none; padding: 0 } .jp-OutputArea-output pre { margin: 0 }
 .jp-CodeCell { margin: 1.2em 0 } .highlight { background: #f7f7f7; border-left: 3px solid #c9d6e2; padding: 0.1em 0.8em }
 .jp-OutputArea-output { padding: 0.1em 0.8em } img { max-width: 100% }
 math { font-size: 1.08em } .formula { text-align: center; margin: 1em 0; overflow-x: auto } .note { color: #555; font-size: 14px }

@@ -247,7 +247,8 @@ def collect_measurements(root: Path, kind: str):
         stamp = read(path.parent).finished
         if found.run_id not in newest or stamp > newest[found.run_id][0]:
             newest[found.run_id] = stamp, found
-    return pd.DataFrame([{"run_id": run_id, **row.settings, **row.result, "seconds": row.seconds, "finished": row.finished}
+    return pd.DataFrame([{"run_id": run_id, **row.settings, **row.result, "seconds": row.seconds, "finished": row.finished,
+                          **{f"hardware.{name}": value for name, value in row.hardware.items()}}
                          for run_id, (_, found) in newest.items() for row in found.measurements])
 
 

@@ -20,7 +20,7 @@ METHOD = ("mixer", "k", "alpha", "regions", "per_sample", "shared_partner", "sha
 # parameters that leave the final network as it is
 WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
 METRICS = ("accuracy", "nll", "ece")
-# heading and decimals of a column; others keep their name, and two decimals if they have a spread
+# heading and decimals of a column; others keep their name, and one decimal if they have a spread
 HEADS = {"mixer": ("method", None), "accuracy": ("accuracy (%)", 2), "nll": ("NLL (nats)", 3), "ece": ("ECE (%)", 1),
          "clean_accuracy": ("clean (%)", 1), "hours": ("hours", 2), "images_per_second": ("images/s", 0)}
 
@@ -84,7 +84,9 @@ def robustness(group, attacks):
     if not len(attacks):
         return None
     attacks = attacks.assign(name=attacks.apply(attack_name, axis=1), size=attacks["eps"].map(lambda text: float(Fraction(text))))
-    names = attacks.sort_values(["attack", "size"])["name"].drop_duplicates()
+    attacks = attacks.sort_values("images").groupby("run_id", group_keys=False)[attacks.columns.tolist()].apply(
+        lambda own: own[own["images"] == own["images"].max()])  # of several samples of images the largest
+    names = attacks[attacks["size"] > 0].sort_values(["attack", "size"])["name"].drop_duplicates()  # eps = 0 is the clean accuracy
     table = []
     for row, runs in methods(group):
         own = attacks[attacks["run_id"].isin(runs["run_id"])]
@@ -148,7 +150,7 @@ def _all(group, name):
 
 
 def _hardware(group):
-    """Every device of the runs, a GPU by its name, a CPU with its cores."""
+    """Every device of some runs or measurements, a GPU by its name, a CPU with its cores."""
     gpus = group["hardware.gpu"] if "hardware.gpu" in group else pd.Series(index=group.index, dtype=object)
     names = {gpu if isinstance(gpu, str) else f"{cpu} ({int(cores)} cores)"
              for gpu, cpu, cores in zip(gpus, group["hardware.cpu"], group["hardware.cores"])}
@@ -165,7 +167,7 @@ def render(table) -> str:
         cells = []
         for name, wide in zip(columns, spread):
             decimals = HEADS.get(name, (name, None))[1]
-            cells.append(cell(row[name], row[f"{name}_std"], 2 if decimals is None else decimals) if wide else _plain(name, row[name]))
+            cells.append(cell(row[name], row[f"{name}_std"], 1 if decimals is None else decimals) if wide else _plain(name, row[name]))
             if name == "n" and row.get("diverged"):
                 cells[-1] += f" (+ {row['diverged']} diverged)"
         lines.append(cells)
@@ -198,9 +200,10 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     runs, attacks, cams = runs_below(root), records.collect_measurements(root, "attacks"), records.collect_measurements(root, "cam")
     found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "robustness": [], "attention": []}
     for group in experiments(runs):
-        for kind, table in (("robustness", robustness(group, attacks)), ("attention", attention(group, cams))):
+        for kind, measured, table in (("robustness", attacks, robustness(group, attacks)), ("attention", cams, attention(group, cams))):
             if table is not None:
-                found[kind].append((f"{title(group)}; {NOTES[kind]}; n networks, mean ± sample standard deviation", table))
+                words = f"{title(group)}; {NOTES[kind]}; n networks, mean ± sample standard deviation; on {_hardware(measured)}"
+                found[kind].append((words, table))
     found["paper"] = paper.tables(runs, attacks)
     found["claims"] = [(paper.CAPTION, paper.claims(runs, attacks))]
     found["costs"] = [("seconds from the first step to the last evaluation, all attempts together; images/s: training images, "

@@ -102,7 +102,7 @@ def test_states_of_a_claim(tmp_path):
     better, worse = ([v + shift + (0.01 if i % 2 else -0.01) for i, v in enumerate(base)] for shift in (0.3, -0.3))
     row = state(better, base)
     d = scipy_stats.ttest_ind(better, base, equal_var=False).confidence_interval()
-    assert row["state"] == "holds" and row["A - B"] == f"+0.30 [{d.low:+.2f}, {d.high:+.2f}]" and row["n"] == "6, 6"
+    assert row["state"] == "holds" and row["A - B"] == f"+0.30 [{d.low:+.2f}, {d.high:+.2f}]" and row["n"] == "6, 6 of 6"
     assert row["paired"].startswith("+0.30") and row["r"] > 0.95
     assert state(worse, base)["state"] == "fails"
     assert state([v + (0.1 if i % 2 else -0.08) for i, v in enumerate(base)], base)["state"] == "unresolved"
@@ -121,7 +121,7 @@ def test_overhead_is_judged_by_its_margin(tmp_path):
         root = tmp_path / str(region)
         save(root, *(make_record(96, seed=s, **PAPERS).model_copy(update={"images_per_second": region + 1.5 * s * s}) for s in range(3)),
              *(make_record(96, seed=s, mixer="mixup", **PAPERS).model_copy(update={"images_per_second": 1000.0 + s}) for s in range(3)))
-        return claim(root, "minimal to no overhead", metric="speed")["state"]
+        return claim(root, "at most 5 % slower", metric="speed")["state"]
 
     assert speed(980.0) == "holds" and speed(900.0) == "fails" and speed(951.0) == "unresolved"
 

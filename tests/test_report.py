@@ -64,12 +64,14 @@ def test_attacks_and_maps_stand_beside_their_method(tmp_path):
     save(tmp_path, *made, make_record(75, mixer="mixup"))
     for accuracy, record in zip((40.0, 44.0, 48.0), made):
         measured(tmp_path, record, "attacks", *[({"attack": "fgsm", "eps": eps}, {"images": 50, "clean_accuracy": 80.0, "accuracy_after": value})
-                                                for eps, value in (("16/255", accuracy - 30), ("8/255", accuracy))])
+                                                for eps, value in (("16/255", accuracy - 30), ("8/255", accuracy), ("0", 80.0))])
     measured(tmp_path, made[0], "cam", ({"layer": "layer4"}, {"images": 9, "energy_inside": 31.0, "object_area": 15.0}))
     text = report.markdown(tmp_path, "robustness")
+    measured(tmp_path, made[0], "attacks", ({"attack": "fgsm", "eps": "8/255", "image_seed": 1}, {"images": 20, "clean_accuracy": 0.0, "accuracy_after": 0.0}))
+    assert report.markdown(tmp_path, "robustness") == text, "a smaller sample does not count beside a larger one"
     assert "| method | n | images | clean (%) | FGSM 8/255 | FGSM 16/255 |" in text, "sizes in the order of their value"
-    assert "| Region Mixup | 3 | 50 | 80.0 ± 0.0 | 44.00 ± 4.00 | 14.00 ± 4.00 |" in text and "| Mixup" not in text
-    assert "| Region Mixup | layer4 | 1 | 9 | 31.00 | 15 |" in report.markdown(tmp_path, "attention")
+    assert "| Region Mixup | 3 | 50 | 80.0 ± 0.0 | 44.0 ± 4.0 | 14.0 ± 4.0 |" in text and "| Mixup" not in text
+    assert "| Region Mixup | layer4 | 1 | 9 | 31.0 | 15 |" in report.markdown(tmp_path, "attention")
     assert report.markdown(tmp_path, "costs").count("1 / 60") == 0 and "| 4 | 0.07 |" in report.markdown(tmp_path, "costs")
 
 
