@@ -9,8 +9,7 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 .PHONY: study test notebooks readme lab lock clean env
 
-study: env  ## the whole study on the built-in images: lessons, batch, table
-	$(BIN) -m rmlib.notebooks run notebooks/01_method.ipynb runs/01_method.ipynb
+study: env  ## the whole study on the built-in images: five notebooks, a grid of 24 trainings, tables and an HTML report
 	$(BIN) -m rmlib batch $(BATCHES)/quick.yaml
 
 test: env  ## pytest, and nbval over the notebooks

@@ -63,7 +63,7 @@ deviation stand beside each, hardware and versions below each table. The paper: 
 <p class="note">The same tables as Markdown and CSV: <a href="tables/tables.md">tables/</a></p>
 """)
 
-HEADINGS = {"accuracy": "What was run", "robustness": "After an attack", "attention": "Where the networks look", "paper": "The paper's tables, and ours",
+HEADINGS = {"accuracy": "What was run", "differences": "Differences with their intervals", "robustness": "After an attack", "attention": "Where the networks look", "paper": "The paper's tables, and ours",
             "claims": "The claims", "costs": "What it cost"}
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.stats import ttest_ind_from_stats
 
 from rmlib import stats
-from rmlib.report import LABELS, cell
+from rmlib.params import LABELS
 
 LOST = None
 RUNS = 3  # "averaged over 3 runs"
@@ -133,7 +133,7 @@ def tables(runs, attacks) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _told(reported):
-    return "lost" if reported is LOST else f"{reported[0]:g}" if reported[1] is LOST else cell(*reported, 2)
+    return "lost" if reported is LOST else f"{reported[0]:g}" if reported[1] is LOST else "{:.2f} ± {:.2f}".format(*reported)
 
 
 def _verdict(reported, mean, std, count):

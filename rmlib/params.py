@@ -19,7 +19,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from rmlib import UserError
 
 DATASETS = ("shapes", "cifar10", "cifar100", "tiny-imagenet")
-MIXERS = ("none", "mixup", "cutmix", "region_mixup")
+LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mixup": "Region Mixup"}
+MIXERS = tuple(LABELS)
 
 
 def _number(value):

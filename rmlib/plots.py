@@ -10,7 +10,7 @@ import torch
 from rmlib import UserError
 from rmlib.data import load, stream, to_float
 from rmlib.mixers import CutMix, Mixup, Plan, RegionMixup
-from rmlib.report import LABELS
+from rmlib.params import LABELS
 
 # Colour-blind safe, and of different lightness, so that the order survives a grey print.
 COLOURS = {"none": "#4d4d4d", "mixup": "#e69f00", "cutmix": "#56b4e9", "region_mixup": "#b2182b"}
@@ -262,20 +262,22 @@ def seeds(groups: list):
     return figure
 
 
-def differences(table):
+def differences(table, title=""):
     """Forest plot: differences with their intervals; zero is a line, what crosses it is unresolved.
 
     Args:
-        table: DataFrame with columns label, mean, low, high (points; NaN for one run), mixer (colour).
+        title: above the plot.
+        table: of :func:`rmlib.report.differences`; columns difference (text), of (mixer, the colour), points, low, high.
     """
-    figure, axis = plt.subplots(figsize=(6.2, 0.8 + 0.32 * len(table)))
+    figure, axis = plt.subplots(figsize=(6.2, 0.8 + 0.3 * len(table)))
     for place, row in enumerate(reversed(table.to_dict("records"))):
         if row["low"] == row["low"]:
-            axis.plot([row["low"], row["high"]], [place, place], color=COLOURS[row["mixer"]], lw=2)
-        axis.plot(row["mean"], place, "o", color=COLOURS[row["mixer"]], ms=5)
+            axis.plot([row["low"], row["high"]], [place, place], color=COLOURS[row["of"]], lw=2)
+        axis.plot(row["points"], place, "o", color=COLOURS[row["of"]], ms=5)
     axis.axvline(0, color="#888888", lw=1, ls="--")
     axis.set(yticks=range(len(table)), xlabel="difference in accuracy (points), 95 % interval")
-    axis.set_yticklabels(list(reversed(list(table["label"]))), fontsize=8)
+    axis.set_title(title, fontsize=9)
+    axis.set_yticklabels(list(reversed(list(table["difference"]))), fontsize=8)
     figure.tight_layout()
     return figure
 

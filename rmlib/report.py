@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from rmlib import UserError, records
-from rmlib.params import MIXERS, TrainParams
-from rmlib.stats import mean_std
+from rmlib import UserError, paper, records
+from rmlib.params import LABELS, MIXERS, TrainParams, nearest
+from rmlib.stats import mean_std, welch
 
-LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mixup": "Region Mixup"}
 # parameters that make a method; runs that differ in these alone stand in one table
 METHOD = ("mixer", "k", "alpha", "regions", "per_sample", "shared_partner", "shared_weight", "cutmix_prob", "clean_weight", "average")
 # parameters that leave the final network as it is
 WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
 METRICS = ("accuracy", "nll", "ece")
+DEFAULTS = TrainParams().config
+HIDDEN = ("diverged", "of", "low", "high")  # columns for figures and CSV, not for the rendered table
 # heading and decimals of a column; others keep their name, and one decimal if they have a spread
 HEADS = {"mixer": ("method", None), "accuracy": ("accuracy (%)", 2), "nll": ("NLL (nats)", 3), "ece": ("ECE (%)", 1),
          "clean_accuracy": ("clean (%)", 1), "hours": ("hours", 2), "images_per_second": ("images/s", 0)}
@@ -69,6 +70,26 @@ def summary(group):
             row[metric], row[f"{metric}_std"] = mean_std(good.get(f"metrics.{metric}", []) if len(good) else [])
         table.append(row)
     return pd.DataFrame(table)
+
+
+def differences(group):
+    """Differences in accuracy within an experiment, with 95 % intervals by Welch's t: Region Mixup with the clean loss minus each
+    other method with it, and every method with the clean loss minus without. None if there is nothing to compare."""
+    accuracy = {(row["mixer"], clean): runs.loc[runs["status"] == "done", "metrics.accuracy"]
+                for row, runs in methods(group) for clean in [runs["config.clean_weight"].iloc[0] > 0]
+                if all(runs[f"config.{name}"].iloc[0] == DEFAULTS[name] for name in METHOD if name not in ("mixer", "clean_weight"))}
+    pairs = [("region_mixup", True, mixer, True) for mixer in MIXERS if mixer != "region_mixup"]
+    pairs += [(mixer, True, mixer, False) for mixer in MIXERS]
+    table = []
+    for a, clean_a, b, clean_b in pairs:
+        if (a, clean_a) in accuracy and (b, clean_b) in accuracy:
+            d = welch(accuracy[a, clean_a], accuracy[b, clean_b])
+            label = f"{LABELS[a]} - {LABELS[b]}" if a != b else f"{LABELS[a]}: with - without the clean loss"
+            known = d.low == d.low
+            table.append({"difference": label, "of": b, "points": d.mean, "low": d.low, "high": d.high,
+                          "95 % interval": f"[{d.low:+.2f}, {d.high:+.2f}]" if known else "–", "n": f"{d.n[0]}, {d.n[1]}",
+                          "state": "resolved" if d.low > 0 or d.high < 0 else "unresolved"})
+    return pd.DataFrame(table) if table else None
 
 
 def attack_name(row) -> str:
@@ -137,9 +158,8 @@ def caption(group) -> str:
               if name.startswith("config.") and group[name].map(str).nunique() == 1}
     first = [f"{name} {config.pop(name)}" for name in ("dataset", "width", "epochs", "batch_size", "schedule", "lr") if name in config]
     told = ("mixer", "seed", "train_images", "test_images", "eval_every")  # in the rows, told by the numbers of images, or of no effect
-    defaults = TrainParams().config
     first += [f"{name} {value}" for name, value in config.items()
-              if name not in told and value != defaults.get(name) and not (isinstance(value, float) and value != value) and value is not None]
+              if name not in told and value != DEFAULTS.get(name) and not (isinstance(value, float) and value != value) and value is not None]
     images = f"{_all(group, 'data.train_images')} training and {_all(group, 'data.test_images')} test images"
     return (f"{', '.join(first)}; {images}; seeds {_all(group, 'config.seed')}; mean ± sample standard deviation over n seeds; "
             f"{group['seconds'].sum() / 60:.1f} minutes in all on {_hardware(group)}, torch {_all(group, 'versions.torch')}")
@@ -159,7 +179,7 @@ def _hardware(group):
 
 def render(table) -> str:
     """A table in Markdown: X and X_std become '82.31 ± 0.40', nothing known a dash."""
-    columns = [name for name in table.columns if not name.endswith("_std") and name != "diverged"]
+    columns = [name for name in table.columns if not name.endswith("_std") and name not in HIDDEN]
     spread = [f"{name}_std" in table.columns for name in columns]
     lines = [[HEADS.get(name, (name, None))[0] for name in columns],
              ["---:" if wide or pd.api.types.is_numeric_dtype(table[name]) and name not in METHOD else "---" for name, wide in zip(columns, spread)]]
@@ -186,20 +206,23 @@ def _plain(name, value):
         return LABELS[value]
     if value is None or value != value:
         return "–"
+    if name == "points":
+        return f"{value:+.2f}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     """Every table below a folder of records: kind -> list of (caption, DataFrame).
 
-    Kinds: ``accuracy``, ``robustness`` and ``attention`` with one table per experiment, ``paper`` with the paper's Tables 1 to
+    Kinds: ``accuracy``, ``differences``, ``robustness`` and ``attention`` with one table per experiment, ``paper`` with the paper's Tables 1 to
     4 beside ours, ``claims``, and ``costs``.
     """
-    from rmlib import paper
-
     runs, attacks, cams = runs_below(root), records.collect_measurements(root, "attacks"), records.collect_measurements(root, "cam")
-    found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "robustness": [], "attention": []}
+    found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "differences": [], "robustness": [], "attention": []}
     for group in experiments(runs):
+        table = differences(group)
+        if table is not None:
+            found["differences"].append((f"{title(group)}; accuracy, Welch's t over seeds, not corrected for the number of comparisons", table))
         for kind, measured, table in (("robustness", attacks, robustness(group, attacks)), ("attention", cams, attention(group, cams))):
             if table is not None:
                 words = f"{title(group)}; {NOTES[kind]}; n networks, mean ± sample standard deviation; on {_hardware(measured)}"
@@ -221,8 +244,6 @@ def markdown(root: Path, kind: str = "accuracy") -> str:
     Raises:
         UserError: unknown kind, no record, or nothing of this kind was measured.
     """
-    from rmlib.params import nearest
-
     found = tables(root)
     if kind not in found:
         raise UserError(f"report {kind!r}: {nearest(kind, found)}")

@@ -5,6 +5,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from scipy import stats
 from test_records import make_record, save
 
 from rmlib import UserError, pages, records, report
@@ -73,6 +74,20 @@ def test_attacks_and_maps_stand_beside_their_method(tmp_path):
     assert "| Region Mixup | 3 | 50 | 80.0 ± 0.0 | 44.0 ± 4.0 | 14.0 ± 4.0 |" in text and "| Mixup" not in text
     assert "| Region Mixup | layer4 | 1 | 9 | 31.0 | 15 |" in report.markdown(tmp_path, "attention")
     assert report.markdown(tmp_path, "costs").count("1 / 60") == 0 and "| 4 | 0.07 |" in report.markdown(tmp_path, "costs")
+
+
+def test_differences_are_welchs_and_named(tmp_path):
+    a, b, c = [80.0, 83.0, 84.5], [79.0, 79.5, 79.2], [60.0, 61.0, 60.5]
+    save(tmp_path, *(make_record(v, seed=s) for s, v in enumerate(a)), *(make_record(v, seed=s, mixer="mixup") for s, v in enumerate(b)),
+         *(make_record(v, seed=s, clean_weight=0) for s, v in enumerate(c)), make_record(90.0, k=4), make_record(seed=3, status="diverged"))
+    (group,) = report.experiments(report.runs_below(tmp_path))
+    table = report.differences(group).set_index("difference")
+    assert list(table.index) == ["Region Mixup - Mixup", "Region Mixup: with - without the clean loss"], "k = 4 is another method"
+    test = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    row = table.loc["Region Mixup - Mixup"]
+    assert (row["low"], row["high"]) == (pytest.approx(test.low), pytest.approx(test.high)) and row["n"] == "3, 3"
+    assert list(table["state"]) == ["unresolved", "resolved"]
+    assert "low" not in report.markdown(tmp_path, "differences").splitlines()[0]
 
 
 def test_no_records_and_no_measurements(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rmlib import Stopped, UserError, records, train
+from rmlib import Stopped, UserError, networks, records, train
 from rmlib.data import load
 from rmlib.evaluate import predict
 from rmlib.params import TrainParams, parse
@@ -112,7 +112,7 @@ def test_a_run_learns_and_leaves_a_complete_record(tiny_run):
     assert tiny_run["dataset"].removeprefix("folder:") not in text and os.path.expanduser("~") not in text
     assert train.train(options, log=lines.append) == record and "finished already" in lines[-1]
     data = load(options.dataset, split="test")
-    logits = predict(train.load_model(options.folder), data.images)
+    logits = predict(networks.load(options.folder), data.images)
     assert 100 * (logits.argmax(1) == data.labels).double().mean().item() == pytest.approx(record.metrics["accuracy"])
 
 
@@ -149,7 +149,7 @@ def test_two_processes_never_train_one_run(tiny_run):
 def weights_of(folder):
     from safetensors.torch import load_file
 
-    return load_file(folder / train.WEIGHTS)
+    return load_file(folder / records.WEIGHTS)
 
 
 @pytest.mark.parametrize("mixer", ["none", "region_mixup", "cutmix"])
