@@ -33,6 +33,7 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
         UserError: the notebook is missing, or a cell failed (the executed copy shows which).
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     if not Path(source).exists():
@@ -45,6 +46,8 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     try:
         papermill.execute_notebook(os.path.relpath(source), str(target), parameters, kernel_name="python3", progress_bar=False,
                                    config=kernels)
+    except DeadKernelError:
+        raise UserError(f"the kernel of {target} was killed or crashed, and left no message (memory full? see the system's log)") from None
     except papermill.PapermillExecutionError as error:
         raise UserError(f"{error.ename}: {error.evalue} (cell {error.exec_count} of {target})") from error
     finally:

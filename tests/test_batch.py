@@ -116,7 +116,7 @@ def test_failures_are_kept_apart_named_and_repeatable(project):
     counts = run_batch(read_batch(path, "out"), workers=2, log=lines.append)
     assert counts == {"done": 1, "failed": 2, "stopped": 0, "left": 0}
     text = "\n".join(lines)
-    assert "AssertionError: seed 1 does not work" in text and "80.00 %" in text
+    assert "AssertionError: seed 1 does not work" in text and "80.00 %" in text and "was killed or crashed" in text
     batch = read_batch(path, "out")
     assert [batch.state(cell) for cell in batch.cells] == ["done", "failed", "failed"], "a killed kernel is not done, whatever its notebook says"
     done = batch.cells[0].folder
