@@ -90,7 +90,7 @@ def build(root: Path, folder: Path) -> Path:
             body = body.replace(f'href="{name}"', f'href="{target}"')
         records.atomic_write(folder / page, _page(_title(path), links, body).encode())
     title = f"Report: {root.resolve().name}"
-    text = "\n".join(f"## {HEADINGS[kind]}\n\n" + "\n".join(f"{report.render(table)}\n{words}.\n" for words, table in found)
+    text = "\n".join(f"## {HEADINGS[kind]}\n\n" + "\n".join(f"{words}:\n\n{report.render(table)}" for words, table in found)
                      for kind, found in report.tables(root).items() if found)
     heads, cells = _cells(runs, {path.parent.name: page for path, page in pages.items() if path.stem == CELL})
     body = INDEX.render(title=title, runs=len(runs), lessons=[(pages[path], path.stem, _question(path)) for path in lessons],

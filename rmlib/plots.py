@@ -275,7 +275,7 @@ def differences(table, title=""):
             axis.plot([row["low"], row["high"]], [place, place], color=COLOURS[row["of"]], lw=2)
         axis.plot(row["points"], place, "o", color=COLOURS[row["of"]], ms=5)
     axis.axvline(0, color="#888888", lw=1, ls="--")
-    axis.set(yticks=range(len(table)), xlabel="difference in accuracy (points), 95 % interval")
+    axis.set(yticks=range(len(table)), ylim=(-0.6, len(table) - 0.4), xlabel="difference in accuracy (points), 95 % interval")
     axis.set_title(title, fontsize=9)
     axis.set_yticklabels(list(reversed(list(table["difference"]))), fontsize=8)
     figure.tight_layout()

@@ -75,7 +75,7 @@ def summary(group):
 def differences(group):
     """Differences in accuracy within an experiment, with 95 % intervals by Welch's t: Region Mixup with the clean loss minus each
     other method with it, and every method with the clean loss minus without. None if there is nothing to compare."""
-    accuracy = {(row["mixer"], clean): runs.loc[runs["status"] == "done", "metrics.accuracy"]
+    accuracy = {(row["mixer"], clean): runs[runs["status"] == "done"].get("metrics.accuracy", pd.Series(dtype=float))
                 for row, runs in methods(group) for clean in [runs["config.clean_weight"].iloc[0] > 0]
                 if all(runs[f"config.{name}"].iloc[0] == DEFAULTS[name] for name in METHOD if name not in ("mixer", "clean_weight"))}
     pairs = [("region_mixup", True, mixer, True) for mixer in MIXERS if mixer != "region_mixup"]
