@@ -8,6 +8,7 @@ Around the grid the file may name the other notebooks: 01_method on its images b
 on its networks, then 05_results on its records. They lie in OUT, and run again when what they look at has changed.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -309,6 +310,8 @@ def _run_lesson(batch, name, jobs):
         if code:
             return _failure(jobs, executed, output, error, _last_line(output))
         records.atomic_write(batch.out / f"{name}.done", fingerprint.encode())
+    except UserError as reason:  # a full disk
+        return "failed", str(reason)
     except OSError as reason:
         return "failed", f"{batch.out} cannot be written ({reason.strerror}): choose another folder with --out"
     return "done", f"after {time.perf_counter() - begun:.0f} s"
@@ -319,7 +322,8 @@ def _failure(jobs, executed, output, file, otherwise):
     reason = _last_error(executed) or otherwise or "no reason was given"
     if jobs.stop.is_set() or reason.startswith("Stopped:"):
         return "stopped", reason
-    file.write_text(f"{reason}\n\n{output}")
+    with contextlib.suppress(OSError):  # a full disk: the reason is in the log all the same
+        file.write_text(f"{reason}\n\n{output}")
     return "failed", f"{reason}  (see {executed if executed.exists() else file})"
 
 

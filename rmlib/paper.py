@@ -88,8 +88,7 @@ def under_protocol(runs):
 
 
 def values(runs, attacks, metric: str, dataset: str, mixer: str, clean_weight: float):
-    """The numbers of one cell as a Series over seeds: runs under the paper's protocol; attacks on all test images."""
-    runs = under_protocol(runs)
+    """The numbers of one cell as a Series over seeds; ``runs`` are those under the paper's protocol, attacks those on all test images."""
     runs = runs[(runs["config.dataset"] == dataset) & (runs["config.mixer"] == mixer) & (runs["config.clean_weight"] == clean_weight)]
     runs = runs.sort_values("finished").drop_duplicates("config.seed", keep="last").set_index("run_id")
     if metric == "accuracy":
@@ -111,6 +110,8 @@ def values(runs, attacks, metric: str, dataset: str, mixer: str, clean_weight: f
 
 def tables(runs, attacks) -> list[tuple[str, pd.DataFrame]]:
     """The paper's Tables 1 to 4 with our cells beside its own, as (caption, table)."""
+    runs = under_protocol(runs)
+
     def rows(metric, dataset, reported, clean_weight, extra):
         table = []
         for mixer in ("cutmix", "mixup", "region_mixup"):
@@ -151,7 +152,7 @@ def _verdict(reported, mean, std, count):
 
 def claims(runs, attacks) -> pd.DataFrame:
     """The claims with what our records say: not run, too few runs, holds, fails or unresolved."""
-    table, primary = [], []
+    runs, table, primary = under_protocol(runs), [], []
     for claim in CLAIMS:
         a, b = (values(runs, attacks, claim.metric, claim.dataset, *side) for side in (claim.a, claim.b))
         if claim.metric == "speed" and len(b):

@@ -23,6 +23,7 @@ from rmlib.params import complete, config_id, project_root
 
 RECORD, CHECKPOINT = "record.json", "checkpoint.pt"  # of a run that has ended, of one that goes on
 WEIGHTS = "weights.safetensors"
+KINDS = ("attacks", "cam")  # of measurements on a trained network
 
 
 class Record(BaseModel):
@@ -71,7 +72,7 @@ class Measurement(BaseModel):
 
 
 class Measurements(BaseModel):
-    """What was measured on a run's network after its training: ``attacks.json`` or ``cam.json`` beside the record."""
+    """What was measured on a run's network after its training: ``attacks.json`` or ``cam.json`` (see KINDS) beside the record."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -243,6 +244,8 @@ def collect_measurements(root: Path, kind: str):
 
     newest = {}
     for path in sorted(Path(root).rglob(f"{kind}.json")):
+        if not (path.parent / RECORD).exists():  # the run is being trained again
+            continue
         found = measurements(path.parent, kind)
         stamp = read(path.parent).finished
         if found.run_id not in newest or stamp > newest[found.run_id][0]:

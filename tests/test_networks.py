@@ -127,6 +127,14 @@ class TestMeasure:
         (folder / records.WEIGHTS).write_bytes(b"two")
         assert measure({"eps": "0"}) == {"n": 2} and len(records.measurements(folder, "attacks").measurements) == 1
 
+    def test_training_again_forgets_them(self, tiny_run):
+        params, _ = finished(tiny_run)
+        records.measure(params.folder, "attacks", {"eps": "0"}, dict, "cpu", save=True)
+        (params.folder / records.RECORD).unlink()
+        assert len(records.collect_measurements(params.folder, "attacks")) == 0, "a run without record has no results"
+        train(params, log=quiet)
+        assert records.measurements(params.folder, "attacks") is None, "they were about the network before"
+
     def test_without_save_nothing_is_loaded_or_written(self, tmp_path):
         folder, measure, calls = self.run(tmp_path)
         assert measure({"eps": "0"}, save=False) == {"n": 1} and measure({"eps": "0"}, save=False) == {"n": 2}
