@@ -84,10 +84,11 @@ def as_pixels(model, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     return pixels
 
 
-def sample(count: int, least: int | None, seed: int, purpose: str) -> torch.Tensor:
-    """Indices of ``least`` of ``count`` images, drawn without replacement from a stream of the seed, sorted; None: all."""
+def sample(count: int, size: int | None, seed: int, purpose: str) -> torch.Tensor:
+    """Indices of ``size`` of ``count`` images, drawn without replacement from a stream of the seed, sorted; None, or more than
+    there are: all of them."""
     order = torch.randperm(count, generator=stream(seed, purpose))
-    return order[:least].sort().values
+    return order[:size].sort().values
 
 
 def predict(model, images: torch.Tensor, batch_size: int = 500, bf16: bool = False) -> torch.Tensor:

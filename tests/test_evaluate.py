@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rmlib.data import load
-from rmlib.evaluate import evaluate, evaluating, expected_calibration_error, full_precision, metrics, pack_bits, predict, unpack_bits
+from rmlib.evaluate import evaluate, evaluating, expected_calibration_error, full_precision, metrics, pack_bits, predict, sample, unpack_bits
 from rmlib.models import preact_resnet18
 
 
@@ -69,3 +69,11 @@ def test_full_precision_is_restored():
         assert torch.backends.cudnn.allow_tf32
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+def test_samples_are_drawn_by_the_seed_and_never_twice():
+    first = sample(100, 20, 0, "attacked")
+    assert torch.equal(first, sample(100, 20, 0, "attacked")) and first.unique().numel() == 20 and torch.equal(first, first.sort().values)
+    assert not torch.equal(first, sample(100, 20, 1, "attacked")) and not torch.equal(first, sample(100, 20, 0, "maps"))
+    assert torch.equal(sample(7, None, 0, "x"), torch.arange(7)) and torch.equal(sample(7, 50, 0, "x"), torch.arange(7))
+    assert set(sample(100, 20, 0, "attacked").tolist()) < set(sample(100, 30, 0, "attacked").tolist()), "a larger sample contains the smaller"
