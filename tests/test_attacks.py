@@ -226,3 +226,16 @@ def test_settings_name_what_the_result_depends_on():
     assert fgsm == attacks.settings("fgsm", "8/255", **common | {"queries": 7}), "queries mean nothing to FGSM"
     assert square != attacks.settings("square", "8/255", **common | {"queries": 7})
     assert "torchattacks 3.3.0" == fgsm["library"] and fgsm["eps"] == "8/255"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("attack", attacks.ATTACKS)
+def test_cuda_is_the_cpu_up_to_rounding(attack):
+    """Same ball, same counts to the few images whose sign or margin is decided by rounding; the CUDA generator is left alone too."""
+    model, images, labels = touchy(200)
+    on_cpu = attacks.evaluate(model, images, labels, attack, "4/255", queries=20)
+    state = torch.cuda.get_rng_state()
+    on_cuda = attacks.evaluate(model.cuda(), images, labels, attack, "4/255", queries=20)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert abs(on_cpu["fooled"] - on_cuda["fooled"]) <= 20 and on_cpu["clean_correct"] == on_cuda["clean_correct"]
+    assert attacks.perturb(model, images, labels, attack, "4/255", queries=3).device.type == "cpu"

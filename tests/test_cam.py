@@ -179,3 +179,12 @@ def test_objects_are_masks_or_the_insides_of_boxes():
     assert boxed[2].sum() == (x2 - x1) * (y2 - y1) and boxed[2, y1:y2, x1:x2].all()
     assert (boxed | ~data.masks).all(), "every mask lies in its box"
     assert cam.object_masks(replace(data, masks=None, boxes=None)) is None
+
+
+@pytest.mark.cuda
+def test_cuda_is_the_cpu_up_to_rounding():
+    torch.manual_seed(0)
+    model = preact_resnet18(3, 4).eval()
+    pixels, classes = images(12, 32)
+    on_cpu = cam.maps(model, pixels, classes, "layer3")
+    assert torch.allclose(cam.maps(model.cuda(), pixels, classes, "layer3"), on_cpu, atol=0.02)
