@@ -17,7 +17,10 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with the nearest valid name."""
+    """argparse whose errors are one line, with the nearest valid name, and whose options are written out."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
         if message.startswith("unrecognized arguments: --"):
@@ -155,10 +158,9 @@ def run_batch(options) -> int:
         raise UserError(f"--workers {options.workers}: at least 1")
     batch = batches.read_batch(options.file, options.out)
     if options.dry_run:
-        for cell in batch.cells:
-            print(f"{batch.state(cell):<8} {cell.run_id}  {batch.label(cell)}")
-        for name in batch.lessons:
-            print(f"{batch.lesson_state(name):<8} {name}")
+        for state, text in batch.plan():
+            print(f"{state:<8} {text}")
+        print(f"in {batch.out}")
         return 0
     counts = batches.run_batch(batch, workers=options.workers, only_failed=options.only_failed,
                                log=lambda line: print(line, flush=True))
@@ -173,8 +175,11 @@ def run_report(options) -> int:
     from rmlib import params, records, report
 
     if options.into:
+        if options.folder or options.out:
+            raise _Usage("rmlib report: --into takes its folders from the document: leave FOLDER and --out away")
         path = Path(options.into)
         records.atomic_write(path, report.fill(path.read_text(), path.parent).encode())
+        print(f"{path}: tables made anew")
     else:
         root = Path(options.folder) if options.folder else params.runs_dir()
         make_report(root, Path(options.out) if options.out else root / "report")

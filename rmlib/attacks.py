@@ -29,7 +29,8 @@ def perturb(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fg
     seeds every batch alike; here each batch has its own seed, a function of ``seed`` and its number.
 
     Args:
-        model: logits for images in [0, 1]; float32 or float64. Its modes, gradients and torch's random state come back.
+        model: an nn.Module with parameters that returns logits (N, classes) for images in [0, 1]; float32 or float64. Its modes,
+            gradients and torch's random state come back.
         images: (N, C, H, W) uint8, or floating point in [0, 1]. labels: (N,) int64, the true classes.
         attack: "fgsm" or "square". eps: largest change of a pixel in [0, 1], a number or text such as "8/255".
         queries: steps of Square. batch_size: images attacked together. seed: of Square's draws.
@@ -42,17 +43,23 @@ def perturb(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fg
     """
     if attack not in ATTACKS:
         raise UserError(f"attack={attack!r}: {nearest(attack, ATTACKS)}")
-    size = float(Fraction(str(eps)))
+    try:
+        size = float(Fraction(str(eps)))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        size = -1.0
     if not 0 <= size <= 1:
         raise UserError(f"eps={eps}: expected a size on the scale of pixels in [0, 1], such as 8/255")
-    parameter = next(model.parameters())
+    for name, value in (("queries", queries), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name}={value}: expected a whole number of at least 1")
     pixels = as_pixels(model, images, labels)
+    parameter = next(model.parameters())
     found = []
     with with_gradients(model):
         for number, (batch, true) in enumerate(zip(pixels.split(batch_size), labels.split(batch_size))):
             batch, true = batch.to(parameter), true.to(parameter.device)
             if number == 0:
-                _check_logits(model, batch)
+                _check_logits(model, batch, labels)
             if attack == "fgsm":
                 method = torchattacks.FGSM(model, eps=size)
             else:
@@ -66,8 +73,10 @@ def perturb(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fg
 
 
 @torch.no_grad()
-def _check_logits(model, batch):
+def _check_logits(model, batch, labels):
     output = model(batch)
+    if int(labels.max()) >= output.shape[1]:
+        raise UserError(f"class {int(labels.max())} cannot be attacked: the network has {output.shape[1]} classes")
     if output.min() >= 0 and torch.allclose(output.sum(1), torch.ones_like(output[:, 0]), atol=1e-4):
         raise UserError("the model returns probabilities: attacks need its logits, so take the softmax away")
 

@@ -83,6 +83,17 @@ class Batch:
             return "done"
         return "failed" if (self.out / f"{name}.{ERROR}").exists() else "new"
 
+    def plan(self) -> list[tuple[str, str]]:
+        """What a run would do, as (state, text): every cell, then every other notebook; one that looks at something that will
+        change is new."""
+        states = [(self.state(cell), f"{cell.run_id}  {self.label(cell)}") for cell in self.cells]
+        changes = any(state != "done" for state, _ in states)
+        for phase, names in enumerate(PHASES):
+            found = [(name, "new" if phase and changes else self.lesson_state(name)) for name in names if name in self.lessons]
+            states += [(state, name) for name, state in found]
+            changes |= phase > 0 and any(state != "done" for _, state in found)
+        return states
+
     def fingerprint(self, name: str) -> str:
         """Hash of a lesson's source, its parameters and the files it looks at."""
         looks_at = {"01_method": (), "05_results": (records.RECORD, "attacks.json", "cam.json")}.get(name, (records.RECORD,))
@@ -124,7 +135,7 @@ def read_batch(path: Path, out: Optional[Path] = None) -> Batch:
         remedy = nearest(name, BatchFile.model_fields) if item["type"] == "extra_forbidden" else item["msg"]
         raise UserError(f"{path}: {name}: {remedy}") from error
     if file is None:
-        raise UserError(f"{path} is empty: expected the entries notebook, common and grid")
+        raise UserError(f"{path} is empty: expected the entries common, grid and notebooks")
     out = Path(out) if out else runs_dir() / path.stem
     out = Path(os.path.relpath(out)) if out.resolve().is_relative_to(Path.cwd()) else out  # no machine path in the notebooks
     cells, wrong = {}, {}
@@ -143,9 +154,13 @@ def read_batch(path: Path, out: Optional[Path] = None) -> Batch:
     for name, values in file.notebooks.items():
         try:
             if name not in itertools.chain(*PHASES):
-                raise UserError(f"notebooks: {name}: {nearest(name, itertools.chain(*PHASES))}")
+                raise UserError(f"notebooks: {name}: {nearest(name, [*itertools.chain(*PHASES)])}")
             if cells:
                 lessons[name] = parse(name, _given(name, next(iter(cells.values())), out) | (values or {}))
+                weight, weights = getattr(lessons[name], "clean_weight", None), sorted({cell.clean_weight for cell in cells.values()})
+                if weight is not None and weight not in weights:
+                    raise UserError(f"notebooks: {name}: clean_weight={weight:g} selects no cell of the grid: set it to one of "
+                                    f"{', '.join(f'{each:g}' for each in weights)}, or none for all")
         except UserError as error:
             wrong.setdefault(str(error), None)
     if wrong:

@@ -23,7 +23,7 @@ def maps(model, images: torch.Tensor, classes: torch.Tensor, layer: str = "layer
     expect; and for images of 32 x 32 pixels the map there has 4 x 4 cells. See notebook 04_cam.
 
     Args:
-        model: logits for images in [0, 1]; float32 or float64.
+        model: an nn.Module with parameters that returns logits (N, classes) for images in [0, 1]; float32 or float64.
         images: (N, C, H, W) uint8, or floating point in [0, 1].
         classes: (N,) int64, the class that each map explains: the true one, or the predicted one.
         layer: name of a module whose output is (N, K, h, w), such as "layer4" or "layer3.1".
@@ -38,8 +38,8 @@ def maps(model, images: torch.Tensor, classes: torch.Tensor, layer: str = "layer
     modules = dict(model.named_modules())
     if layer not in modules or not layer:
         raise UserError(f"layer={layer!r}: {nearest(layer, [name for name in modules if name and name.count('.') < 2])}")
-    parameter = next(model.parameters())
     pixels = as_pixels(model, images, classes)
+    parameter = next(model.parameters())
     found = []
     with with_gradients(model):
         _check_output(model, modules[layer], pixels[:1].to(parameter), int(classes.max()), layer)
@@ -77,6 +77,8 @@ def energy_inside(grids: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     Args:
         grids: (N, H, W) maps, not negative. masks: (N, H, W) bool, True on the object.
     """
+    if masks.dtype != torch.bool:
+        raise UserError(f"masks are {masks.dtype}: expected bool, True on the object")
     if grids.shape != masks.shape:
         raise UserError(f"maps {tuple(grids.shape)} and masks {tuple(masks.shape)} must have the same shape")
     total = grids.double().sum((1, 2))

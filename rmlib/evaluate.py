@@ -68,7 +68,11 @@ def as_pixels(model, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     Raises:
         UserError: network not in float32 or float64, pixels outside [0, 1], shapes that do not fit, negative labels.
     """
+    if not (isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)):
+        raise UserError(f"images are {type(images).__name__}, labels {type(labels).__name__}: expected torch tensors")
     kinds = {parameter.dtype for parameter in model.parameters()}
+    if not kinds:
+        raise UserError("the model has no parameters, so its device and type are unknown: hand over the network itself, an nn.Module")
     if not kinds <= {torch.float32, torch.float64}:
         names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
         raise UserError(f"the network is in {names}: small gradients vanish there; use model.float()")

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from rmlib import UserError, records
 from rmlib.data import ImageSet
 from rmlib.models import PreActResNet18
-from rmlib.params import MIXERS, TrainParams, complete
+from rmlib.params import MIXERS, TrainParams, complete, experiment, method_name
 from rmlib.records import RECORD, WEIGHTS, Record
 from rmlib.train import evaluation_set, make_model
 
@@ -19,16 +19,21 @@ def find(runs: Path, clean_weight: float | None = None) -> list[tuple[Path, Reco
         runs: searched with everything below it. clean_weight: only runs with this weight of the clean loss; None: all.
 
     Raises:
-        UserError: there is none, or they were evaluated on different images.
+        UserError: there is none, or they differ in more than method and seed.
     """
     found = [(path.parent, records.read(path.parent)) for path in sorted(Path(runs).rglob(WEIGHTS)) if (path.parent / RECORD).exists()]
     found = [(folder, record) for folder, record in found if clean_weight is None or record.config["clean_weight"] == clean_weight]
     if not found:
         which = "" if clean_weight is None else f" trained with clean_weight={clean_weight:g}"
-        raise UserError(f"there is no finished run{which} with its {WEIGHTS} under {runs}: run a batch first, or set `runs` to its folder")
+        raise UserError(f"there is no finished run{which} with its {WEIGHTS} under {Path(runs).resolve()}: run a batch first, or set `runs` or `clean_weight`")
     if len({(record.config["dataset"], record.data["checksum"], record.data["test_images"]) for _, record in found}) > 1:
         raise UserError(f"the runs under {runs} were evaluated on different images: set `runs` to the folder of one experiment")
-    return sorted(found, key=lambda item: (MIXERS.index(item[1].config["mixer"]), item[1].config["seed"], item[1].run_id))
+    settings = [experiment(record.config) for _, record in found]
+    differing = [f"{name}: {', '.join(sorted({str(each[name]) for each in settings}))}" for name in settings[0]
+                 if any(each[name] != settings[0][name] for each in settings)]
+    if differing:
+        raise UserError(f"the runs under {runs} are of different experiments ({'; '.join(differing)}): set `runs` to the folder of one")
+    return sorted(found, key=lambda item: (MIXERS.index(item[1].config["mixer"]), method_name(item[1].config), item[1].config["seed"], item[1].run_id))
 
 
 def images_of(record: Record, root=None) -> ImageSet:

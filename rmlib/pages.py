@@ -26,9 +26,9 @@ body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff; max
 h1, h2, h3 { line-height: 1.25; margin: 2em 0 0.5em } h1 { margin-top: 0.5em }
 a { color: #1a5a96 } .anchor-link { display: none }
 nav { font-size: 14px; border-bottom: 1px solid #ddd; padding-bottom: 0.6em; margin-bottom: 1.5em }
-table { border-collapse: collapse; font-size: 14px; margin: 1em 0; display: block; overflow-x: auto }
-th, td { padding: 0.25em 0.7em; border-bottom: 1px solid #e4e4e4; text-align: left; font-variant-numeric: tabular-nums; white-space: nowrap }
-th { border-bottom: 2px solid #999 }
+table { border-collapse: collapse; font-size: 13.5px; margin: 1em 0; display: block; overflow-x: auto }
+th, td { padding: 0.25em 0.55em; border-bottom: 1px solid #e4e4e4; text-align: left; font-variant-numeric: tabular-nums; white-space: nowrap }
+th { border-bottom: 2px solid #999; white-space: normal; vertical-align: bottom }
 td[style*="right"], th[style*="right"] { text-align: right }
 pre { font: 13px/1.45 ui-monospace, monospace; overflow-x: auto; margin: 0.5em 0; white-space: pre }
 code { font-family: ui-monospace, monospace; font-size: 0.88em; background: #f4f4f4; padding: 0.1em 0.25em; border-radius: 3px }
@@ -47,13 +47,16 @@ math { font-size: 1.08em } .formula { text-align: center; margin: 1em 0; overflo
 """)
 
 INDEX = jinja2.Template("""<h1>{{ title | e }}</h1>
-<p>Region Mixup, studied. Every number on these pages comes from the records of {{ runs }} run{{ "s" if runs != 1 }}; n, mean and sample standard
-deviation stand beside each, hardware and versions below each table. The paper: Saha &amp; Garain,
+<p>Region Mixup, studied. Our numbers on these pages come from the records of {{ runs }} run{{ "s" if runs != 1 }}; n, mean and sample standard
+deviation stand beside each, what was run on which hardware above each table. The paper's numbers are typed from the paper: Saha &amp; Garain,
 <a href="https://arxiv.org/abs/2409.15028">Region Mixup</a>, ICLR 2024 Tiny Papers.</p>
+<p><b>clean_weight</b> is the weight of the loss of the clean batch beside that of the mixed one: 1 as the paper trains, 0 for the mixed batch alone. With
+"No mixing", 1 is the same batch twice (a control for the doubled loss) and 0 plain training.</p>
 {% if lessons %}<h2>Notebooks</h2>
 <table><tr><th>notebook</th><th>question</th></tr>
 {% for page, name, question in lessons %}<tr><td><a href="{{ page }}">{{ name | e }}</a></td><td style="white-space: normal">{{ question | e }}</td></tr>
-{% endfor %}</table>{% endif %}
+{% endfor %}{% if cells %}<tr><td><a href="#runs">02_training</a></td><td style="white-space: normal">How is a network trained on mixed batches? One page for each run.</td></tr>{% endif %}
+</table>{% endif %}
 {{ tables }}
 {% if cells %}<h2 id="runs">Runs</h2>
 <p class="note">Each is notebook 02_training with its own parameters.</p>

@@ -25,6 +25,10 @@ PROTOCOL = {
     "allow_partial": False, "augment": True, "holdout": False, "average": False, "k": 2, "alpha": 1.0, "regions": "grid",
     "per_sample": False, "shared_partner": False, "shared_weight": False, "cutmix_prob": 1.0}
 
+# images of the whole datasets, and the checksum of the decoded pixels where it is known (of the others when they have been read once)
+IMAGES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "tiny-imagenet": (100_000, 10_000)}
+CHECKSUMS = {"cifar10": "449998bd777e46bba2af7d60c88a70deecb13a8b17e0eaa9c86d474cab669c59"}
+
 # dataset -> method -> (mean, sample standard deviation) in percent
 ACCURACY = {"cifar10": {"cutmix": (95.82, 0.19), "mixup": (95.89, 0.12), "region_mixup": (96.19, 0.05)},
             "cifar100": {"cutmix": (79.03, LOST), "mixup": (78.1, LOST), "region_mixup": (78.75, 0.28)},
@@ -80,11 +84,13 @@ CAPTION = ("A verdict needs the claim's own dataset, width 64 and 400 epochs, an
 
 
 def under_protocol(runs):
-    """The finished runs whose every parameter is the paper's."""
+    """The finished runs whose every parameter is the paper's, on the whole dataset."""
     fits = (runs["status"] == "done") & runs["config.dataset"].isin(list(DATASETS))
     for name, value in PROTOCOL.items():
         fits &= runs[f"config.{name}"].map(lambda found, value=value: (None if found != found else found) == value)
-    return runs[fits]
+    whole = [(row["data.train_images"], row["data.test_images"]) == IMAGES.get(row["config.dataset"])
+             and row["data.checksum"] == CHECKSUMS.get(row["config.dataset"], row["data.checksum"]) for row in runs.to_dict("records")]
+    return runs[fits & pd.Series(whole, index=runs.index, dtype=bool)]
 
 
 def values(runs, attacks, metric: str, dataset: str, mixer: str, clean_weight: float):

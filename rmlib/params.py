@@ -21,6 +21,10 @@ from rmlib import UserError
 DATASETS = ("shapes", "cifar10", "cifar100", "tiny-imagenet")
 LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mixup": "Region Mixup"}
 MIXERS = tuple(LABELS)
+# parameters of 02_training that make a method; runs that differ in these and the seed alone form one experiment
+METHOD = ("mixer", "k", "alpha", "regions", "per_sample", "shared_partner", "shared_weight", "cutmix_prob", "clean_weight", "average")
+# parameters that leave the trained network as it is
+WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
 
 
 def _number(value):
@@ -188,7 +192,7 @@ class NetworksParams(Params):
     """Parameters of the notebooks that look at trained networks."""
 
     runs: Optional[str] = Field(None, description="folder of finished runs with their weights (default: the small networks in results/quick)")
-    clean_weight: Optional[Float] = Field(1.0, ge=0, description="only runs with this weight of the clean loss; None: all")
+    clean_weight: Annotated[Optional[float], BeforeValidator(_optional)] = Field(1.0, ge=0, description="only runs with this weight of the clean loss; None or all: every one")
     seed: Int = Field(0, ge=0, description="of the choice of images and of the random parts of a measurement")
     root: Optional[str] = Field(None, description="folder of the datasets (default: $RMLIB_DATA, then data/)")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
@@ -243,6 +247,18 @@ def project_root() -> Path:
     """The checkout this package is installed from, or the current folder for a package installed without it."""
     checkout = Path(__file__).resolve().parent.parent
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+def experiment(config: dict) -> dict:
+    """What runs must share to be compared: everything but method, seed, and what leaves the network as it is."""
+    return {name: value for name, value in complete(config).items() if name not in (*METHOD, "seed", *WITHOUT_EFFECT)}
+
+
+def method_name(config: dict) -> str:
+    """A method in words: its label, and every setting that is not the default, such as 'Region Mixup, k=4, average'."""
+    told = [name if config[name] is True else f"{name}={config[name]:g}" if isinstance(config[name], float) else f"{name}={config[name]}"
+            for name in METHOD[1:] if config[name] != TrainParams.model_fields[name].default]
+    return ", ".join([LABELS[config["mixer"]], *told])
 
 
 def networks_dir(runs: Optional[str] = None) -> Path:

@@ -173,19 +173,19 @@ def accuracy_against_eps(curves: dict, points: dict | None = None):
     """Accuracy after an attack over the size of the perturbation.
 
     Args:
-        curves: mixer -> list over networks of {eps as text: accuracy in percent}; thin lines, the mean of a method bold.
-        points: mixer -> list of (eps as text, accuracy) of another attack, drawn as crosses.
+        curves: (mixer, name of the method) -> list over networks of {eps as text: accuracy in percent}; thin lines, the mean bold.
+        points: the same keys -> list of (eps as text, accuracy) of another attack, drawn as crosses.
     """
     figure, axis = plt.subplots(figsize=(5.6, 3.2))
-    for number, (mixer, networks) in enumerate(curves.items()):
-        colour, marker = COLOURS[mixer], "osD^"[number % 4]
-        names = list(networks[0])
-        sizes = [255 * float(Fraction(name)) for name in names]
+    for number, ((mixer, name), networks) in enumerate(curves.items()):
+        colour, marker = COLOURS[mixer], "osD^vP*X"[number % 8]
+        steps = list(networks[0])
+        sizes = [255 * float(Fraction(eps)) for eps in steps]
         for network in networks if len(networks) > 1 else ():
-            axis.plot(sizes, [network[name] for name in names], "-", color=colour, lw=0.8, alpha=0.4)
-        axis.plot(sizes, [np.mean([network[name] for network in networks]) for name in names], f"{marker}-", color=colour, ms=4,
-                  label=f"{LABELS[mixer]} (n = {len(networks)})")
-        for eps, accuracy in (points or {}).get(mixer, ()):
+            axis.plot(sizes, [network[eps] for eps in steps], "-", color=colour, lw=0.8, alpha=0.4)
+        axis.plot(sizes, [np.mean([network[eps] for network in networks]) for eps in steps], f"{marker}-", color=colour, ms=4,
+                  label=f"{name} (n = {len(networks)})")
+        for eps, accuracy in (points or {}).get((mixer, name), ()):
             axis.plot(255 * float(Fraction(eps)), accuracy, "x", color=colour, ms=7, mew=2)
     axis.set(xlabel="eps (in 255ths of the pixel range)", ylabel="accuracy (%)", ylim=(0, 100))
     axis.legend(frameon=False, fontsize=8)
@@ -197,7 +197,7 @@ def perturbations(images, adversarial, before, after, eps: float):
     """Images, what an attack added to them (grey is nothing, the scale is +-eps) and the result, in three rows.
 
     Args:
-        images, adversarial: (N, 3, H, W) float in [0, 1]. before, after: the predicted classes in words.
+        images, adversarial: (N, 3, H, W) float in [0, 1]. before, after: titles of the images and of the attacked ones.
     """
     figure, axes = plt.subplots(3, len(images), figsize=(1.25 * len(images), 4.3), squeeze=False)
     for i, column in enumerate(axes.T):

@@ -3,6 +3,7 @@
 ``record.json`` is written last and atomically, so it exists exactly when the run ended. It holds no path of the machine.
 """
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -51,10 +52,24 @@ class Record(BaseModel):
     finished: str = Field(description="UTC, ISO 8601")
 
     @model_validator(mode="after")
-    def _id_fits(self):
+    def _fits_together(self):
         if self.run_id != config_id(self.config):
             raise ValueError(f"run_id {self.run_id} does not belong to its configuration ({config_id(self.config)})")
+        if self.status == "done" and len(self.history) != self.config["epochs"]:
+            raise ValueError(f"a history of {len(self.history)} epochs does not belong to a schedule of {self.config['epochs']}")
+        if self.status == "done" and self.correct is not None:
+            _check_share(self.correct, self.data["test_images"], self.metrics["accuracy"], "accuracy")
         return self
+
+
+def _check_share(verdicts: str, count: int, percent: float, name: str) -> None:
+    """Packed verdicts on single images must give the percentage that stands beside them, to half an image."""
+    packed = base64.b64decode(verdicts)
+    if len(packed) != -(-count // 8):
+        raise ValueError(f"{8 * len(packed)} verdicts do not belong to {count} images")
+    right = (int.from_bytes(packed, "big") >> (8 * len(packed) - count)).bit_count()
+    if abs(100 * right / count - percent) > 50 / count + 1e-9:
+        raise ValueError(f"{name} {percent:.2f} % does not fit the verdicts on single images ({100 * right / count:.2f} %)")
 
 
 class Measurement(BaseModel):
@@ -69,6 +84,12 @@ class Measurement(BaseModel):
     versions: dict[str, str]
     hardware: dict
     finished: str = Field(description="UTC, ISO 8601")
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if "correct" in self.result:
+            _check_share(self.result["correct"], self.result["images"], self.result["accuracy_after"], "accuracy_after")
+        return self
 
 
 class Measurements(BaseModel):

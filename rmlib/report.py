@@ -11,13 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 from rmlib import UserError, paper, records
-from rmlib.params import LABELS, MIXERS, TrainParams, nearest
-from rmlib.stats import mean_std, welch
+from rmlib.params import LABELS, METHOD, MIXERS, WITHOUT_EFFECT, TrainParams, nearest
+from rmlib.stats import holm, mean_std, welch
 
-# parameters that make a method; runs that differ in these alone stand in one table
-METHOD = ("mixer", "k", "alpha", "regions", "per_sample", "shared_partner", "shared_weight", "cutmix_prob", "clean_weight", "average")
-# parameters that leave the final network as it is
-WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
 METRICS = ("accuracy", "nll", "ece")
 DEFAULTS = TrainParams().config
 HIDDEN = ("diverged", "of", "low", "high")  # columns for figures and CSV, not for the rendered table
@@ -34,7 +30,7 @@ def runs_below(root: Path):
     """
     runs = records.collect(root)
     if runs.empty:
-        raise UserError(f"there is no record under {root}: run a batch first, e.g. rmlib batch notebooks/batches/quick.yaml")
+        raise UserError(f"there is no record under {Path(root).resolve()}: run a batch first, e.g. rmlib batch notebooks/batches/quick.yaml")
     return runs
 
 
@@ -74,7 +70,8 @@ def summary(group):
 
 def differences(group):
     """Differences in accuracy within an experiment, with 95 % intervals by Welch's t: Region Mixup with the clean loss minus each
-    other method with it, and every method with the clean loss minus without. None if there is nothing to compare."""
+    other method with it, and every method with the clean loss minus without. "resolved": p below 0.05 after Holm's correction for
+    the number of comparisons. None if there is nothing to compare."""
     accuracy = {(row["mixer"], clean): runs[runs["status"] == "done"].get("metrics.accuracy", pd.Series(dtype=float))
                 for row, runs in methods(group) for clean in [runs["config.clean_weight"].iloc[0] > 0]
                 if all(runs[f"config.{name}"].iloc[0] == DEFAULTS[name] for name in METHOD if name not in ("mixer", "clean_weight"))}
@@ -88,7 +85,9 @@ def differences(group):
             known = d.low == d.low
             table.append({"difference": label, "of": b, "points": d.mean, "low": d.low, "high": d.high,
                           "95 % interval": f"[{d.low:+.2f}, {d.high:+.2f}]" if known else "–", "n": f"{d.n[0]}, {d.n[1]}",
-                          "state": "resolved" if d.low > 0 or d.high < 0 else "unresolved"})
+                          "p (Holm)": d.p})
+    for row, p in zip(table, holm([row["p (Holm)"] for row in table])):
+        row |= {"p (Holm)": round(p, 3), "state": "resolved" if p < 0.05 else "unresolved"}
     return pd.DataFrame(table) if table else None
 
 
@@ -99,14 +98,22 @@ def attack_name(row) -> str:
     return f"{row['attack'].title()} {row['eps']} ({int(row['queries'])} queries)"
 
 
+def _one_sample(group, measured):
+    """The measurements of a group's runs on one sample of images, the same for all: the largest, of equal ones the latest; so a
+    network counts once. None if there is none."""
+    own = measured[measured["run_id"].isin(group["run_id"])].sort_values(["images", "finished"]) if len(measured) else measured
+    if not len(own):
+        return None
+    sample = own[[name for name in ("images", "image_seed", "checksum", "batch_size") if name in own]].map(str)
+    return own[(sample == sample.iloc[-1]).all(axis=1)]
+
+
 def robustness(group, attacks):
     """Accuracy after each attack (percent of the attacked images) per method; None if no network was attacked."""
-    attacks = attacks[attacks["run_id"].isin(group["run_id"])] if len(attacks) else attacks
-    if not len(attacks):
+    attacks = _one_sample(group, attacks)
+    if attacks is None:
         return None
     attacks = attacks.assign(name=attacks.apply(attack_name, axis=1), size=attacks["eps"].map(lambda text: float(Fraction(text))))
-    attacks = attacks.sort_values("images").groupby("run_id", group_keys=False)[attacks.columns.tolist()].apply(
-        lambda own: own[own["images"] == own["images"].max()])  # of several samples of images the largest
     names = attacks[attacks["size"] > 0].sort_values(["attack", "size"])["name"].drop_duplicates()  # eps = 0 is the clean accuracy
     table = []
     for row, runs in methods(group):
@@ -123,15 +130,16 @@ def robustness(group, attacks):
 
 def attention(group, cams):
     """Share of the Grad-CAM++ map inside the object per method and layer; None if it was not measured."""
-    cams = cams[cams["run_id"].isin(group["run_id"])] if len(cams) else cams
-    if not len(cams):
+    cams = _one_sample(group, cams)
+    if cams is None:
         return None
     table = []
     for row, runs in methods(group):
         for layer, own in cams[cams["run_id"].isin(runs["run_id"])].groupby("layer", sort=False):
             energy, energy_std = mean_std(own["energy_inside"])
             table.append(row | {"layer": layer, "n": len(own), "images": int(own["images"].min()), "inside the object (%)": energy,
-                                "inside the object (%)_std": energy_std, "area of the object (%)": round(own["object_area"].mean(), 1)})
+                                "inside the object (%)_std": energy_std, "area of the object (%)": round(own["object_area"].mean(), 1),
+                                "empty maps": round(own["empty_maps"].mean(), 1)})
     return pd.DataFrame(table)
 
 
@@ -162,7 +170,7 @@ def caption(group) -> str:
               if name not in told and value != DEFAULTS.get(name) and not (isinstance(value, float) and value != value) and value is not None]
     images = f"{_all(group, 'data.train_images')} training and {_all(group, 'data.test_images')} test images"
     return (f"{', '.join(first)}; {images}; seeds {_all(group, 'config.seed')}; mean ± sample standard deviation over n seeds; "
-            f"{group['seconds'].sum() / 60:.1f} minutes in all on {_hardware(group)}, torch {_all(group, 'versions.torch')}")
+            f"{group['seconds'].sum() / 60:.1f} minutes summed over the runs, on {_hardware(group)}, torch {_all(group, 'versions.torch')}")
 
 
 def _all(group, name):
@@ -222,10 +230,10 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     for group in experiments(runs):
         table = differences(group)
         if table is not None:
-            found["differences"].append((f"{title(group)}; accuracy, Welch's t over seeds, not corrected for the number of comparisons", table))
+            found["differences"].append((f"{title(group)}; accuracy, Welch's t over seeds; p corrected by Holm for the comparisons of this table, the intervals are not", table))
         for kind, measured, table in (("robustness", attacks, robustness(group, attacks)), ("attention", cams, attention(group, cams))):
             if table is not None:
-                words = f"{title(group)}; {NOTES[kind]}; n networks, mean ± sample standard deviation; on {_hardware(measured)}"
+                words = f"{title(group)}; {NOTES[kind]}; n networks, mean ± sample standard deviation; on {_hardware(_one_sample(group, measured))}"
                 found[kind].append((words, table))
     found["paper"] = paper.tables(runs, attacks)
     found["claims"] = [(paper.CAPTION, paper.claims(runs, attacks))]
@@ -235,7 +243,8 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
 
 
 NOTES = {"robustness": "accuracy in percent of the attacked images, of which there are `images` per network",
-         "attention": "Grad-CAM++, true class, mean over `images` test images; a map that knows nothing scores the area of the object"}
+         "attention": "Grad-CAM++, true class, mean over `images` test images; a map that knows nothing scores the area of the object; empty maps (number per network) "
+         "have no positive evidence and are left out"}
 
 
 def markdown(root: Path, kind: str = "accuracy") -> str:

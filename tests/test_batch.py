@@ -95,7 +95,8 @@ grid:
     ("grid: [{", "is not YAML"),
     ("notebook: 01_method\ngrid: [{seed: 0}]", "did you mean .notebooks"),
     ("grid: [{seed: 0}]\nnotebooks: {03_robustnes: {}}", "did you mean '03_robustness'"),
-    ("grid: [{seed: 0}]\nnotebooks: {02_training: {}}", "02_training"),
+    ("grid: [{seed: 0}]\nnotebooks: {02_training: {}}", "expected one of 01_method, 03_robustness"),
+    ("grid: [{seed: 0, clean_weight: 0.5}]\nnotebooks: {03_robustness: {}}", "clean_weight=1 selects no cell of the grid: set it to one of 0.5"),
     ("grid: [{seed: 0}]\nnotebooks: {03_robustness: {quieries: 5}}", "did you mean 'queries'"),
     ("grid: [{seed: 0}]\nnotebooks: {03_robustness: {eps: [8]}}", "scale of pixels"),
 ])
@@ -175,6 +176,9 @@ def test_the_other_notebooks_run_around_the_grid(project, lessons):
     Path("order.txt").unlink()
     assert run_batch(read_batch(path, "out"), log=lines.append)["done"] == 5 and not Path("order.txt").exists()
 
+    assert {state for state, _ in read_batch(path, "out").plan()} == {"done"}
+    planned = [state for state, _ in read_batch(grid(project, lessons, seed=[0, 4]), "out").plan()]
+    assert planned == ["done", "new", "done", "new", "new", "new"], "the plan knows what will look at something new"
     path = grid(project, lessons, seed=[0, 4])  # one more cell: what looks at the cells runs again, the method does not
     assert run_batch(read_batch(path, "out"), workers=1, log=lines.append)["done"] == 6
     assert noted() == ["03_robustness (2, 7, True)", "04_cam 2", "05_results 2"]

@@ -165,6 +165,8 @@ def test_energy_of_known_maps():
     grids = torch.stack([masks[0].float(), torch.ones(6, 6), 1 - masks[0].float(), torch.zeros(6, 6)])
     energy = cam.energy_inside(grids, masks)
     assert energy[:3].tolist() == [100, 50, 0] and energy[3].isnan(), "perfect, uniform, inverted, empty"
+    with pytest.raises(UserError, match="expected bool"):
+        cam.energy_inside(grids, 255 * masks.byte())
     with pytest.raises(UserError, match="same shape"):
         cam.energy_inside(grids, masks[:2])
 

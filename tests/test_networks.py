@@ -9,7 +9,7 @@ from test_records import make_record, save
 
 from rmlib import UserError, networks, records
 from rmlib.evaluate import predict
-from rmlib.params import TrainParams, networks_dir
+from rmlib.params import TrainParams, method_name, networks_dir
 from rmlib.train import evaluation_set, stored_weights, train
 
 
@@ -55,6 +55,15 @@ def test_runs_of_different_images_are_not_compared(tiny_run, tmp_path):
     finished(tiny_run)
     finished(tiny_run, test_images=15)
     with pytest.raises(UserError, match="different images: set `runs`"):
+        networks.find(tmp_path)
+
+
+def test_runs_of_different_experiments_are_not_compared_and_methods_not_pooled(tiny_run, tmp_path):
+    finished(tiny_run)
+    finished(tiny_run, average=True)
+    assert [method_name(record.config) for _, record in networks.find(tmp_path)] == ["Region Mixup", "Region Mixup, average"]
+    finished(tiny_run, epochs=2)
+    with pytest.raises(UserError, match=r"different experiments .epochs: 1, 2.: set `runs`"):
         networks.find(tmp_path)
 
 

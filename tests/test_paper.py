@@ -54,7 +54,7 @@ def test_the_protocol_names_real_parameters_and_the_batches_follow_it():
         assert controls.count(("mixup", 1.0)) >= needed and controls.count(("cutmix", 1.0)) >= 3
 
 
-@pytest.mark.parametrize("change", [{}, {"width": 32}, {"epochs": 200}, {"train_images": 5000}, {"holdout": True}, {"allow_partial": True},
+@pytest.mark.parametrize("change", [{}, {"checksum": "of other images"}, {"width": 32}, {"epochs": 200}, {"train_images": 5000}, {"holdout": True}, {"allow_partial": True},
                                     {"dataset": "shapes"}, {"average": True}, {"lr": 0.05}, {"alpha": 0.2}, {"k": 4}])
 def test_a_cell_says_not_run_until_its_own_experiment_is_run(tmp_path, change):
     save(tmp_path, *(make_record(96.0 + seed / 10, seed=seed, **PAPERS | change) for seed in range(6)),
@@ -134,7 +134,7 @@ def test_attacks_count_only_with_the_papers_settings_on_all_images(tmp_path):
     row = cells(tmp_path, 3, dataset="CIFAR-10", mixer="region_mixup").iloc[0]
     assert row["n"] == 3 and row["ours"] == 59 and row["verdict"] == "agrees"
     assert set(cells(tmp_path, 4)["verdict"]) == {"not run"}, "FGSM is not Square"
-    for change in ({"eps": "4/255"}, {"images": 4}, {"attack": "square"}):
+    for change in ({"eps": "4/255"}, {"images": 500}, {"attack": "square"}):
         for record in made:
             add_attacks(tmp_path, record, 50.0, **change)
         assert set(cells(tmp_path, 3)["verdict"]) == {"not run"}, change

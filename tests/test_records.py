@@ -1,17 +1,23 @@
+import base64
 import json
 
+import numpy as np
 import pytest
 
-from rmlib import UserError, records
+from rmlib import UserError, paper, records
 from rmlib.params import TrainParams
 from rmlib.records import Record
 
 
-def make_record(accuracy=80.0, seed=0, status="done", checksum="00", **config) -> Record:
+def make_record(accuracy=80.0, seed=0, status="done", checksum=None, **config) -> Record:
+    """A record that fits together, with 10 000 test images and, for the paper's datasets, its whole training set."""
     params = TrainParams(seed=seed, **config)
     metrics = {} if status == "diverged" else {"accuracy": accuracy, "top5": 99.0, "nll": 0.5, "ece": 3.0}
-    return Record(status=status, run_id=params.run_id, config=params.config, metrics=metrics, correct="AA==",
-                  history=[{"epoch": 1, "lr": 0.1, "loss": 2.0}], data={"checksum": checksum, "train_images": 10, "test_images": 5, "classes": 10},
+    correct = np.packbits(np.arange(10_000) < round(100 * accuracy))
+    train_images = params.train_images or paper.IMAGES.get(params.dataset, (60_000,))[0]
+    return Record(status=status, run_id=params.run_id, config=params.config, metrics=metrics, correct=base64.b64encode(correct).decode(),
+                  history=[{"epoch": epoch + 1, "lr": 0.1, "loss": 2.0} for epoch in range(params.epochs)],
+                  data={"checksum": checksum or paper.CHECKSUMS.get(params.dataset, "00"), "train_images": train_images, "test_images": 10_000, "classes": 10},
                   seconds=60.0, images_per_second=100.0, peak_memory_mib=500.0, restarts=0, **records.environment("cpu"))
 
 
@@ -34,6 +40,9 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "schema_version"),
     (lambda text: text.replace('"seed": 0', '"seed": 1'), "does not belong to its configuration"),
     (lambda text: text.replace('"seconds"', '"secs"'), "not a record of schema 1"),
+    (lambda text: text.replace('"accuracy": 80.0', '"accuracy": 96.0'), "96.00 % does not fit the verdicts on single images .80.00 %"),
+    (lambda text: text.replace('"test_images": 10000', '"test_images": 9000'), "do not belong to 9000 images"),
+    (lambda text: text.replace('    {"epoch": 1, "lr": 0.1, "loss": 2.0},\n', ""), "history of 5 epochs does not belong to a schedule of 6"),
 ])
 def test_a_bad_record_is_named(tmp_path, damage, words):
     path = records.write(make_record(), tmp_path)

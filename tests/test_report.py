@@ -26,7 +26,7 @@ def test_mean_spread_and_n(tmp_path):
     text = report.markdown(tmp_path)
     assert f"| Region Mixup | 3 | {statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} |" in text
     assert "| Mixup | 1 (+ 1 diverged) | 70.00 |" in text, "one run has no spread"
-    assert "seeds 0, 1, 2" in caption and "dataset shapes" in caption and "5 test images" in caption
+    assert "seeds 0, 1, 2" in caption and "dataset shapes" in caption and "10000 test images" in caption
 
 
 def test_experiments_are_never_averaged_or_compared(tmp_path):
@@ -66,13 +66,15 @@ def test_attacks_and_maps_stand_beside_their_method(tmp_path):
     for accuracy, record in zip((40.0, 44.0, 48.0), made):
         measured(tmp_path, record, "attacks", *[({"attack": "fgsm", "eps": eps}, {"images": 50, "clean_accuracy": 80.0, "accuracy_after": value})
                                                 for eps, value in (("16/255", accuracy - 30), ("8/255", accuracy), ("0", 80.0))])
-    measured(tmp_path, made[0], "cam", ({"layer": "layer4"}, {"images": 9, "energy_inside": 31.0, "object_area": 15.0}))
+    measured(tmp_path, made[0], "cam", ({"layer": "layer4"}, {"images": 9, "energy_inside": 31.0, "object_area": 15.0, "empty_maps": 2}))
     text = report.markdown(tmp_path, "robustness")
-    measured(tmp_path, made[0], "attacks", ({"attack": "fgsm", "eps": "8/255", "image_seed": 1}, {"images": 20, "clean_accuracy": 0.0, "accuracy_after": 0.0}))
-    assert report.markdown(tmp_path, "robustness") == text, "a smaller sample does not count beside a larger one"
+    for sample in ({"image_seed": 1, "images": 20}, {"image_seed": 0, "images": 20}, {"batch_size": 7, "images": 20}):
+        measured(tmp_path, made[0], "attacks", ({"attack": "fgsm", "eps": "8/255", **sample}, {"images": 20, "clean_accuracy": 0.0, "accuracy_after": 0.0}))
+        measured(tmp_path, made[0], "cam", ({"layer": "layer4", **sample}, {"images": 5, "energy_inside": 1.0, "object_area": 15.0, "empty_maps": 0}))
+    assert report.markdown(tmp_path, "robustness") == text, "a second, smaller sample is no second network"
     assert "| method | n | images | clean (%) | FGSM 8/255 | FGSM 16/255 |" in text, "sizes in the order of their value"
     assert "| Region Mixup | 3 | 50 | 80.0 ± 0.0 | 44.0 ± 4.0 | 14.0 ± 4.0 |" in text and "| Mixup" not in text
-    assert "| Region Mixup | layer4 | 1 | 9 | 31.0 | 15 |" in report.markdown(tmp_path, "attention")
+    assert "| Region Mixup | layer4 | 1 | 9 | 31.0 | 15 | 2 |" in report.markdown(tmp_path, "attention")
     assert report.markdown(tmp_path, "costs").count("1 / 60") == 0 and "| 4 | 0.07 |" in report.markdown(tmp_path, "costs")
 
 
@@ -87,6 +89,8 @@ def test_differences_are_welchs_and_named(tmp_path):
     row = table.loc["Region Mixup - Mixup"]
     assert (row["low"], row["high"]) == (pytest.approx(test.low), pytest.approx(test.high)) and row["n"] == "3, 3"
     assert list(table["state"]) == ["unresolved", "resolved"]
+    p = [stats.ttest_ind(x, y, equal_var=False).pvalue for x, y in ((a, b), (a, c))]
+    assert list(table["p (Holm)"]) == [round(p[0], 3), round(2 * min(p), 3)], "the smaller p counts twice among two comparisons"
     assert "low" not in report.markdown(tmp_path, "differences").splitlines()[0]
 
 
