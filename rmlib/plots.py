@@ -199,7 +199,7 @@ def perturbations(images, adversarial, before, after, eps: float):
     Args:
         images, adversarial: (N, 3, H, W) float in [0, 1]. before, after: titles of the images and of the attacked ones.
     """
-    figure, axes = plt.subplots(3, len(images), figsize=(1.25 * len(images), 4.3), squeeze=False)
+    figure, axes = plt.subplots(3, len(images), figsize=(1.25 * len(images), 4.7), squeeze=False)
     for i, column in enumerate(axes.T):
         show_image(column[0], images[i], before[i])
         show_image(column[1], (adversarial[i] - images[i]) / (2 * eps) + 0.5 if eps else torch.full_like(images[i], 0.5))
