@@ -12,7 +12,7 @@ import torchattacks
 from rmlib import UserError
 from rmlib.data import stream
 from rmlib.evaluate import as_pixels, pack_bits, with_gradients
-from rmlib.params import nearest
+from rmlib.params import eps_text, nearest
 
 ATTACKS = ("fgsm", "square")
 
@@ -39,16 +39,16 @@ def perturb(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fg
         (N, C, H, W) of the network's floating point type in [0, 1], on the CPU, within ``eps`` of the images.
 
     Raises:
-        UserError: unknown attack, images outside [0, 1], a network in half precision, one that returns probabilities.
+        UserError: unknown attack, eps outside [0, 1], queries or batch_size below 1, images outside [0, 1], labels that the
+            network does not know, a network in half precision, one that returns probabilities.
+        RuntimeError: the library left the ball or the range.
     """
     if attack not in ATTACKS:
         raise UserError(f"attack={attack!r}: {nearest(attack, ATTACKS)}")
     try:
-        size = float(Fraction(str(eps)))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        size = -1.0
-    if not 0 <= size <= 1:
-        raise UserError(f"eps={eps}: expected a size on the scale of pixels in [0, 1], such as 8/255")
+        size = float(Fraction(eps_text(eps)))
+    except ValueError as error:
+        raise UserError(f"eps={eps}: {error}") from None
     for name, value in (("queries", queries), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name}={value}: expected a whole number of at least 1")

@@ -28,9 +28,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rmlib import UserError, records
-from rmlib.params import NOTEBOOKS, DataParams, NetworksParams, Params, TrainParams, nearest, parse, project_root, runs_dir, takes_list
+from rmlib.params import CELL, NOTEBOOKS, DataParams, NetworksParams, Params, TrainParams, nearest, parse, project_root, runs_dir, takes_list
 
-CELL = "02_training"  # the notebook of the grid
 PHASES = (("01_method",), ("03_robustness", "04_cam"), ("05_results",))  # the others: beside the grid, after it, at last
 ERROR = "error.txt"
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # also a closed terminal
@@ -96,7 +95,7 @@ class Batch:
 
     def fingerprint(self, name: str) -> str:
         """Hash of a lesson's source, its parameters and the files it looks at."""
-        looks_at = {"01_method": (), "05_results": (records.RECORD, "attacks.json", "cam.json")}.get(name, (records.RECORD,))
+        looks_at = {"01_method": (), "05_results": (records.RECORD, *(f"{kind}.json" for kind in records.KINDS))}.get(name, (records.RECORD,))
         digest = hashlib.sha256(_source(name).read_bytes() + json.dumps(self.lessons[name].model_dump()).encode())
         for path in sorted(path for file in looks_at for path in self.out.glob(f"*/{file}")):
             digest.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes())

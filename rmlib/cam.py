@@ -76,6 +76,9 @@ def energy_inside(grids: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
     Args:
         grids: (N, H, W) maps, not negative. masks: (N, H, W) bool, True on the object.
+
+    Raises:
+        UserError: different shapes, masks that are not bool.
     """
     if masks.dtype != torch.bool:
         raise UserError(f"masks are {masks.dtype}: expected bool, True on the object")
@@ -86,7 +89,7 @@ def energy_inside(grids: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def object_masks(data) -> torch.Tensor | None:
-    """Masks (N, H, W) of the objects of an ImageSet: its own, or the insides of its boxes; None if it has neither."""
+    """Masks (N, H, W) bool of the objects of an ImageSet: its own, or the insides of its boxes; None if it has neither."""
     if data.masks is not None or data.boxes is None:
         return data.masks
     height, width = data.images.shape[2:]

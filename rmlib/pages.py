@@ -11,9 +11,7 @@ from nbconvert.filters import markdown2html
 from pygments.formatters import HtmlFormatter
 
 from rmlib import records, report
-from rmlib.params import NOTEBOOKS
-
-CELL = "02_training"
+from rmlib.params import CELL, NOTEBOOKS
 
 PAGE = jinja2.Template("""<!DOCTYPE html>
 <html lang="en">
@@ -66,8 +64,8 @@ deviation stand beside each, what was run on which hardware above each table. Th
 <p class="note">The same tables as Markdown and CSV: <a href="tables/tables.md">tables/</a></p>
 """)
 
-HEADINGS = {"accuracy": "What was run", "differences": "Differences with their intervals", "robustness": "After an attack", "attention": "Where the networks look", "paper": "The paper's tables, and ours",
-            "claims": "The claims", "costs": "What it cost"}
+HEADINGS = {"accuracy": "What was run", "differences": "Differences with their intervals", "robustness": "After an attack", "localization": "Where the networks look",
+            "paper": "The paper's tables, and ours", "claims": "The claims", "costs": "What it cost"}
 
 
 def build(root: Path, folder: Path) -> Path:
@@ -81,7 +79,8 @@ def build(root: Path, folder: Path) -> Path:
     """
     root, folder = Path(root), Path(folder)
     runs = report.runs_below(root)
-    report.write_tables(root, folder / "tables")
+    tables = report.tables(root)
+    report.write_tables(tables, root, folder / "tables")
     paths = [path for path in sorted(root.rglob("*.ipynb")) if path.stem in NOTEBOOKS and ".ipynb_checkpoints" not in path.parts]
     pages = {path: "-".join(path.relative_to(root).with_suffix(".html").parts) for path in paths}
     lessons = [path for path in paths if path.stem != CELL]
@@ -94,7 +93,7 @@ def build(root: Path, folder: Path) -> Path:
         records.atomic_write(folder / page, _page(_title(path), links, body).encode())
     title = f"Report: {root.resolve().name}"
     text = "\n".join(f"## {HEADINGS[kind]}\n\n" + "\n".join(f"{words}:\n\n{report.render(table)}" for words, table in found)
-                     for kind, found in report.tables(root).items() if found)
+                     for kind, found in tables.items() if found)
     heads, cells = _cells(runs, {path.parent.name: page for path, page in pages.items() if path.stem == CELL})
     body = INDEX.render(title=title, runs=len(runs), lessons=[(pages[path], path.stem, _question(path)) for path in lessons],
                         tables=markdown2html(text), heads=heads, cells=cells)

@@ -13,6 +13,7 @@ from scipy.stats import ttest_ind_from_stats
 
 from rmlib import stats
 from rmlib.params import LABELS
+from rmlib.sources import SIZES
 
 LOST = None
 RUNS = 3  # "averaged over 3 runs"
@@ -25,8 +26,8 @@ PROTOCOL = {
     "allow_partial": False, "augment": True, "holdout": False, "average": False, "k": 2, "alpha": 1.0, "regions": "grid",
     "per_sample": False, "shared_partner": False, "shared_weight": False, "cutmix_prob": 1.0}
 
-# images of the whole datasets, and the checksum of the decoded pixels where it is known (of the others when they have been read once)
-IMAGES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "tiny-imagenet": (100_000, 10_000)}
+# training and test images of the whole datasets; checksum of the decoded pixels where the whole dataset has been read
+IMAGES = {name: (classes * train, classes * test) for name, (classes, train, test) in SIZES.items()}
 CHECKSUMS = {"cifar10": "449998bd777e46bba2af7d60c88a70deecb13a8b17e0eaa9c86d474cab669c59"}
 
 # dataset -> method -> (mean, sample standard deviation) in percent

@@ -49,8 +49,12 @@ Int = Annotated[int, BeforeValidator(_number)]
 Limit = Annotated[Optional[int], BeforeValidator(_optional)]
 
 
-def _eps(value):
-    """A perturbation size as text: a fraction as given, anything else as n/255 where it is one, so that 8/255 stays 8/255."""
+def eps_text(value) -> str:
+    """A perturbation size as text: a fraction as given, anything else as n/255 where it is one, so that 8/255 stays 8/255.
+
+    Raises:
+        ValueError: no number, or outside [0, 1].
+    """
     try:
         if isinstance(value, bool):
             raise ValueError
@@ -65,7 +69,7 @@ def _eps(value):
     return str(float(exact))
 
 
-Eps = Annotated[str, BeforeValidator(_eps)]
+Eps = Annotated[str, BeforeValidator(eps_text)]
 
 
 def nearest(name: str, valid) -> str:
@@ -225,6 +229,7 @@ class ResultsParams(Params):
     runs: Optional[str] = Field(None, description="folder of the records (default: results/)")
 
 
+CELL = "02_training"  # the notebook that a grid runs for each of its cells
 NOTEBOOKS: dict[str, type[Params]] = {"01_method": MethodParams, "02_training": TrainParams, "03_robustness": RobustnessParams,
                                       "04_cam": CamParams, "05_results": ResultsParams}
 

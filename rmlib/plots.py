@@ -210,7 +210,7 @@ def perturbations(images, adversarial, before, after, eps: float):
     return figure
 
 
-def attention_grid(images, titles, rows, masks=None):
+def cam_grid(images, titles, rows, masks=None):
     """Class activation maps over images: the images on top, then one row per network or layer.
 
     Args:

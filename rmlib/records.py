@@ -27,10 +27,19 @@ WEIGHTS = "weights.safetensors"
 KINDS = ("attacks", "cam")  # of measurements on a trained network
 
 
-class Record(BaseModel):
-    """One finished run, schema version 1."""
+class Provenance(BaseModel):
+    """Where and when something was computed, and by which code; see :func:`environment`."""
 
     model_config = ConfigDict(extra="forbid")
+
+    code: dict = Field(description="version, git commit, dirty flag")
+    versions: dict[str, str]
+    hardware: dict
+    finished: str = Field(description="UTC, ISO 8601")
+
+
+class Record(Provenance):
+    """One finished run, schema version 1."""
 
     schema_version: Literal[1] = 1
     status: Literal["done", "diverged"] = Field(description="diverged: the loss became infinite; metrics are those of that moment, or empty")
@@ -46,10 +55,6 @@ class Record(BaseModel):
     images_per_second: float = Field(description="training images (each seen clean and mixed) per second of training")
     peak_memory_mib: float = Field(description="of the process (CPU) or of the device (CUDA)")
     restarts: int = Field(description="times the run was resumed from a checkpoint")
-    code: dict = Field(description="version, git commit, dirty flag")
-    versions: dict[str, str]
-    hardware: dict
-    finished: str = Field(description="UTC, ISO 8601")
 
     @model_validator(mode="after")
     def _fits_together(self):
@@ -72,18 +77,12 @@ def _check_share(verdicts: str, count: int, percent: float, name: str) -> None:
         raise ValueError(f"{name} {percent:.2f} % does not fit the verdicts on single images ({100 * right / count:.2f} %)")
 
 
-class Measurement(BaseModel):
+class Measurement(Provenance):
     """One thing measured on a trained network."""
-
-    model_config = ConfigDict(extra="forbid")
 
     settings: dict = Field(description="what was measured: equal settings on equal weights are the same measurement")
     result: dict
     seconds: float
-    code: dict = Field(description="version, git commit, dirty flag")
-    versions: dict[str, str]
-    hardware: dict
-    finished: str = Field(description="UTC, ISO 8601")
 
     @model_validator(mode="after")
     def _fits_together(self):
@@ -161,6 +160,7 @@ def check_images(params, now: str, then: str) -> None:
 def write(record: Record, folder: Path) -> Path:
     """Store the record of a run as ``folder/record.json``, with lists of numbers on one line each."""
     fields = record.model_dump(mode="json")
+    fields |= {name: fields.pop(name) for name in Provenance.model_fields}  # at the end of the file
     history = ",\n    ".join(json.dumps(row) for row in fields["history"])
     fields["history"] = "HISTORY"
     text = json.dumps(fields, indent=1).replace('"HISTORY"', f"[\n    {history}\n ]" if history else "[]")

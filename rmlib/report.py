@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from rmlib import UserError, paper, records
-from rmlib.params import LABELS, METHOD, MIXERS, WITHOUT_EFFECT, TrainParams, nearest
+from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, nearest
 from rmlib.stats import holm, mean_std, welch
 
 METRICS = ("accuracy", "nll", "ece")
@@ -19,7 +19,7 @@ DEFAULTS = TrainParams().config
 HIDDEN = ("diverged", "of", "low", "high")  # columns for figures and CSV, not for the rendered table
 # heading and decimals of a column; others keep their name, and one decimal if they have a spread
 HEADS = {"mixer": ("method", None), "accuracy": ("accuracy (%)", 2), "nll": ("NLL (nats)", 3), "ece": ("ECE (%)", 1),
-         "clean_accuracy": ("clean (%)", 1), "hours": ("hours", 2), "images_per_second": ("images/s", 0)}
+         "clean_accuracy": ("clean (%)", 1), "images_per_second": ("images/s", 0)}
 
 
 def runs_below(root: Path):
@@ -36,8 +36,7 @@ def runs_below(root: Path):
 
 def experiments(runs) -> list:
     """The runs in groups that one table may compare: equal in everything but method and seed; largest networks first."""
-    left_out = {f"config.{name}" for name in (*METHOD, "seed", *WITHOUT_EFFECT)}
-    config = [name for name in runs.columns if name.startswith("config.") and name not in left_out]
+    config = [f"config.{name}" for name in experiment(DEFAULTS)]
     groups = [runs.loc[index] for index in runs[config].map(str).groupby(config, sort=False).groups.values()]
     return sorted(groups, key=lambda group: (-group["config.width"].iloc[0], -group["config.epochs"].iloc[0], group["config.dataset"].iloc[0]))
 
@@ -128,7 +127,7 @@ def robustness(group, attacks):
     return pd.DataFrame(table)
 
 
-def attention(group, cams):
+def localization(group, cams):
     """Share of the Grad-CAM++ map inside the object per method and layer; None if it was not measured."""
     cams = _one_sample(group, cams)
     if cams is None:
@@ -154,7 +153,7 @@ def costs(runs):
 
 
 def title(group) -> str:
-    """'cifar10, width 8, 10 epochs, 5000 images': an experiment in a few words."""
+    """'cifar10, width 8, 10 epochs, 5000 training images': an experiment in a few words."""
     first = group.iloc[0]
     return (f"{first['config.dataset']}, width {first['config.width']}, {first['config.epochs']} epochs, "
             f"{first['data.train_images']} training images")
@@ -222,16 +221,16 @@ def _plain(name, value):
 def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     """Every table below a folder of records: kind -> list of (caption, DataFrame).
 
-    Kinds: ``accuracy``, ``differences``, ``robustness`` and ``attention`` with one table per experiment, ``paper`` with the paper's Tables 1 to
+    Kinds: ``accuracy``, ``differences``, ``robustness`` and ``localization`` with one table per experiment, ``paper`` with the paper's Tables 1 to
     4 beside ours, ``claims``, and ``costs``.
     """
     runs, attacks, cams = runs_below(root), records.collect_measurements(root, "attacks"), records.collect_measurements(root, "cam")
-    found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "differences": [], "robustness": [], "attention": []}
+    found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "differences": [], "robustness": [], "localization": []}
     for group in experiments(runs):
         table = differences(group)
         if table is not None:
             found["differences"].append((f"{title(group)}; accuracy, Welch's t over seeds; p corrected by Holm for the comparisons of this table, the intervals are not", table))
-        for kind, measured, table in (("robustness", attacks, robustness(group, attacks)), ("attention", cams, attention(group, cams))):
+        for kind, measured, table in (("robustness", attacks, robustness(group, attacks)), ("localization", cams, localization(group, cams))):
             if table is not None:
                 words = f"{title(group)}; {NOTES[kind]}; n networks, mean ± sample standard deviation; on {_hardware(_one_sample(group, measured))}"
                 found[kind].append((words, table))
@@ -243,7 +242,7 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
 
 
 NOTES = {"robustness": "accuracy in percent of the attacked images, of which there are `images` per network",
-         "attention": "Grad-CAM++, true class, mean over `images` test images; a map that knows nothing scores the area of the object; empty maps (number per network) "
+         "localization": "Grad-CAM++, true class, mean over `images` test images; a map that knows nothing scores the area of the object; empty maps (number per network) "
          "have no positive evidence and are left out"}
 
 
@@ -261,14 +260,14 @@ def markdown(root: Path, kind: str = "accuracy") -> str:
     return "\n".join(f"{render(table)}\n{text}.\n" for text, table in found[kind])
 
 
-def write_tables(root: Path, folder: Path) -> list[Path]:
-    """Write all tables below ``root`` into ``folder``: tables.md, and a CSV file for each with unrounded numbers, beside
-    runs.csv, attacks.csv and cam.csv with one row per run and measurement. Returns the files."""
+def write_tables(found: dict, root: Path, folder: Path) -> list[Path]:
+    """Write the tables ``found`` below ``root`` (see :func:`tables`) into ``folder``: tables.md, and a CSV file for each with
+    unrounded numbers, beside runs.csv, attacks.csv and cam.csv with one row per run and measurement. Returns the files."""
     files, text = {}, []
-    for kind, found in tables(root).items():
-        for number, (words, table) in enumerate(found, 1):
-            files[f"{kind}-{number}.csv" if len(found) > 1 else f"{kind}.csv"] = table
-            text.append(f"## {kind} {number if len(found) > 1 else ''}".rstrip() + f"\n\n{render(table)}\n{words}.\n")
+    for kind, several in found.items():
+        for number, (words, table) in enumerate(several, 1):
+            files[f"{kind}-{number}.csv" if len(several) > 1 else f"{kind}.csv"] = table
+            text.append(f"## {kind} {number if len(several) > 1 else ''}".rstrip() + f"\n\n{render(table)}\n{words}.\n")
     files |= {"runs.csv": records.collect(root), "attacks.csv": records.collect_measurements(root, "attacks"),
               "cam.csv": records.collect_measurements(root, "cam")}
     contents = {name: table.to_csv(index=False) for name, table in files.items() if len(table)} | {"tables.md": "\n".join(text)}

@@ -10,7 +10,7 @@ from statsmodels.stats.multitest import multipletests
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of A minus mean of B, its interval from ``low`` to ``high``, two-sided p, and the numbers of runs behind it.
+    """Mean of A minus mean of B, its 95 % interval from ``low`` to ``high``, two-sided p, and the numbers of runs behind it.
 
     ``correlation`` of the pairs is NaN for unpaired runs. Without a spread (n < 2) interval and p are NaN.
     """
@@ -29,27 +29,20 @@ def mean_std(values) -> tuple[float, float]:
     return (values.mean() if len(values) else math.nan), (values.std(ddof=1) if len(values) > 1 else math.nan)
 
 
-def interval(values, level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean over runs; NaN for fewer than two."""
-    values = np.asarray(values, dtype=float)
-    mean, std = mean_std(values)
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * std / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return mean - half, mean + half
-
-
-def welch(a, b, level: float = 0.95) -> Difference:
-    """A minus B for independent runs with unequal spread: Welch's t test."""
+def welch(a, b) -> Difference:
+    """A minus B for independent runs with unequal spread, one number per run: Welch's t test, 95 % interval."""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     mean, count = mean_std(a)[0] - mean_std(b)[0], (len(a), len(b))
     if min(count) < 2 or a.std() == b.std() == 0:
         return Difference(mean, math.nan, math.nan, math.nan, count)
     test = stats.ttest_ind(a, b, equal_var=False)
-    low, high = test.confidence_interval(level)
+    low, high = test.confidence_interval(0.95)
     return Difference(mean, float(low), float(high), float(test.pvalue), count)
 
 
-def paired(a, b, level: float = 0.95) -> Difference:
-    """A minus B for runs in pairs, such as equal seeds: the t test of the differences, with the correlation of the pairs.
+def paired(a, b) -> Difference:
+    """A minus B for runs in pairs, such as equal seeds: the t test of the differences, 95 % interval, with the
+    correlation of the pairs.
 
     Raises:
         ValueError: a and b have different lengths.
@@ -62,7 +55,7 @@ def paired(a, b, level: float = 0.95) -> Difference:
     if len(a) < 2 or (a - b).std() == 0:
         return Difference(mean, math.nan, math.nan, math.nan, count, correlation)
     test = stats.ttest_rel(a, b)
-    low, high = test.confidence_interval(level)
+    low, high = test.confidence_interval(0.95)
     return Difference(mean, float(low), float(high), float(test.pvalue), count, correlation)
 
 

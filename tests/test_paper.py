@@ -1,7 +1,5 @@
 """What may stand beside the paper and what may not: verdicts from made-up records under the protocol, and from all others."""
 
-import math
-
 import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
@@ -43,6 +41,7 @@ def test_the_protocol_names_real_parameters_and_the_batches_follow_it():
     from rmlib.batch import read_batch
 
     assert set(paper.PROTOCOL) <= set(TrainParams.model_fields)
+    counts = []
     for name in paper.DATASETS:
         cells = read_batch(project_root() / "notebooks" / "batches" / f"{name}.yaml").cells
         off = {key for cell in cells for key, value in paper.PROTOCOL.items() if getattr(cell, key) != value}
@@ -51,7 +50,10 @@ def test_the_protocol_names_real_parameters_and_the_batches_follow_it():
         assert {("none", 1.0), ("none", 0.0), ("region_mixup", 0.0), ("mixup", 0.0), ("cutmix", 0.0)} <= set(controls)
         needed = max(c.runs for c in paper.CLAIMS if c.dataset == name)
         assert controls.count(("region_mixup", 1.0)) - 3 >= needed, "beside the three averaged ones"
+        counts.append(len(cells))
         assert controls.count(("mixup", 1.0)) >= needed and controls.count(("cutmix", 1.0)) >= 3
+        assert f"{len(cells)} networks of width 64" in (project_root() / "notebooks" / "batches" / f"{name}.yaml").read_text()
+    assert "{}, {} and {} networks of 400 epochs".format(*counts) in (project_root() / "README.md").read_text()
 
 
 @pytest.mark.parametrize("change", [{}, {"checksum": "of other images"}, {"width": 32}, {"epochs": 200}, {"train_images": 5000}, {"holdout": True}, {"allow_partial": True},
@@ -159,4 +161,3 @@ def test_the_committed_records_have_no_verdict_they_did_not_earn():
     eligible = paper.under_protocol(runs)
     verdicts = pd.concat([table["verdict"] for _, table in report.tables(project_root() / "results")["paper"]])
     assert len(eligible) or set(verdicts) == {"not run"}
-    assert not math.isnan(runs["metrics.accuracy"].mean())
