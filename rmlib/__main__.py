@@ -147,6 +147,10 @@ def run_train(options) -> int:
         raise UserError(f"run {record.run_id} {record.status}; its record is in {params.folder}")
     print(f"accuracy {record.metrics['accuracy']:.2f} %, NLL {record.metrics['nll']:.3f}, ECE {record.metrics['ece']:.1f} % "
           f"(n = 1 run, seed {params.seed}); record in {params.folder}")
+    if params.robustness:
+        from rmlib import robustness
+
+        robustness.after_training(params, log=lambda line: print(line, flush=True))
     return 0
 
 

@@ -1,117 +1,247 @@
-"""Adversarial attacks through torchattacks, with the checks that its numbers need.
+"""Adversarial attacks, through torchattacks where it does what is needed, with the checks that their numbers need.
 
-Everything is in pixels: images in [0, 1], ``eps`` on that scale, the normalisation inside the model.
+Everything is in pixels: images in [0, 1], ``eps`` on that scale, the normalisation inside the model. All attacks are Linf and
+untargeted:
+
+- ``fgsm``: one step of eps along the sign of the gradient of the cross entropy (torchattacks; Goodfellow et al. 2015,
+  https://arxiv.org/abs/1412.6572). ``fgsm_margin``: the same step on the margin between the true logit and the largest other
+  one, which does not vanish where a network is sure of itself (ours).
+- ``pgd``: 20 steps of eps / 8 on the cross entropy from the image itself (torchattacks; Madry et al. 2018,
+  https://arxiv.org/abs/1706.06083, there with a random start).
+- ``square``: :mod:`rmlib.square` (ours). ``square_torchattacks``: the library's, whose squares are shared by a batch.
+- ``autoattack``: the standard set of Croce & Hein 2020, https://arxiv.org/abs/2003.01690: APGD-CE, targeted APGD-DLR and targeted FAB
+  with 100 steps each, Square with 5000 queries, each on what is left by the one before. The parts are torchattacks', the
+  set is put together here, because torchattacks' own takes 10 steps instead of 100, and one target per class instead of nine.
 """
 
+from dataclasses import dataclass
 from fractions import Fraction
 from importlib import metadata
 
 import torch
 import torchattacks
 
-from rmlib import UserError
+from rmlib import UserError, __version__
 from rmlib.data import stream
-from rmlib.evaluate import as_pixels, pack_bits, with_gradients
+from rmlib.evaluate import as_pixels, margins, pack_bits, with_gradients
 from rmlib.params import eps_text, nearest
+from rmlib.square import square
 
-ATTACKS = ("fgsm", "square")
+OPTIONS = {"fgsm": {}, "fgsm_margin": {}, "pgd": {"steps": 20}, "square": {"queries": 100, "seed": 0},
+           "square_torchattacks": {"queries": 100, "seed": 0}, "autoattack": {"seed": 0}}  # of each attack, with defaults
+ATTACKS = tuple(OPTIONS)
+OURS = ("fgsm_margin", "square")  # the others are torchattacks'
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attack did to N images, all on the CPU."""
+
+    images: torch.Tensor  # (N, C, H, W) after the attack
+    before: torch.Tensor  # (N,) bool: right before the attack
+    after: torch.Tensor  # (N,) bool: right after it
+    queries: torch.Tensor | None = None  # square: (N,) int64 evaluations of perturbed images
+    zero_gradient: torch.Tensor | None = None  # attacks by gradient: (N,) bool, no pixel of the image has one
+    left: dict | None = None  # autoattack: number of images still right after each of its parts
 
 
 def perturb(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fgsm", eps: str | float = "8/255", *,
-            queries: int = 100, batch_size: int = 200, seed: int = 0) -> torch.Tensor:
-    """Adversarial images by FGSM or Square (both Linf, untargeted).
-
-    FGSM: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572: one step of ``eps`` along the sign of the gradient of the
-    cross entropy, applied to every image, also to those misclassified before. Square: Andriushchenko et al. 2020,
-    https://arxiv.org/abs/1912.00049, as in torchattacks: margin loss, p_init 0.8, schedule rescaled to ``queries``, one
-    restart; vertical stripes, then ``queries`` squares. It leaves images alone that are misclassified or that it could not fool.
-    Windows and signs of torchattacks' Square are shared by a batch, so its result depends on ``batch_size``. torchattacks
-    seeds every batch alike; here each batch has its own seed, a function of ``seed`` and its number.
-
-    Args:
-        model: an nn.Module with parameters that returns logits (N, classes) for images in [0, 1]; float32 or float64. Its modes,
-            gradients and torch's random state come back.
-        images: (N, C, H, W) uint8, or floating point in [0, 1]. labels: (N,) int64, the true classes.
-        attack: "fgsm" or "square". eps: largest change of a pixel in [0, 1], a number or text such as "8/255".
-        queries: steps of Square. batch_size: images attacked together. seed: of Square's draws.
+            batch_size: int = 200, **options) -> torch.Tensor:
+    """Adversarial images; arguments and errors as for :func:`run`.
 
     Returns:
         (N, C, H, W) of the network's floating point type in [0, 1], on the CPU, within ``eps`` of the images.
+    """
+    return run(model, images, labels, attack, eps, batch_size=batch_size, **options).images
+
+
+def run(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fgsm", eps: str | float = "8/255", *,
+        batch_size: int = 200, **options) -> Outcome:
+    """Attack a network in full precision, and leave its modes, its gradients and torch's random state as they were.
+
+    The attacks by gradient move every image, also those that are wrong already; the others leave those alone.
+
+    Args:
+        model: an nn.Module with parameters that returns logits (N, classes) for images in [0, 1]; float32 or float64.
+        images: (N, C, H, W) uint8, or floating point in [0, 1]. labels: (N,) int64, the true classes.
+        attack: one of ATTACKS. eps: largest change of a pixel in [0, 1], a number or text such as "8/255".
+        batch_size: images attacked together; only ``square_torchattacks`` and ``autoattack`` depend on it, beyond rounding.
+        options: those of the attack in OPTIONS: ``queries`` (evaluations per image; in torchattacks one more), ``steps``, ``seed``.
 
     Raises:
-        UserError: unknown attack, eps outside [0, 1], queries or batch_size below 1, images outside [0, 1], labels that the
-            network does not know, a network in half precision, one that returns probabilities.
-        RuntimeError: the library left the ball or the range.
+        UserError: unknown attack, or an option that is not this attack's; eps outside [0, 1]; a count below 1; images outside
+            [0, 1], labels that the network does not know, a network in half precision, one that returns probabilities.
+        RuntimeError: the attack left the ball or the range.
     """
-    if attack not in ATTACKS:
-        raise UserError(f"attack={attack!r}: {nearest(attack, ATTACKS)}")
-    try:
-        size = float(Fraction(eps_text(eps)))
-    except ValueError as error:
-        raise UserError(f"eps={eps}: {error}") from None
-    for name, value in (("queries", queries), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name}={value}: expected a whole number of at least 1")
+    size, options = _size(eps), checked_options(attack, options)
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: expected a whole number of at least 1")
     pixels = as_pixels(model, images, labels)
     parameter = next(model.parameters())
-    found = []
     with with_gradients(model):
-        for number, (batch, true) in enumerate(zip(pixels.split(batch_size), labels.split(batch_size))):
-            batch, true = batch.to(parameter), true.to(parameter.device)
-            if number == 0:
-                _check_logits(model, batch, labels)
-            if attack == "fgsm":
-                method = torchattacks.FGSM(model, eps=size)
+        pixels, true = pixels.to(parameter), labels.to(parameter.device)
+        classes = _check_logits(model, pixels[:batch_size], true)
+        if attack == "square":
+            found, after, queries = square(model, pixels, true, size, batch_size=batch_size, **options)
+            before, told = queries > 0, {"queries": queries.cpu()}
+        else:
+            before = right(model, pixels, true, batch_size)
+            if attack == "autoattack":
+                found, told = _autoattack(model, pixels, true, size, before, batch_size, classes, **options)
+            elif attack == "square_torchattacks":
+                found, told = _square_torchattacks(model, pixels, true, size, batch_size, **options), {}
             else:
-                own_seed = stream(seed, "square attack", number).initial_seed()
-                method = torchattacks.Square(model, norm="Linf", eps=size, n_queries=queries, seed=own_seed)
-            adversarial = method(batch, true)
-            if not ((adversarial - batch).abs().max() <= size + 1e-6 and adversarial.min() >= 0 and adversarial.max() <= 1):
-                raise RuntimeError(f"{attack} left the ball of eps={eps} or the range [0, 1]: do not use its images")
-            found.append(adversarial.detach().cpu())
-    return torch.cat(found)
+                found, told = _by_gradient(model, pixels, true, size, attack, batch_size, **options)
+            after = right(model, found, true, batch_size)
+        if not ((found - pixels).abs().max() <= size + 1e-6 and found.min() >= 0 and found.max() <= 1):
+            raise RuntimeError(f"{attack} left the ball of eps={eps} or the range [0, 1]: do not use its images")
+    return Outcome(found.detach().cpu(), before.cpu(), after.cpu(), **told)
+
+
+def evaluate(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fgsm", eps: str | float = "8/255", *,
+             batch_size: int = 200, **options) -> dict:
+    """Attack a network and count; arguments and errors as for :func:`run`.
+
+    Returns:
+        Counts of images: ``images``, ``clean_correct`` before the attack, ``fooled`` (right before, wrong after),
+        ``misclassified`` (wrong before), ``turned_right`` (wrong before, right after: the attacks by gradient move those images
+        too). In percent of all images: ``clean_accuracy``; ``accuracy_after``, right after the attack, as the paper counts; and
+        ``robust_accuracy``, right before and after. ``correct``: packed verdict on every image after the attack. Attacks by
+        gradient: ``zero_gradient``, images of which no pixel has a gradient, so that the attack says nothing about them. Square:
+        ``fooled_at``, query -> images that it felled. Autoattack: ``left``, images still right after each of its parts.
+    """
+    outcome = run(model, images, labels, attack, eps, batch_size=batch_size, **options)
+    before, after, count = outcome.before, outcome.after, len(labels)
+    result = {"images": count, "clean_correct": int(before.sum()), "fooled": int((before & ~after).sum()),
+              "misclassified": int((~before).sum()), "turned_right": int((~before & after).sum()),
+              "clean_accuracy": 100 * int(before.sum()) / count, "accuracy_after": 100 * int(after.sum()) / count,
+              "robust_accuracy": 100 * int((before & after).sum()) / count, "correct": pack_bits(after)}
+    if outcome.zero_gradient is not None:
+        result["zero_gradient"] = int(outcome.zero_gradient.sum())
+    if outcome.queries is not None:
+        felled, images_each = outcome.queries[before & ~after].unique(return_counts=True)
+        result["fooled_at"] = {str(query): number for query, number in zip(felled.tolist(), images_each.tolist())}
+    if outcome.left is not None:
+        result["left"] = outcome.left
+    return result
+
+
+def query_curve(result: dict, queries: int) -> list[float]:
+    """Accuracy in percent of all images after 0, 1, ... ``queries`` evaluations, from a result of ``square``."""
+    left, curve = result["clean_correct"], []
+    for query in range(queries + 1):
+        left -= result["fooled_at"].get(str(query), 0)
+        curve.append(100 * left / result["images"])
+    return curve
+
+
+def settings(attack: str, eps: str, *, images: int, image_seed: int, checksum: str, batch_size: int, **options) -> dict:
+    """What identifies an attack on a network in its record: attack, version, size, images, and the attack's options."""
+    version = f"rmlib {__version__}" if attack in OURS else f"torchattacks {metadata.version('torchattacks')}"
+    return {"attack": attack, "library": version, "eps": eps, "images": images, "image_seed": image_seed, "checksum": checksum,
+            "batch_size": batch_size, **checked_options(attack, options)}
+
+
+def checked_options(attack: str, options: dict) -> dict:
+    """The options of an attack, defaults filled in.
+
+    Raises:
+        UserError: unknown attack, an option that it does not have, a count below 1.
+    """
+    if attack not in OPTIONS:
+        raise UserError(f"attack={attack!r}: {nearest(attack, ATTACKS)}")
+    for name, value in options.items():
+        if name not in OPTIONS[attack]:
+            owners = [other for other in ATTACKS if name in OPTIONS[other]]
+            raise UserError(f"{name}={value} does nothing for attack '{attack}'" + (f" (it belongs to {', '.join(owners)})" if owners else ""))
+        if name != "seed" and value < 1:
+            raise UserError(f"{name}={value}: expected a whole number of at least 1")
+    return OPTIONS[attack] | options
+
+
+@torch.no_grad()
+def right(model, images, labels, batch_size: int) -> torch.Tensor:
+    """Whether the network has each image right, (N,) bool: the true logit above every other one; for a model in eval mode."""
+    return torch.cat([margins(model, batch, true) > 0 for batch, true in zip(images.split(batch_size), labels.split(batch_size))])
+
+
+def _size(eps):
+    try:
+        return float(Fraction(eps_text(eps)))
+    except ValueError as error:
+        raise UserError(f"eps={eps}: {error}") from None
 
 
 @torch.no_grad()
 def _check_logits(model, batch, labels):
     output = model(batch)
+    if not output.isfinite().all():
+        raise UserError("the network returns logits that are not finite: its training diverged")
     if int(labels.max()) >= output.shape[1]:
         raise UserError(f"class {int(labels.max())} cannot be attacked: the network has {output.shape[1]} classes")
     if output.min() >= 0 and torch.allclose(output.sum(1), torch.ones_like(output[:, 0]), atol=1e-4):
         raise UserError("the model returns probabilities: attacks need its logits, so take the softmax away")
+    return output.shape[1]
 
 
-def evaluate(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fgsm", eps: str | float = "8/255", *,
-             queries: int = 100, batch_size: int = 200, seed: int = 0) -> dict:
-    """Attack a network and count; arguments as for :func:`perturb`.
+class _Watched(torch.nn.Module):
+    """A network that notes which images of a batch have no gradient at all, the first time that one is computed."""
 
-    Returns:
-        Counts of images: ``images``, ``clean_correct`` before the attack, ``fooled`` (right before, wrong after),
-        ``misclassified`` (wrong before), ``turned_right`` (wrong before, right after: FGSM moves those images too) and
-        ``unchanged`` (not a single pixel moved: for FGSM a gradient of zero, which says nothing about robustness). In percent
-        of all images: ``clean_accuracy``; ``accuracy_after``, right after the attack, as the paper counts; and
-        ``robust_accuracy``, right before and after. ``correct``: packed verdict on every image after the attack.
-    """
-    adversarial = perturb(model, images, labels, attack, eps, queries=queries, batch_size=batch_size, seed=seed)
-    pixels = as_pixels(model, images, labels).to(adversarial)
-    before, after = (_verdicts(model, values, labels, batch_size) for values in (pixels, adversarial))
-    count = len(labels)
-    return {"images": count, "clean_correct": int(before.sum()), "fooled": int((before & ~after).sum()),
-            "misclassified": int((~before).sum()), "turned_right": int((~before & after).sum()),
-            "unchanged": int((adversarial == pixels).flatten(1).all(1).sum()),
-            "clean_accuracy": 100 * int(before.sum()) / count, "accuracy_after": 100 * int(after.sum()) / count,
-            "robust_accuracy": 100 * int((before & after).sum()) / count, "correct": pack_bits(after)}
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen, self.zero = model, True, []
+        self.eval()  # else torchattacks would "restore" train mode between two batches
+
+    def forward(self, images):
+        if images.requires_grad and not self.seen:
+            self.seen = True
+            images.register_hook(lambda gradient: self.zero.append((gradient == 0).flatten(1).all(1)))
+        return self.model(images)
 
 
-def _verdicts(model, images, labels, batch_size):
-    parameter = next(model.parameters())
-    with with_gradients(model), torch.no_grad():
-        guesses = torch.cat([model(batch.to(parameter)).argmax(1).cpu() for batch in images.split(batch_size)])
-    return guesses == labels.cpu()
+def _by_gradient(model, images, labels, size, attack, batch_size, **options):
+    watched = _Watched(model)
+    if attack == "fgsm":
+        method = torchattacks.FGSM(watched, eps=size)
+    elif attack == "pgd":
+        method = torchattacks.PGD(watched, eps=size, alpha=size / 8, random_start=False, **options)
+    else:
+        method = lambda batch, true: _fgsm_on_margin(watched, batch, true, size)  # noqa: E731
+    found = []
+    for batch, true in zip(images.split(batch_size), labels.split(batch_size)):
+        watched.seen = False
+        found.append(method(batch, true))
+    return torch.cat(found), {"zero_gradient": torch.cat(watched.zero).cpu()}
 
 
-def settings(attack: str, eps: str, *, queries: int, batch_size: int, seed: int, images: int, checksum: str) -> dict:
-    """What identifies an attack on a network in its record; settings without effect on the attack are left out."""
-    common = {"attack": attack, "library": f"torchattacks {metadata.version('torchattacks')}", "eps": eps, "images": images,
-              "image_seed": seed, "checksum": checksum, "batch_size": batch_size}
-    return common | ({"queries": queries, "seed": seed} if attack == "square" else {})
+def _fgsm_on_margin(model, images, labels, size):
+    images = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(margins(model, images, labels).sum(), images)
+    return (images - size * gradient.sign()).clamp(0, 1).detach()
+
+
+def _square_torchattacks(model, images, labels, size, batch_size, queries, seed):
+    """The library seeds every batch alike; here each batch has its own seed, a function of ``seed`` and its number."""
+    found = []
+    for number, (batch, true) in enumerate(zip(images.split(batch_size), labels.split(batch_size))):
+        own_seed = stream(seed, "square attack", number).initial_seed()
+        found.append(torchattacks.Square(model, norm="Linf", eps=size, n_queries=queries, seed=own_seed)(batch, true))
+    return torch.cat(found)
+
+
+def _autoattack(model, images, labels, size, before, batch_size, classes, seed):
+    if classes < 4 or images.dtype != torch.float32:
+        raise UserError(f"autoattack needs a float32 network of at least 4 classes, this one is {images.dtype} with {classes} classes")
+    images = images.contiguous()  # FAB makes views that channels_last does not allow
+    targets, common = min(classes, 10), {"norm": "Linf", "eps": size, "seed": seed}  # nine targets, as in the paper
+    parts = {"apgd-ce": torchattacks.APGD(model, steps=100, loss="ce", **common),
+             "apgd-t": torchattacks.APGDT(model, steps=100, n_classes=targets, **common),
+             "fab-t": torchattacks.FAB(model, steps=100, multi_targeted=True, n_classes=targets, **common),
+             "square": torchattacks.Square(model, n_queries=5000, **common)}
+    found, left, told = images.clone(), before.nonzero().flatten(), {}
+    for name, part in parts.items():
+        for batch in left.split(batch_size) if len(left) else ():
+            found[batch] = part(images[batch], labels[batch])
+        left = left[right(model, found[left], labels[left], batch_size)] if len(left) else left
+        told[name] = len(left)
+    return found, {"left": told}

@@ -96,6 +96,17 @@ def stream(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def image_keys(images: torch.Tensor, seed: int, purpose: str) -> list[bytes]:
+    """32 bytes for every image, a function of seed, purpose and its own pixels: a random stream made from them is the same in
+    any batch, in any order, on any machine.
+
+    Args:
+        images: (N, C, H, W) uint8, or floating point in [0, 1], of which 8 bits count. seed, purpose: as for :func:`stream`.
+    """
+    pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+    return [hashlib.sha256(f"{seed}/{purpose}/".encode() + image.tobytes()).digest() for image in pixels.cpu().contiguous().numpy()]
+
+
 class Loader:
     """Batches of a training set that lies on the device as one uint8 tensor: zero-pad, random crop and flip on the batch.
 

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import math
 
 import numpy as np
 import torch
@@ -100,6 +101,14 @@ def predict(model, images: torch.Tensor, batch_size: int = 500, bf16: bool = Fal
     device = next(model.parameters()).device
     with evaluating(model), full_precision(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         return torch.cat([model(to_float(batch.to(device))).float().cpu() for batch in images.split(batch_size)])
+
+
+def margins(model, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Logit of the true class minus the largest other one, (N,), for images (N, C, H, W) and labels (N,) on the model's device:
+    an image is right where it is above 0 (a tie is not)."""
+    logits = model(images)
+    true = labels[:, None]
+    return logits.gather(1, true).squeeze(1) - logits.scatter(1, true, -math.inf).amax(1)
 
 
 def metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

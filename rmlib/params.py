@@ -23,6 +23,9 @@ LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mix
 MIXERS = tuple(LABELS)
 # parameters of 02_training that make a method; runs that differ in these and the seed alone form one experiment
 METHOD = ("mixer", "k", "alpha", "regions", "per_sample", "shared_partner", "shared_weight", "cutmix_prob", "clean_weight", "average")
+# 03_robustness as the paper's networks are measured: by their batches, and by `rmlib train --robustness` right after a training
+FULL_ROBUSTNESS = {"images": None, "eps": ["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"], "square_eps": ["2/255", "4/255", "8/255"],
+                   "check_images": 1000, "autoattack_images": 200, "autoattack_eps": ["8/255"], "batch_size": 500}
 # parameters that leave the trained network as it is
 WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
 
@@ -153,8 +156,9 @@ class TrainParams(DataParams):
     max_minutes: Optional[Float] = Field(None, gt=0, description="stop with a checkpoint after this time")
     checkpoint_every: Int = Field(1, ge=1, description="epochs between two checkpoints")
     half_weights: bool = Field(False, description="store the trained network in float16: half the size, nearly the same verdicts")
+    robustness: bool = Field(False, description="then attack and corrupt it as the paper's networks are (hours on a CPU), stored beside the record")
 
-    RUNTIME: ClassVar = ("root", "device", "out", "max_minutes", "checkpoint_every", "half_weights")
+    RUNTIME: ClassVar = ("root", "device", "out", "max_minutes", "checkpoint_every", "half_weights", "robustness")
 
     @model_validator(mode="after")
     def _belongs_to_mixer(self):
@@ -207,11 +211,14 @@ class NetworksParams(Params):
 class RobustnessParams(NetworksParams):
     """Parameters of 03_robustness."""
 
-    images: Limit = Field(200, ge=1, description="test images under attack, drawn by the seed; None or all: every one")
-    eps: list[Eps] = Field(["0", "1/255", "2/255", "4/255", "8/255", "16/255"], description="FGSM: sizes of the perturbation")
-    square_eps: Eps = Field("8/255", description="Square: size of the perturbation")
-    queries: Int = Field(100, ge=1, description="Square: steps of the search; 100 in the paper")
-    batch_size: Int = Field(200, ge=1, description="images attacked together (torchattacks' Square depends on it)")
+    images: Limit = Field(64, ge=1, description="test images under FGSM, Square and corruptions, drawn by the seed; None or all: every one")
+    eps: list[Eps] = Field(["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"], description="sizes of the perturbation for FGSM and for PGD, which checks it")
+    square_eps: list[Eps] = Field(["8/255"], description="sizes of the perturbation for Square")
+    queries: Int = Field(100, ge=1, description="Square: evaluations of perturbed images per image; 100 in the paper")
+    check_images: Limit = Field(None, ge=1, description="how many of the images PGD attacks; None or all: every one")
+    autoattack_images: Int = Field(8, ge=0, description="how many of them AutoAttack attacks: seconds per image on a CPU; 0: none")
+    autoattack_eps: list[Eps] = Field(["32/255"], description="sizes of the perturbation for AutoAttack")
+    batch_size: Int = Field(200, ge=1, description="images attacked together: for speed and memory")
 
 
 class CamParams(NetworksParams):

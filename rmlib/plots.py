@@ -11,6 +11,7 @@ from rmlib import UserError
 from rmlib.data import load, stream, to_float
 from rmlib.mixers import CutMix, Mixup, Plan, RegionMixup
 from rmlib.params import LABELS
+from rmlib.stats import interval
 
 # Colour-blind safe, and of different lightness, so that the order survives a grey print.
 COLOURS = {"none": "#4d4d4d", "mixup": "#e69f00", "cutmix": "#56b4e9", "region_mixup": "#b2182b"}
@@ -169,26 +170,72 @@ def confidence(curves: dict):
     return figure
 
 
-def accuracy_against_eps(curves: dict, points: dict | None = None):
-    """Accuracy after an attack over the size of the perturbation.
+def accuracy_against_eps(curves: dict, stronger: dict | None = None, points: dict | None = None):
+    """Accuracy after an attack over the size of the perturbation, on an axis that doubles from 1/255 on.
 
     Args:
         curves: (mixer, name of the method) -> list over networks of {eps as text: accuracy in percent}; thin lines, the mean bold.
-        points: the same keys -> list of (eps as text, accuracy) of another attack, drawn as crosses.
+        stronger: the same of a stronger attack, its means dashed. points: the same keys -> list of (eps as text, accuracy) of another
+            attack, drawn as crosses.
     """
-    figure, axis = plt.subplots(figsize=(5.6, 3.2))
+    figure, axis = plt.subplots(figsize=(6.2, 3.4))
+    ticks = set()
     for number, ((mixer, name), networks) in enumerate(curves.items()):
         colour, marker = COLOURS[mixer], "osD^vP*X"[number % 8]
-        steps = list(networks[0])
-        sizes = [255 * float(Fraction(eps)) for eps in steps]
-        for network in networks if len(networks) > 1 else ():
-            axis.plot(sizes, [network[eps] for eps in steps], "-", color=colour, lw=0.8, alpha=0.4)
-        axis.plot(sizes, [np.mean([network[eps] for network in networks]) for eps in steps], f"{marker}-", color=colour, ms=4,
-                  label=f"{name} (n = {len(networks)})")
+        for several, style in ((networks, f"{marker}-"), ((stronger or {}).get((mixer, name)), f"{marker}--")):
+            if several:
+                sizes = [255 * float(Fraction(eps)) for eps in several[0]]
+                ticks |= set(sizes)
+                for network in several if len(several) > 1 else ():
+                    axis.plot(sizes, [network[eps] for eps in several[0]], style[1:], color=colour, lw=0.8, alpha=0.4)
+                axis.plot(sizes, [np.mean([network[eps] for network in several]) for eps in several[0]], style, color=colour, ms=4,
+                          label=f"{name} (n = {len(several)})" if style.endswith(f"{marker}-") else None)
         for eps, accuracy in (points or {}).get((mixer, name), ()):
             axis.plot(255 * float(Fraction(eps)), accuracy, "x", color=colour, ms=7, mew=2)
-    axis.set(xlabel="eps (in 255ths of the pixel range)", ylabel="accuracy (%)", ylim=(0, 100))
+    axis.set_xscale("symlog", base=2, linthresh=1)
+    axis.set(xlabel="eps (in 255ths of the pixel range)", ylabel="accuracy (%)", ylim=(0, 100), xlim=(0, max(ticks) * 1.1 + 0.1))
+    axis.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+    axis.minorticks_off()
     axis.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def accuracy_over(steps, curves: dict, label: str):
+    """Accuracy of several methods over something that grows, such as queries or severities.
+
+    Args:
+        steps: the values on the axis. curves: (mixer, name of the method) -> list over networks of accuracies in percent, one for
+            each step; thin lines, the mean bold. label: of the axis.
+    """
+    figure, axis = plt.subplots(figsize=(5.6, 3.0))
+    for ((mixer, name), networks), style in zip(curves.items(), ["-", "--", "-.", ":"] * 2):
+        for network in networks if len(networks) > 1 else ():
+            axis.plot(steps, network, "-", color=COLOURS[mixer], lw=0.8, alpha=0.4)
+        axis.plot(steps, np.mean(networks, axis=0), style, color=COLOURS[mixer], lw=2, label=f"{name} (n = {len(networks)})")
+    axis.set(xlabel=label, ylabel="accuracy (%)", ylim=(0, 100), xlim=(min(steps), max(steps)))
+    axis.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def intervals(panels: dict):
+    """Every network as a dot, and the mean of each method with its 95 % interval over seeds (Student's t) as a bar.
+
+    Args:
+        panels: title -> {(mixer, name of the method): accuracies in percent, one per network}; methods without an interval show dots alone.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(0.6 + 2.5 * len(panels), 2.8), squeeze=False, sharey=True)
+    for axis, (title, methods) in zip(axes[0], panels.items()):
+        for place, ((mixer, _), values) in enumerate(methods.items()):
+            low, high = interval(values)
+            axis.plot([place] * len(values), values, "o", color=COLOURS[mixer], ms=5, mfc="white")
+            axis.errorbar(place + 0.2, np.mean(values), yerr=None if low != low else [[np.mean(values) - low], [high - np.mean(values)]], fmt="_",
+                          color=COLOURS[mixer], lw=2, ms=10)
+        axis.set(xticks=range(len(methods)), xlim=(-0.5, len(methods) - 0.3))
+        axis.set_xticklabels([name.replace(" ", "\n", 1) for _, name in methods], fontsize=7)
+        axis.set_title(title, fontsize=8)
+    axes[0][0].set(ylabel="accuracy (%)", ylim=(0, 100))
     figure.tight_layout()
     return figure
 

@@ -24,7 +24,7 @@ from rmlib.params import complete, config_id, project_root
 
 RECORD, CHECKPOINT = "record.json", "checkpoint.pt"  # of a run that has ended, of one that goes on
 WEIGHTS = "weights.safetensors"
-KINDS = ("attacks", "cam")  # of measurements on a trained network
+KINDS = ("attacks", "cam", "corruptions")  # of measurements on a trained network
 
 
 class Provenance(BaseModel):
@@ -92,7 +92,7 @@ class Measurement(Provenance):
 
 
 class Measurements(BaseModel):
-    """What was measured on a run's network after its training: ``attacks.json`` or ``cam.json`` (see KINDS) beside the record."""
+    """What was measured on a run's network after its training: ``attacks.json``, ``cam.json`` or ``corruptions.json`` beside the record."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -190,7 +190,7 @@ def read(path: Path) -> Record:
 
 
 def measurements(folder: Path, kind: str) -> Measurements | None:
-    """What was measured on the network in a run's folder, or None; ``kind`` is "attacks" or "cam".
+    """What was measured on the network in a run's folder, or None; ``kind`` is one of KINDS.
 
     Raises:
         UserError: the file is damaged or belongs to another run.
@@ -211,7 +211,7 @@ def measure(folder: Path, kind: str, settings: dict, compute, device: str, save:
     """The result of a measurement on a run's network: loaded if it was stored, else computed.
 
     Args:
-        folder: of the run. kind: "attacks" or "cam". settings: all that the result depends on, beside the weights.
+        folder: of the run. kind: one of KINDS. settings: all that the result depends on, beside the weights.
         compute: called without arguments, returns a dictionary of plain values. device: "cpu" or "cuda".
         save: load what is stored for the same settings and weights, store what is new; else always compute.
     """
@@ -259,7 +259,7 @@ def collect(root: Path):
 
 
 def collect_measurements(root: Path, kind: str):
-    """All measurements of a kind ("attacks" or "cam") below a folder: a pandas DataFrame with a row for each, its settings and
+    """All measurements of a kind (one of KINDS) below a folder: a pandas DataFrame with a row for each, its settings and
     result as columns beside ``run_id``, ``seconds`` and ``finished``; of a run stored twice the later one."""
     import pandas as pd
 

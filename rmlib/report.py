@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rmlib import UserError, paper, records
+from rmlib import UserError, paper, records, robustness as checking
 from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, nearest
 from rmlib.stats import holm, mean_std, welch
 
@@ -19,7 +19,7 @@ DEFAULTS = TrainParams().config
 HIDDEN = ("diverged", "of", "low", "high")  # columns for figures and CSV, not for the rendered table
 # heading and decimals of a column; others keep their name, and one decimal if they have a spread
 HEADS = {"mixer": ("method", None), "accuracy": ("accuracy (%)", 2), "nll": ("NLL (nats)", 3), "ece": ("ECE (%)", 1),
-         "clean_accuracy": ("clean (%)", 1), "images_per_second": ("images/s", 0)}
+         "clean_accuracy": ("clean (%)", 1), "images_per_second": ("images/s", 0), "fgsm": ("FGSM", 1), "zero_gradient": ("no gradient (%)", 1), "autoattack": ("AutoAttack", 1)}
 
 
 def runs_below(root: Path):
@@ -90,46 +90,100 @@ def differences(group):
     return pd.DataFrame(table) if table else None
 
 
+ATTACK_LABELS = {"fgsm": "FGSM", "fgsm_margin": "FGSM on the margin", "pgd": "PGD", "square": "Square",
+                 "square_torchattacks": "torchattacks' Square", "autoattack": "AutoAttack"}
+
+
 def attack_name(row) -> str:
     """'FGSM 8/255', 'Square 8/255 (100 queries)': an attack as a heading."""
-    if row["attack"] == "fgsm":
-        return f"FGSM {row['eps']}"
-    return f"{row['attack'].title()} {row['eps']} ({int(row['queries'])} queries)"
+    return f"{ATTACK_LABELS[row['attack']]} {row['eps']}" + (f" ({int(row['queries'])} queries)" if row["attack"].startswith("square") else "")
 
 
-def _one_sample(group, measured):
+def one_sample(group, measured):
     """The measurements of a group's runs on one sample of images, the same for all: the largest, of equal ones the latest; so a
-    network counts once. None if there is none."""
+    network counts once. For attacks one sample for each of them. None if there is none."""
     own = measured[measured["run_id"].isin(group["run_id"])].sort_values(["images", "finished"]) if len(measured) else measured
     if not len(own):
         return None
-    sample = own[[name for name in ("images", "image_seed", "checksum", "batch_size") if name in own]].map(str)
-    return own[(sample == sample.iloc[-1]).all(axis=1)]
+    identity = [name for name in ("images", "image_seed", "checksum", "batch_size") if name in own]
+    samples = [rows[(rows[identity].map(str) == rows[identity].map(str).iloc[-1]).all(axis=1)]
+               for _, rows in (own.groupby("attack", sort=False) if "attack" in own else [("", own)])]
+    return pd.concat(samples)
 
 
-def robustness(group, attacks):
-    """Accuracy after each attack (percent of the attacked images) per method; None if no network was attacked."""
-    attacks = _one_sample(group, attacks)
-    if attacks is None:
+def robustness(group, attacks, corruptions):
+    """Accuracy after FGSM and Square at each size, and under corruptions (percent of the images) per method; None if nothing was measured."""
+    attacks, corruptions = (one_sample(group, measured) for measured in (attacks, corruptions))
+    if attacks is None and corruptions is None:
         return None
-    attacks = attacks.assign(name=attacks.apply(attack_name, axis=1), size=attacks["eps"].map(lambda text: float(Fraction(text))))
-    names = attacks[attacks["size"] > 0].sort_values(["attack", "size"])["name"].drop_duplicates()  # eps = 0 is the clean accuracy
+    names = []
+    if attacks is not None:
+        attacks = attacks[attacks["attack"].isin(("fgsm", "square", "square_torchattacks"))]
+        attacks = attacks.assign(name=attacks.apply(attack_name, axis=1), size=attacks["eps"].map(lambda text: float(Fraction(text))))
+        names = attacks[attacks["size"] > 0].sort_values(["attack", "size"])["name"].drop_duplicates()  # eps = 0 is the clean accuracy
     table = []
     for row, runs in methods(group):
-        own = attacks[attacks["run_id"].isin(runs["run_id"])]
-        if len(own):
-            clean = own.drop_duplicates("run_id")
-            row |= {"n": len(clean), "images": int(own["images"].min())}
+        own, changed = (None if measured is None else measured[measured["run_id"].isin(runs["run_id"])] for measured in (attacks, corruptions))
+        clean = pd.concat([rows for rows in (own, changed) if rows is not None]).drop_duplicates("run_id")
+        if len(clean):
+            row |= {"n": len(clean), "images": int(clean["images"].min())}
             row["clean_accuracy"], row["clean_accuracy_std"] = mean_std(clean["clean_accuracy"])
             for name in names:
                 row[name], row[f"{name}_std"] = mean_std(own.loc[own["name"] == name, "accuracy_after"])
+            if changed is not None:
+                row["corrupted (mean)"], row["corrupted (mean)_std"] = mean_std(changed["mean_accuracy"])
+            table.append(row)
+    return pd.DataFrame(table)
+
+
+def checks(group, attacks):
+    """FGSM beside the attacks that it is checked against, per method and size, on the images that all of them saw, with what
+    contradicts it (see :func:`rmlib.robustness.check`); None if no stronger attack was made."""
+    attacks = one_sample(group, attacks)
+    if attacks is None:
+        return None
+    total, table = group.set_index("run_id")["data.test_images"], []
+    for row, runs in methods(group):
+        own = attacks[attacks["run_id"].isin(runs["run_id"])]
+        known = {run_id: {(each["attack"], each["eps"]): each for each in rows.to_dict("records")} for run_id, rows in own.groupby("run_id")}
+        sizes = {eps for results in known.values() for name, eps in results if name == "pgd" and ("fgsm", eps) in results}
+        for eps in sorted(sizes, key=Fraction):
+            networks = {run_id: results for run_id, results in known.items() if ("pgd", eps) in results and ("fgsm", eps) in results}
+            found = [checking.check(results, eps, int(total[run_id]), int(results["fgsm", eps]["image_seed"])) for run_id, results in networks.items()]
+            line = row | {"eps": eps, "n": len(found), "images": min(each["images"] for each in found)}
+            for name in ("fgsm", "strongest", "zero_gradient"):
+                line[name], line[f"{name}_std"] = mean_std([each[name] for each in found])
+            last = [results["autoattack", eps] for results in networks.values() if ("autoattack", eps) in results]
+            line["autoattack"], line["autoattack_std"] = mean_std([each["robust_accuracy"] for each in last])
+            line["its images"] = min(each["images"] for each in last) if last else None
+            told = [text for each in found for text in each["warnings"]]
+            line["warning"] = "; ".join(f"{text} ({told.count(text)} of {len(found)})" for text in dict.fromkeys(told)) or None
+            table.append(line)
+    return pd.DataFrame(table) if table else None
+
+
+def corrupted(group, measured):
+    """Accuracy under each corruption (percent, mean over its five severities) per method; None if it was not measured."""
+    measured = one_sample(group, measured)
+    if measured is None:
+        return None
+    table = []
+    for row, runs in methods(group):
+        own = measured[measured["run_id"].isin(runs["run_id"])]
+        if len(own):
+            row |= {"n": len(own), "images": int(own["images"].min())}
+            row["clean_accuracy"], row["clean_accuracy_std"] = mean_std(own["clean_accuracy"])
+            for name in own["accuracy"].iloc[0]:
+                label = name.replace("_", " ")
+                row[label], row[f"{label}_std"] = mean_std([sum(each[name]) / len(each[name]) for each in own["accuracy"]])
+            row["mean"], row["mean_std"] = mean_std(own["mean_accuracy"])
             table.append(row)
     return pd.DataFrame(table)
 
 
 def localization(group, cams):
     """Share of the Grad-CAM++ map inside the object per method and layer; None if it was not measured."""
-    cams = _one_sample(group, cams)
+    cams = one_sample(group, cams)
     if cams is None:
         return None
     table = []
@@ -221,29 +275,38 @@ def _plain(name, value):
 def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     """Every table below a folder of records: kind -> list of (caption, DataFrame).
 
-    Kinds: ``accuracy``, ``differences``, ``robustness`` and ``localization`` with one table per experiment, ``paper`` with the paper's Tables 1 to
-    4 beside ours, ``claims``, and ``costs``.
+    Kinds: ``accuracy``, ``differences``, ``robustness``, ``checks``, ``corrupted`` and ``localization`` with one table per experiment,
+    ``paper`` with the paper's Tables 1 to 4 beside ours, ``eps``, ``claims``, and ``costs``.
     """
-    runs, attacks, cams = runs_below(root), records.collect_measurements(root, "attacks"), records.collect_measurements(root, "cam")
-    found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "differences": [], "robustness": [], "localization": []}
+    runs = runs_below(root)
+    measured = {kind: records.collect_measurements(root, kind) for kind in records.KINDS}
+    found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "differences": [], **{kind: [] for kind in NOTES}}
     for group in experiments(runs):
         table = differences(group)
         if table is not None:
             found["differences"].append((f"{title(group)}; accuracy, Welch's t over seeds; p corrected by Holm for the comparisons of this table, the intervals are not", table))
-        for kind, measured, table in (("robustness", attacks, robustness(group, attacks)), ("localization", cams, localization(group, cams))):
+        for kind, (note, make, sources) in NOTES.items():
+            table = make(group, *(measured[source] for source in sources))
             if table is not None:
-                words = f"{title(group)}; {NOTES[kind]}; n networks, mean ± sample standard deviation; on {_hardware(_one_sample(group, measured))}"
-                found[kind].append((words, table))
+                devices = pd.concat([rows for rows in (one_sample(group, measured[source]) for source in sources) if rows is not None])
+                found[kind].append((f"{title(group)}; {note}; n networks, mean ± sample standard deviation; on {_hardware(devices)}", table))
+    attacks = measured["attacks"]
     found["paper"] = paper.tables(runs, attacks)
+    found["eps"] = [("The paper gives no eps. Size of perturbation, in 255ths of the pixel range, at which our networks under its protocol give its numbers: "
+                     "for each method alone, and one for all three at once, with the p of what does not fit", paper.fitting_eps(runs, attacks))]
     found["claims"] = [(paper.CAPTION, paper.claims(runs, attacks))]
     found["costs"] = [("seconds from the first step to the last evaluation, all attempts together; images/s: training images, "
                        "each seen clean and mixed where there is a clean loss", costs(runs))]
     return found
 
 
-NOTES = {"robustness": "accuracy in percent of the attacked images, of which there are `images` per network",
-         "localization": "Grad-CAM++, true class, mean over `images` test images; a map that knows nothing scores the area of the object; empty maps (number per network) "
-         "have no positive evidence and are left out"}
+# kind -> (what its numbers are, the function that makes it, the measurements it is made from)
+NOTES = {"robustness": ("accuracy in percent of `images` test images per network; corrupted: mean over nine corruptions at five severities", robustness, ("attacks", "corruptions")),
+         "checks": ("accuracy in percent of the `images` that all attacks saw; strongest: right after each of FGSM, FGSM on the margin, PGD with 20 steps, and Square "
+                    "where it was run at this eps; AutoAttack on fewer images; a warning names what contradicts FGSM, with the number of networks", checks, ("attacks",)),
+         "corrupted": ("accuracy in percent of `images` test images per network, mean over five severities", corrupted, ("corruptions",)),
+         "localization": ("Grad-CAM++, true class, mean over `images` test images; a map that knows nothing scores the area of the object; empty maps (number per network) "
+                          "have no positive evidence and are left out", localization, ("cam",))}
 
 
 def markdown(root: Path, kind: str = "accuracy") -> str:
@@ -262,14 +325,13 @@ def markdown(root: Path, kind: str = "accuracy") -> str:
 
 def write_tables(found: dict, root: Path, folder: Path) -> list[Path]:
     """Write the tables ``found`` below ``root`` (see :func:`tables`) into ``folder``: tables.md, and a CSV file for each with
-    unrounded numbers, beside runs.csv, attacks.csv and cam.csv with one row per run and measurement. Returns the files."""
+    unrounded numbers, beside runs.csv, attacks.csv, corruptions.csv and cam.csv with one row per run and measurement. Returns the files."""
     files, text = {}, []
     for kind, several in found.items():
         for number, (words, table) in enumerate(several, 1):
             files[f"{kind}-{number}.csv" if len(several) > 1 else f"{kind}.csv"] = table
             text.append(f"## {kind} {number if len(several) > 1 else ''}".rstrip() + f"\n\n{render(table)}\n{words}.\n")
-    files |= {"runs.csv": records.collect(root), "attacks.csv": records.collect_measurements(root, "attacks"),
-              "cam.csv": records.collect_measurements(root, "cam")}
+    files |= {"runs.csv": records.collect(root), **{f"{kind}.csv": records.collect_measurements(root, kind) for kind in records.KINDS}}
     contents = {name: table.to_csv(index=False) for name, table in files.items() if len(table)} | {"tables.md": "\n".join(text)}
     for name, content in contents.items():
         records.atomic_write(folder / name, content.encode())

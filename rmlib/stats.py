@@ -59,6 +59,42 @@ def paired(a, b) -> Difference:
     return Difference(mean, float(low), float(high), float(test.pvalue), count, correlation)
 
 
+def crossing(sizes, values, target: float) -> float:
+    """The first size at which a curve, straight between its points (sizes ascending), falls to ``target``; NaN if it never does."""
+    sizes, values = np.asarray(sizes, dtype=float), np.asarray(values, dtype=float)
+    for i in np.flatnonzero((values[:-1] >= target) & (values[1:] <= target)):
+        fall = values[i] - values[i + 1]
+        return float(sizes[i] + (sizes[i + 1] - sizes[i]) * ((values[i] - target) / fall if fall else 0))
+    return math.nan
+
+
+def fit_size(sizes, curves: list, reported: list) -> tuple[float, float]:
+    """The one size at which several measured curves come closest to several reported values, in units of their standard errors.
+
+    Args:
+        sizes: ascending, at least two. curves: for each value an array (runs, sizes) of at least two runs; between sizes mean and
+            variance are straight. reported: for each (mean, sample standard deviation, runs).
+
+    Returns:
+        The size, and the p of the chi-squared that is left (degrees of freedom: values - 1): below 0.05 no one size fits.
+    """
+    grid, misfit = np.linspace(sizes[0], sizes[-1], 2001), 0.0
+    for runs, (mean, std, count) in zip(curves, reported):
+        runs = np.asarray(runs, dtype=float)
+        ours = np.interp(grid, sizes, runs.mean(0))
+        variance = np.interp(grid, sizes, runs.var(0, ddof=1) / len(runs)) + std**2 / count
+        misfit = misfit + (ours - mean) ** 2 / np.maximum(variance, 1e-12)
+    best = int(np.argmin(misfit))
+    return float(grid[best]), float(stats.chi2.sf(misfit[best], len(curves) - 1)) if len(curves) > 1 else math.nan
+
+
+def interval(values) -> tuple[float, float]:
+    """95 % interval of the mean of some runs by Student's t; NaN for fewer than two."""
+    mean, std = mean_std(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * std / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return mean - half, mean + half
+
+
 def holm(p_values) -> np.ndarray:
     """p values corrected for their number by Holm's method; NaN stands for a test that was not made and does not count."""
     p_values = np.asarray(p_values, dtype=float)
