@@ -3,10 +3,11 @@
 Hendrycks & Dietterich 2019, https://arxiv.org/abs/1903.12261: nine of the nineteen corruptions of CIFAR-10-C and Tiny-ImageNet-C,
 those that need neither pictures of frost nor a renderer, with the operations and the sizes of the authors' scripts
 (https://github.com/hendrycks/robustness): 8-bit images in and out, fractions dropped. The operations come from numpy, scipy,
-matplotlib, Pillow and torchvision, since the packages made for it are not kept up. The random numbers are our own, so the noise is
+matplotlib and Pillow, since the packages made for it are not kept up. The random numbers are our own, so the noise is
 equal in distribution to that of the published files, and a mean over these nine is not a published "mCE".
 """
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
@@ -15,7 +16,6 @@ import torch
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from torchvision.transforms.v2 import functional as transforms
 
 from rmlib import UserError
 from rmlib.data import image_keys
@@ -58,11 +58,9 @@ def corrupt(images: torch.Tensor, name: str, severity: int, seed: int = 0) -> to
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
         raise UserError(f"images {tuple(images.shape)} {images.dtype}: expected (N, 3, H, W) uint8")
     strength = STRENGTHS[name][images.shape[2] >= 48][severity - 1]
-    if name == "jpeg_compression":
-        return torch.stack([transforms.jpeg(image, strength) for image in images])
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()  # (N, H, W, 3)
-    if name == "pixelate":
-        changed = np.stack([_pixelate(image, strength) for image in pixels])
+    if name in THROUGH_PILLOW:
+        changed = np.stack([np.asarray(THROUGH_PILLOW[name](Image.fromarray(image), strength)) for image in pixels])
     else:
         values = pixels / 255
         if name.endswith("noise"):
@@ -92,10 +90,18 @@ NOISES = {"gaussian_noise": lambda image, std, generator: image + generator.norm
           "impulse_noise": _impulse_noise}
 
 
-def _pixelate(image, share):
-    height, width = image.shape[:2]
-    small = Image.fromarray(image).resize((int(width * share), int(height * share)), Image.Resampling.BOX)
-    return np.asarray(small.resize((width, height), Image.Resampling.BOX))
+def _pixelate(picture, share):
+    small = picture.resize((int(picture.width * share), int(picture.height * share)), Image.Resampling.BOX)
+    return small.resize(picture.size, Image.Resampling.BOX)
+
+
+def _jpeg(picture, quality):
+    stored = io.BytesIO()
+    picture.save(stored, "JPEG", quality=quality)
+    return Image.open(stored)
+
+
+THROUGH_PILLOW = {"pixelate": _pixelate, "jpeg_compression": _jpeg}
 
 
 def evaluate(model, images: torch.Tensor, labels: torch.Tensor, *, batch_size: int = 500, seed: int = 0) -> dict:

@@ -26,7 +26,7 @@ from rmlib.evaluate import margins
 P_INIT = 0.8  # share of the image inside the first square
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10 000 steps: after each of these the share is halved
 BLOCK = 100  # squares whose random numbers are made at once
-SWEEP = 10  # on CUDA, queries between two looks at which images have fallen: each look makes the host wait
+SWEEPS = {"cpu": 1}  # queries between two looks at which images have fallen; elsewhere 10, because each look makes the host wait
 
 
 def side(number: int, budget: int, height: int, width: int) -> int:
@@ -94,7 +94,7 @@ def square(model, images: torch.Tensor, labels: torch.Tensor, eps: float, *, que
             best[part] = torch.where(better, margin, best[part])
         spent += alive
         last, alive = query == queries, best > 0
-        if last or (not alive.all() if device.type == "cpu" else query % SWEEP == 0):
+        if last or query % SWEEPS.get(device.type, 10) == 0 and not alive.all():
             found[index], used[index], right[index] = torch.where(up, high, low), spent, alive
             stay = alive.nonzero().flatten()
             index, low, high, true, spent, up, best = (values[stay] for values in (index, low, high, true, spent, up, best))

@@ -1,0 +1,117 @@
+"""The battery on a trained network, and the check that says whether FGSM can be believed."""
+
+import numpy as np
+import pytest
+import torch
+from test_attacks import loud, touchy
+from test_networks import finished
+
+from rmlib import attacks, networks, paper, records, robustness
+from rmlib.batch import read_batch
+from rmlib.evaluate import pack_bits, sample
+from rmlib.params import FULL_ROBUSTNESS, RobustnessParams, parse, project_root
+from rmlib.train import train
+
+SMALL = dict(images=20, eps=["0", "4/255"], square_eps=["4/255"], queries=5, check_images=12, autoattack_images=0)
+
+
+def four(model, images, labels, eps="8/255"):
+    """The attacks that a check needs, on one network."""
+    return {(name, eps): attacks.evaluate(model, images, labels, name, eps) for name in ("fgsm", "fgsm_margin", "pgd", "square")}
+
+
+def test_a_masked_network_is_exposed_and_an_honest_one_is_not():
+    model, images, labels = touchy(60)
+    honest = robustness.check(four(model, images, labels), "8/255", 60, 0)
+    assert honest["warnings"] == [] and honest["fgsm"] == honest["strongest"], "on a linear network one step is the best attack"
+    masked = robustness.check(four(loud(model), images, labels), "8/255", 60, 0)
+    assert masked["warnings"] == ["images without gradient", "the same step on the margin fools more", "overstated"]
+    assert masked["fgsm"] == honest["fgsm"] + 100 * four(loud(model), images, labels)["fgsm_margin", "8/255"]["fooled"] / 60
+    assert masked["strongest"] == honest["strongest"] and masked["zero_gradient"] == pytest.approx(75)
+
+
+def verdicts(bits, zero=0, **more):
+    """A result of an attack with these verdicts."""
+    bits = torch.tensor(bits, dtype=torch.bool)
+    return {"images": len(bits), "correct": pack_bits(bits), "zero_gradient": zero, **more}
+
+
+def test_one_sign_at_a_time():
+    """200 images, of which FGSM leaves the first 100 right; each attack beside it decides about one warning."""
+    def warns(zero=0, **others):
+        results = {("fgsm", "8/255"): verdicts([i < 100 for i in range(200)], zero)}
+        results |= {(name, "8/255"): verdicts([i < left for i in range(200)]) for name, left in others.items()}
+        return robustness.check(results, "8/255", 200, 0)["warnings"]
+
+    assert warns(fgsm_margin=100, pgd=100, square=150) == []
+    assert warns(pgd=100, zero=1) == [] and warns(pgd=100, zero=2) == ["images without gradient"]
+    assert warns(fgsm_margin=96) == [] and warns(fgsm_margin=90) == ["the same step on the margin fools more", "overstated"]
+    assert warns(pgd=104) == [] and warns(pgd=115) == ["20 steps fool fewer than one"] and warns(pgd=80) == ["overstated"]
+    assert warns(square=97) == [] and warns(square=80) == ["Square, without gradients, fools more", "overstated"]
+
+
+def test_attacks_on_fewer_images_are_compared_on_those():
+    total, few = 100, sample(100, 30, 5, robustness.PURPOSE)
+    rng = np.random.default_rng(0)
+    fgsm, pgd, square = (rng.random(total) < share for share in (0.8, 0.5, 0.7))
+    results = {("fgsm", "8/255"): verdicts(fgsm), ("pgd", "8/255"): verdicts(pgd[few]), ("square", "8/255"): verdicts(square),
+               ("fgsm", "4/255"): verdicts(np.ones(total, bool))}
+    found = robustness.check(results, "8/255", total, 5)
+    assert found["images"] == 30 and found["fgsm"] == pytest.approx(100 * fgsm[few].mean())
+    assert found["strongest"] == pytest.approx(100 * (fgsm & pgd & square)[few].mean())
+    last = results | {("autoattack", "8/255"): verdicts(np.zeros(12, bool))}
+    assert robustness.check(last, "8/255", total, 5)["images"] == 30, "AutoAttack's few images do not shrink the rest"
+
+
+def test_the_battery_is_stored_once_and_loaded(tiny_run, monkeypatch):
+    params, record = finished(tiny_run)
+    settings, test_set = RobustnessParams(**SMALL, save=True), networks.images_of(record, tiny_run["dataset"].removeprefix("folder:"))
+    model, lines = networks.load(params.folder), []
+    robustness.measure(params.folder, model, test_set, settings, lines.append)
+    stored = records.collect_measurements(params.folder, "attacks")
+    assert list(zip(stored["attack"], stored["eps"], stored["images"])) == [
+        ("fgsm", "0", 20), ("fgsm", "4/255", 20), ("fgsm_margin", "4/255", 20), ("pgd", "4/255", 12), ("square", "4/255", 20)]
+    assert set(stored["queries"].dropna()) == {5} and len(records.collect_measurements(params.folder, "corruptions")) == 1 and len(lines) == 6
+    assert (stored["clean_accuracy"].iloc[0], 20) == (stored["accuracy_after"].iloc[0], stored["images"].iloc[0])
+
+    def never(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(attacks, "evaluate", never)
+    monkeypatch.setattr(robustness.corruptions, "evaluate", never)
+    again = []
+    robustness.measure(params.folder, model, test_set, settings, again.append)
+    assert again == lines
+    with pytest.raises(AssertionError, match="computed again"):
+        robustness.measure(params.folder, model, test_set, settings.model_copy(update={"seed": 1}), lines.append)
+
+
+@pytest.mark.parametrize("images, check, autoattack, expected", [(64, None, 8, (64, 64, 8)), (None, 1000, 200, (None, 1000, 200)), (10, 50, 20, (10, 10, 10)), (None, None, 5, (None, None, 5))])
+def test_no_attack_gets_more_images_than_there_are(images, check, autoattack, expected):
+    settings = RobustnessParams(images=images, check_images=check, autoattack_images=autoattack)
+    assert tuple(robustness.images_under(name, settings) for name in ("fgsm", "pgd", "autoattack")) == expected
+
+
+def test_autoattack_runs_only_when_asked():
+    assert ("autoattack", "32/255") in robustness.battery(RobustnessParams())
+    assert not [name for name, _ in robustness.battery(RobustnessParams(autoattack_images=0)) if name == "autoattack"]
+
+
+def test_right_after_a_training(tiny_run, monkeypatch):
+    """`robustness` is no part of the run's identity, and measures as the batches of the paper's networks do."""
+    params = parse("02_training", tiny_run | {"robustness": True})
+    assert params.run_id == parse("02_training", tiny_run).run_id
+    train(params, log=lambda line: None)
+    monkeypatch.setattr(robustness, "FULL_ROBUSTNESS", FULL_ROBUSTNESS | SMALL)
+    robustness.after_training(params, log=lambda line: None)
+    assert len(records.collect_measurements(params.folder, "attacks")) == 5
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny-imagenet"])
+def test_the_papers_batches_measure_what_a_training_would(name, tmp_path):
+    """So that what was measured right after a training is loaded by notebook 03 and not computed again."""
+    lesson = read_batch(project_root() / f"notebooks/batches/{name}.yaml", tmp_path).lessons["03_robustness"]
+    right_after = RobustnessParams(**FULL_ROBUSTNESS)
+    places = ("runs", "root", "device", "threads", "save", "clean_weight")
+    assert lesson.model_dump(exclude=set(places)) == right_after.model_dump(exclude=set(places)) and lesson.save
+    assert paper.QUERIES == right_after.queries and paper.EPS in right_after.eps and paper.EPS in right_after.square_eps and right_after.images is None
