@@ -157,7 +157,7 @@ def checks(group, attacks):
             line["autoattack"], line["autoattack_std"] = mean_std([each["robust_accuracy"] for each in last])
             line["its images"] = min(each["images"] for each in last) if last else None
             told = [text for each in found for text in each["warnings"]]
-            line["warning"] = "; ".join(f"{text} ({told.count(text)} of {len(found)})" for text in dict.fromkeys(told)) or None
+            line["warning"] = "; ".join(f"{text} ({told.count(text)} of {len(found)})" for text in checking.WARNINGS if text in told) or None
             table.append(line)
     return pd.DataFrame(table) if table else None
 

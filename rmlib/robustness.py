@@ -19,6 +19,8 @@ from rmlib.train import pick_device
 PURPOSE = "attacked images"  # of the stream that draws them: a smaller sample is part of a larger one
 LEVEL = 0.01  # of the one-sided sign test over images behind a warning
 NO_GRADIENT = 0.01  # share of images without a gradient that is worth a warning
+WARNINGS = ("images without gradient", "the same step on the margin fools more", "20 steps fool fewer than one",
+            "Square, without gradients, fools more", "overstated")
 STRONGER = ("fgsm_margin", "pgd", "square", "autoattack")  # attacks that FGSM is checked against
 
 
@@ -28,12 +30,12 @@ def images_under(attack: str, settings: RobustnessParams) -> int | None:
     return min((count for count in (own, settings.images) if count is not None), default=None)
 
 
-def battery(settings: RobustnessParams) -> list[tuple[str, str]]:
-    """Every (attack, eps) that the parameters ask for."""
+def battery(settings: RobustnessParams, classes: int) -> list[tuple[str, str]]:
+    """Every (attack, eps) that the parameters ask for; AutoAttack's losses need four classes."""
     moved = [eps for eps in settings.eps if eps != "0"]
     return [*(("fgsm", eps) for eps in settings.eps), *((attack, eps) for attack in ("fgsm_margin", "pgd") for eps in moved),
             *(("square", eps) for eps in settings.square_eps),
-            *(("autoattack", eps) for eps in settings.autoattack_eps if settings.autoattack_images)]
+            *(("autoattack", eps) for eps in settings.autoattack_eps if settings.autoattack_images and classes >= 4)]
 
 
 def attack(folder: Path, model, test_set: ImageSet, settings: RobustnessParams, name: str, eps: str) -> dict:
@@ -64,7 +66,7 @@ def corrupt(folder: Path, model, test_set: ImageSet, settings: RobustnessParams)
 
 def measure(folder: Path, model, test_set: ImageSet, settings: RobustnessParams, log=print) -> None:
     """Everything that the parameters ask for, stored in the run's folder one by one: what is there already is not computed again."""
-    for name, eps in battery(settings):
+    for name, eps in battery(settings, len(test_set.classes)):
         result = attack(folder, model, test_set, settings, name, eps)
         log(f"{name} {eps}: {result['accuracy_after']:.2f} % of {result['images']} images")
     log(f"corruptions: {corrupt(folder, model, test_set, settings)['mean_accuracy']:.2f} %")
@@ -92,7 +94,7 @@ def check(results: dict, eps: str, total: int, seed: int) -> dict:
 
     Returns:
         ``zero_gradient``: percent of the images; ``fgsm`` and ``strongest``: percent right after FGSM, and after every attack at this
-        eps, on the images that all but AutoAttack saw; ``warnings``: list of short texts, empty where nothing contradicts FGSM.
+        eps, on the images that all but AutoAttack saw; ``warnings``: those of WARNINGS that apply, none where nothing contradicts FGSM.
     """
     fgsm = results["fgsm", eps]
     seen = {name: results[name, eps] for name in STRONGER if (name, eps) in results}
@@ -116,14 +118,8 @@ def check(results: dict, eps: str, total: int, seed: int) -> dict:
     after = {name: right[name][np.isin(places[name], common)] for name in right if name != "autoattack"}
     survivors = np.logical_and.reduce(list(after.values()))
     zero = fgsm["zero_gradient"] / fgsm["images"]
-    warnings = ["images without gradient"] if zero >= NO_GRADIENT else []
-    if "fgsm_margin" in seen and leaves_more("fgsm", "fgsm_margin"):
-        warnings.append("the same step on the margin fools more")
-    if "pgd" in seen and leaves_more("pgd", "fgsm"):
-        warnings.append("20 steps fool fewer than one")
-    if "square" in seen and leaves_more("fgsm", "square"):
-        warnings.append("Square, without gradients, fools more")
-    if any(leaves_more("fgsm", name) for name in seen):
-        warnings.append("overstated")
+    signs = (zero >= NO_GRADIENT, "fgsm_margin" in seen and leaves_more("fgsm", "fgsm_margin"), "pgd" in seen and leaves_more("pgd", "fgsm"),
+             "square" in seen and leaves_more("fgsm", "square"), any(leaves_more("fgsm", name) for name in seen))
+    warnings = [text for text, found in zip(WARNINGS, signs) if found]
     return {"zero_gradient": 100 * zero, "fgsm": 100 * after["fgsm"].mean(), "strongest": 100 * survivors.mean(), "images": len(common),
             "warnings": warnings}

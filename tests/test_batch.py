@@ -278,7 +278,8 @@ def test_all_five_notebooks_end_to_end(pictures, tmp_path):
         assert notebook.stat().st_size < 1_000_000 and "widget-view" not in text and os.path.expanduser("~") + "/" not in text
         assert (tmp_path / "out" / "report" / "-".join(notebook.relative_to(tmp_path / "out").with_suffix(".html").parts)).exists()
     stored = records.measurements(tmp_path / "out" / record.run_id, "attacks")
-    assert [(row.settings["attack"], row.settings["eps"]) for row in stored.measurements] == [("fgsm", "0"), ("fgsm", "8/255"), ("square", "8/255")]
+    assert sorted((row.settings["attack"], row.settings["eps"]) for row in stored.measurements) == [  # three classes: no AutoAttack
+        ("fgsm", "0"), ("fgsm", "8/255"), ("fgsm_margin", "8/255"), ("pgd", "8/255"), ("square", "8/255")]
     assert all(row.result["images"] == 12 for row in stored.measurements)
     assert "| CutMix | 1 | 12 |" in (tmp_path / "out" / "report" / "tables" / "tables.md").read_text()
 

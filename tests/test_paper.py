@@ -12,12 +12,8 @@ from rmlib.records import Measurement, Measurements
 PAPERS = dict(dataset="cifar10", width=64, epochs=400, batch_size=128, schedule="multistep", lr=0.1, train_images=None)
 
 
-def tables_of(root):
-    return report.tables(root)
-
-
-def cells(root, table, **where):
-    frame = report.tables(root)["paper"][table - 1][1]
+def cells(root, table, eps=None, **where):
+    (frame,) = [frame for caption, frame in report.tables(root)["paper"] if caption.startswith(f"Table {table},") and (eps is None or f"eps {eps} " in caption)]
     for name, value in where.items():
         frame = frame[frame[name] == value]
     return frame
@@ -29,11 +25,12 @@ def claim(root, text, dataset="CIFAR-10", metric="accuracy"):
     return row
 
 
-def add_attacks(root, record, accuracy, attack="fgsm", eps="8/255", images=None):
-    result = {"images": images or record.data["test_images"], "clean_accuracy": 90.0, "accuracy_after": accuracy}
-    row = {"attack": attack, "eps": eps} | ({"queries": 100} if attack == "square" else {})
+def add_attacks(root, record, accuracy, attack="fgsm", eps="8/255", images=None, queries=100, sizes=None):
+    """Store one attack beside a record, or one for each of ``sizes`` (eps -> accuracy)."""
+    rows = [({"attack": attack, "eps": size} | ({"queries": queries} if attack == "square" else {}),
+             {"images": images or record.data["test_images"], "clean_accuracy": 90.0, "accuracy_after": value}) for size, value in (sizes or {eps: accuracy}).items()]
     found = Measurements(run_id=record.run_id, weights="0", measurements=[
-        Measurement(settings=row, result=result, seconds=1.0, **records.environment("cpu"))])
+        Measurement(settings=settings, result=result, seconds=1.0, **records.environment("cpu")) for settings, result in rows])
     (root / record.run_id / "attacks.json").write_text(found.model_dump_json())
 
 
@@ -136,11 +133,59 @@ def test_attacks_count_only_with_the_papers_settings_on_all_images(tmp_path):
     row = cells(tmp_path, 3, dataset="CIFAR-10", mixer="region_mixup").iloc[0]
     assert row["n"] == 3 and row["ours"] == 59 and row["verdict"] == "agrees"
     assert set(cells(tmp_path, 4)["verdict"]) == {"not run"}, "FGSM is not Square"
-    for change in ({"eps": "4/255"}, {"images": 500}, {"attack": "square"}):
+    for change in ({"images": 500}, {"attack": "square"}):
         for record in made:
             add_attacks(tmp_path, record, 50.0, **change)
-        assert set(cells(tmp_path, 3)["verdict"]) == {"not run"}, change
+        assert set(cells(tmp_path, 3, "8/255")["verdict"]) == {"not run"}, change
     assert cells(tmp_path, 4, dataset="CIFAR-10", mixer="region_mixup")["n"].item() == 3
+    for record in made:
+        add_attacks(tmp_path, record, 50.0, attack="square", queries=200)
+    assert set(cells(tmp_path, 4)["verdict"]) == {"not run"}, "another budget"
+
+
+def test_tables_3_and_4_stand_for_every_size_that_was_measured(tmp_path):
+    made = [make_record(96.0, seed=s, **PAPERS) for s in range(3)]
+    save(tmp_path, *made)
+    for record in made:
+        add_attacks(tmp_path, record, 59.0, sizes={"0": 96.0, "2/255": 80.0, "16/255": 20.0, "8/255": 59.0})
+    captions = [caption.split(",")[0] + caption.split("with eps")[1][:8].rstrip(" (") for caption, _ in report.tables(tmp_path)["paper"] if "with eps" in caption]
+    assert captions == ["Table 3 2/255", "Table 3 8/255", "Table 3 16/255", "Table 4 8/255"], "by size; eps = 0 is the clean accuracy; 8/255 where nothing was measured"
+    assert cells(tmp_path, 3, "2/255", dataset="CIFAR-10", mixer="region_mixup")["ours"].item() == 80
+    assert claim(tmp_path, "Region Mixup > Mixup", metric="FGSM")["n"] == "3, 0 of 3", "claims are about 8/255"
+
+
+def attacked_at(root, curve, spread=1.0):
+    """Three networks of each of the paper's methods; after FGSM with size s (255ths) method m has the accuracy curve(m, s)."""
+    for mixer in paper.METHODS:
+        made = [make_record(96.0, seed=s, mixer=mixer, **PAPERS) for s in range(3)]
+        save(root, *made)
+        for record, shift in zip(made, (-spread, 0.0, spread)):
+            add_attacks(root, record, 0.0, sizes={f"{s}/255": curve(mixer, s) + shift for s in (1, 2, 4, 8, 16)})
+    frame = report.tables(root)["eps"][0][1]
+    return frame[(frame["attack"] == "FGSM") & (frame["dataset"] == "CIFAR-10")].iloc[0]
+
+
+def test_the_size_that_gives_the_papers_numbers_is_found(tmp_path):
+    reported = {mixer: paper.FGSM["cifar10"][mixer][0] for mixer in paper.METHODS}
+    row = attacked_at(tmp_path / "one", lambda mixer, s: reported[mixer] - 3 * (s - 3))  # every method meets its number at 3
+    assert row["state"] == "one eps fits" and row["one eps for all"] == pytest.approx(3, abs=0.05) and row["p"] > 0.9
+    assert [row[label] for label in ("CutMix", "Mixup", "Region Mixup")] == pytest.approx([3, 3, 3])
+    row = attacked_at(tmp_path / "none", lambda mixer, s: reported[mixer] - 3 * (s - {"cutmix": 2, "mixup": 6, "region_mixup": 12}[mixer]))
+    assert row["state"] == "no one eps fits" and row["p"] < 0.01
+    assert [row[label] for label in ("CutMix", "Mixup", "Region Mixup")] == pytest.approx([2, 6, 12])
+    row = attacked_at(tmp_path / "high", lambda mixer, s: 90.0)
+    assert row["CutMix"] != row["CutMix"] and row["state"] == "no one eps fits", "a curve that never falls to the number"
+
+
+def test_without_the_papers_networks_no_size_is_named(tmp_path):
+    save(tmp_path, make_record(96.0))
+    assert set(report.tables(tmp_path)["eps"][0][1]["state"]) == {"not run"}
+    made = [make_record(96.0, mixer=mixer, **PAPERS) for mixer in paper.METHODS]
+    save(tmp_path, *made)
+    for record in made:
+        add_attacks(tmp_path, record, 50.0, sizes={"4/255": 60.0, "8/255": 40.0})
+    states = report.tables(tmp_path)["eps"][0][1].set_index(["attack", "dataset"])["state"]
+    assert states["FGSM", "CIFAR-10"] == "too few runs or sizes" and states["Square", "CIFAR-10"] == "not run"
 
 
 def test_every_number_of_the_paper_has_its_place():
@@ -160,4 +205,4 @@ def test_the_committed_records_have_no_verdict_they_did_not_earn():
     runs = report.runs_below(project_root() / "results")
     eligible = paper.under_protocol(runs)
     verdicts = pd.concat([table["verdict"] for _, table in report.tables(project_root() / "results")["paper"]])
-    assert len(eligible) or set(verdicts) == {"not run"}
+    assert len(eligible) or set(verdicts) == {"not run"} == set(report.tables(project_root() / "results")["eps"][0][1]["state"])

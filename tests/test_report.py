@@ -5,10 +5,12 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from test_records import make_record, save
 
 from rmlib import UserError, pages, records, report
+from rmlib.evaluate import pack_bits
 from rmlib.params import project_root
 
 ROOT = project_root()
@@ -65,17 +67,46 @@ def test_attacks_and_maps_stand_beside_their_method(tmp_path):
     save(tmp_path, *made, make_record(75, mixer="mixup"))
     for accuracy, record in zip((40.0, 44.0, 48.0), made):
         measured(tmp_path, record, "attacks", *[({"attack": "fgsm", "eps": eps}, {"images": 50, "clean_accuracy": 80.0, "accuracy_after": value})
-                                                for eps, value in (("16/255", accuracy - 30), ("8/255", accuracy), ("0", 80.0))])
+                                                for eps, value in (("16/255", accuracy - 30), ("8/255", accuracy), ("0", 80.0))],
+                 ({"attack": "square", "eps": "8/255", "queries": 100}, {"images": 30, "clean_accuracy": 70.0, "accuracy_after": 50.0}))
+        measured(tmp_path, record, "corruptions", ({"images": 50}, {"images": 50, "clean_accuracy": 80.0, "mean_accuracy": accuracy + 20,
+                                                                    "accuracy": {"shot_noise": [60.0, 50.0, 40.0, 30.0, 20.0], "contrast": [accuracy] * 5}}))
     measured(tmp_path, made[0], "cam", ({"layer": "layer4"}, {"images": 9, "energy_inside": 31.0, "object_area": 15.0, "empty_maps": 2}))
     text = report.markdown(tmp_path, "robustness")
     for sample in ({"image_seed": 1, "images": 20}, {"image_seed": 0, "images": 20}, {"batch_size": 7, "images": 20}):
         measured(tmp_path, made[0], "attacks", ({"attack": "fgsm", "eps": "8/255", **sample}, {"images": 20, "clean_accuracy": 0.0, "accuracy_after": 0.0}))
         measured(tmp_path, made[0], "cam", ({"layer": "layer4", **sample}, {"images": 5, "energy_inside": 1.0, "object_area": 15.0, "empty_maps": 0}))
     assert report.markdown(tmp_path, "robustness") == text, "a second, smaller sample is no second network"
-    assert "| method | n | images | clean (%) | FGSM 8/255 | FGSM 16/255 |" in text, "sizes in the order of their value"
-    assert "| Region Mixup | 3 | 50 | 80.0 ± 0.0 | 44.0 ± 4.0 | 14.0 ± 4.0 |" in text and "| Mixup" not in text
+    assert "| FGSM 8/255 | FGSM 16/255 | Square 8/255 (100 queries) | corrupted (mean) |" in text, "sizes in the order of their value"
+    assert "| Region Mixup | 3 | 30 | 80.0 ± 0.0 | 44.0 ± 4.0 | 14.0 ± 4.0 | 50.0 ± 0.0 | 64.0 ± 4.0 |" in text and "| Mixup" not in text
+    assert "| shot noise | contrast | mean |" in report.markdown(tmp_path, "corrupted")
+    assert "| Region Mixup | 3 | 50 | 80.0 ± 0.0 | 40.0 ± 0.0 | 44.0 ± 4.0 | 64.0 ± 4.0 |" in report.markdown(tmp_path, "corrupted")
     assert "| Region Mixup | layer4 | 1 | 9 | 31.0 | 15 | 2 |" in report.markdown(tmp_path, "localization")
     assert "| 4 | 0.07 |" in report.markdown(tmp_path, "costs")
+
+
+def test_checks_count_the_networks_behind_a_warning(tmp_path):
+    """Three networks on 200 of 10000 images: one without gradients, one overstated, one honest."""
+    made = [make_record(80, seed=s) for s in range(3)]
+    save(tmp_path, *made)
+
+    def verdicts(left, zero=None, count=200):
+        bits = torch.arange(count) < left
+        return {"images": count, "correct": pack_bits(bits), "accuracy_after": 100 * left / count, "robust_accuracy": 100 * left / count,
+                "clean_accuracy": 80.0} | ({} if zero is None else {"zero_gradient": zero})
+
+    for record, pgd, zero in zip(made, (100, 60, 100), (50, 0, 0)):
+        common = {"image_seed": 4, "checksum": "c", "batch_size": 9}
+        measured(tmp_path, record, "attacks", *[({"attack": name, "eps": eps, "images": 200, **common}, verdicts(left, zero if name == "fgsm" else None))
+                                                for eps in ("8/255", "2/255") for name, left in (("fgsm", 100), ("pgd", pgd))],
+                 ({"attack": "autoattack", "eps": "8/255", "images": 20, **common}, verdicts(5, count=20)))
+    (caption, table), = report.tables(tmp_path)["checks"]
+    assert "PGD" not in report.markdown(tmp_path, "robustness"), "it has a table of its own"
+    assert list(table["eps"]) == ["2/255", "8/255"] and set(table["n"]) == {3} and set(table["images"]) == {200}
+    row = table.iloc[1]
+    assert row["fgsm"] == 50 and row["strongest"] == pytest.approx((50 + 30 + 50) / 3) and row["zero_gradient"] == pytest.approx(25 / 3)
+    assert row["warning"] == "images without gradient (1 of 3); overstated (1 of 3)"
+    assert row["autoattack"] == 25 and row["its images"] == 20 and table.iloc[0]["its images"] != 20
 
 
 def test_differences_are_welchs_and_named(tmp_path):

@@ -92,9 +92,10 @@ def test_no_attack_gets_more_images_than_there_are(images, check, autoattack, ex
     assert tuple(robustness.images_under(name, settings) for name in ("fgsm", "pgd", "autoattack")) == expected
 
 
-def test_autoattack_runs_only_when_asked():
-    assert ("autoattack", "32/255") in robustness.battery(RobustnessParams())
-    assert not [name for name, _ in robustness.battery(RobustnessParams(autoattack_images=0)) if name == "autoattack"]
+def test_autoattack_runs_only_when_asked_and_where_it_can():
+    assert ("autoattack", "32/255") in robustness.battery(RobustnessParams(), 4)
+    for settings, classes in ((RobustnessParams(autoattack_images=0), 10), (RobustnessParams(), 3)):
+        assert not [name for name, _ in robustness.battery(settings, classes) if name == "autoattack"]
 
 
 def test_right_after_a_training(tiny_run, monkeypatch):

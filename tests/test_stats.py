@@ -59,3 +59,30 @@ def test_holm_by_hand_and_without_the_tests_not_made():
     corrected = stats.holm([0.01, math.nan, 0.04, 0.03])
     assert corrected[[0, 2, 3]].tolist() == pytest.approx([0.03, 0.06, 0.06]) and math.isnan(corrected[1])
     assert np.isnan(stats.holm([math.nan, math.nan])).all()
+
+
+def test_interval_is_students():
+    values = [61.0, 64.0, 66.0, 59.5]
+    low, high = stats.interval(values)
+    assert (low, high) == pytest.approx(scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95))
+    assert all(map(math.isnan, stats.interval([5.0])))
+
+
+def test_crossing():
+    sizes, values = [0, 1, 2, 4, 8], [90, 70, 70, 30, 30]
+    assert stats.crossing(sizes, values, 80) == 0.5 and stats.crossing(sizes, values, 50) == 3 and stats.crossing(sizes, values, 90) == 0
+    assert stats.crossing(sizes, values, 70) == 1 and stats.crossing(sizes, values, 30) == 4, "the first size"
+    assert math.isnan(stats.crossing(sizes, values, 95)) and math.isnan(stats.crossing(sizes, values, 10))
+
+
+def test_fitted_size_and_its_p_by_simulation():
+    """Three straight curves that meet their reported values at 5, all seen with noise: the size is found, and p is nearly uniform."""
+    rng, sizes, found = np.random.default_rng(0), np.array([1.0, 2, 4, 8, 16]), []
+    for _ in range(300):
+        curves = [50 - slope * (sizes - 5) + rng.normal(0, 1, (400, 1)) for slope in (2, 3, 4)]
+        reported = [(rng.normal(50, 2 / math.sqrt(3)), 2.0, 3) for _ in curves]
+        found.append(stats.fit_size(sizes, curves, reported))
+    size, p = np.array(found).T
+    assert abs(size.mean() - 5) < 0.05 and 0.02 < (p < 0.05).mean() < 0.09 and abs(p.mean() - 0.5) < 0.06
+    off = stats.fit_size(sizes, [50 - 3 * (sizes - at) + rng.normal(0, 1, (4, 1)) for at in (3, 5, 9)], [(50.0, 2.0, 3)] * 3)
+    assert off[1] < 1e-3
