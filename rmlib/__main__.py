@@ -115,9 +115,10 @@ def build_parser():
     report.add_argument("--into", metavar="FILE", help="fill the <!-- report FOLDER [KIND] --> blocks of a Markdown file instead")
     report.set_defaults(run=run_report)
 
-    bench = commands.add_parser("bench", help="measure speed", description="Speed of mixers and loader against public implementations, as ratios in one run.")
+    bench = commands.add_parser("bench", help="measure speed", description="Speed of mixers, loader and attacks against public implementations, as ratios in one run.")
     bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
     bench.add_argument("--rounds", type=int, default=60, help="interleaved repetitions (the median counts)")
+    bench.add_argument("--seeds", type=int, default=20, help="of the comparison of two Square attacks (minutes on a CPU); 0: leave it out")
     bench.add_argument("--compile", action="store_true", help="also measure the compiled blend (needs a C++ compiler on CPU)")
     bench.add_argument("--out", help="also write the table into this Markdown file")
     bench.set_defaults(run=run_bench)
@@ -200,11 +201,12 @@ def make_report(root: Path, folder: Path) -> None:
 
 def run_bench(options) -> int:
     """``rmlib bench``."""
-    if options.rounds < 1:
-        raise UserError(f"--rounds {options.rounds}: at least 1")
+    for name, value, least in (("rounds", options.rounds, 1), ("seeds", options.seeds, 0)):
+        if value < least:
+            raise UserError(f"--{name} {value}: at least {least}")
     from rmlib import bench
 
-    text = bench.bench(options.device, options.rounds, options.compile)
+    text = bench.bench(options.device, options.rounds, options.compile, options.seeds)
     print(text)
     if options.out:
         from rmlib import records

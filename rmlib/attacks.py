@@ -14,6 +14,7 @@ untargeted:
   set is put together here, because torchattacks' own takes 10 steps instead of 100, and one target per class instead of nine.
 """
 
+import contextlib
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import metadata
@@ -30,6 +31,7 @@ from rmlib.square import square
 OPTIONS = {"fgsm": {}, "fgsm_margin": {}, "pgd": {"steps": 20}, "square": {"queries": 100, "seed": 0},
            "square_torchattacks": {"queries": 100, "seed": 0}, "autoattack": {"seed": 0}}  # of each attack, with defaults
 ATTACKS = tuple(OPTIONS)
+BY_GRADIENT = ("fgsm", "fgsm_margin", "pgd")
 OURS = ("fgsm_margin", "square")  # the others are torchattacks'
 
 
@@ -52,7 +54,8 @@ def perturb(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fg
     Returns:
         (N, C, H, W) of the network's floating point type in [0, 1], on the CPU, within ``eps`` of the images.
     """
-    return run(model, images, labels, attack, eps, batch_size=batch_size, **options).images
+    with _prepared(model, images, labels, attack, eps, batch_size, options) as given:
+        return _adversarial(model, *given)[0].cpu()
 
 
 def run(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fgsm", eps: str | float = "8/255", *,
@@ -73,6 +76,17 @@ def run(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fgsm",
             [0, 1], labels that the network does not know, a network in half precision, one that returns probabilities.
         RuntimeError: the attack left the ball or the range.
     """
+    with _prepared(model, images, labels, attack, eps, batch_size, options) as given:
+        found, told = _adversarial(model, *given)
+        pixels, true = given[:2]
+        verdicts = {name: told.pop(name) if name in told else right(model, seen, true, batch_size) for name, seen in (("before", pixels), ("after", found))}
+    told = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in told.items()}
+    return Outcome(found.cpu(), verdicts["before"].cpu(), verdicts["after"].cpu(), **told)
+
+
+@contextlib.contextmanager
+def _prepared(model, images, labels, attack, eps, batch_size, options):
+    """Everything checked, the network in the state to be attacked; yields the arguments of :func:`_adversarial`."""
     size, options = _size(eps), checked_options(attack, options)
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: expected a whole number of at least 1")
@@ -80,22 +94,26 @@ def run(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fgsm",
     parameter = next(model.parameters())
     with with_gradients(model):
         pixels, true = pixels.to(parameter), labels.to(parameter.device)
-        classes = _check_logits(model, pixels[:batch_size], true)
-        if attack == "square":
-            found, after, queries = square(model, pixels, true, size, batch_size=batch_size, **options)
-            before, told = queries > 0, {"queries": queries.cpu()}
-        else:
-            before = right(model, pixels, true, batch_size)
-            if attack == "autoattack":
-                found, told = _autoattack(model, pixels, true, size, before, batch_size, classes, **options)
-            elif attack == "square_torchattacks":
-                found, told = _square_torchattacks(model, pixels, true, size, batch_size, **options), {}
-            else:
-                found, told = _by_gradient(model, pixels, true, size, attack, batch_size, **options)
-            after = right(model, found, true, batch_size)
-        if not ((found - pixels).abs().max() <= size + 1e-6 and found.min() >= 0 and found.max() <= 1):
-            raise RuntimeError(f"{attack} left the ball of eps={eps} or the range [0, 1]: do not use its images")
-    return Outcome(found.detach().cpu(), before.cpu(), after.cpu(), **told)
+        yield pixels, true, attack, size, batch_size, options
+
+
+def _adversarial(model, images, labels, attack, size, batch_size, options):
+    """The attacked images, and what the attack can tell beside them: names and values of an Outcome."""
+    if attack not in BY_GRADIENT:  # these look at their own first logits
+        with torch.no_grad():
+            classes = _checked(model(images[:8]), labels)
+    if attack == "square":
+        found, after, queries = square(model, images, labels, size, batch_size=batch_size, **options)
+        told = {"before": queries > 0, "after": after, "queries": queries}
+    elif attack == "autoattack":
+        found, told = _autoattack(model, images, labels, size, batch_size, classes, **options)
+    elif attack == "square_torchattacks":
+        found, told = _square_torchattacks(model, images, labels, size, batch_size, **options), {}
+    else:
+        found, told = _by_gradient(model, images, labels, size, attack, batch_size, **options)
+    if not ((found - images).abs().max() <= size + 1e-6 and found.min() >= 0 and found.max() <= 1):
+        raise RuntimeError(f"{attack} left the ball of eps={size:g} or the range [0, 1]: do not use its images")
+    return found.detach(), told
 
 
 def evaluate(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fgsm", eps: str | float = "8/255", *,
@@ -162,7 +180,7 @@ def checked_options(attack: str, options: dict) -> dict:
 @torch.no_grad()
 def right(model, images, labels, batch_size: int) -> torch.Tensor:
     """Whether the network has each image right, (N,) bool: the true logit above every other one; for a model in eval mode."""
-    return torch.cat([margins(model, batch, true) > 0 for batch, true in zip(images.split(batch_size), labels.split(batch_size))])
+    return torch.cat([margins(model(batch), true) > 0 for batch, true in zip(images.split(batch_size), labels.split(batch_size))])
 
 
 def _size(eps):
@@ -172,35 +190,38 @@ def _size(eps):
         raise UserError(f"eps={eps}: {error}") from None
 
 
-@torch.no_grad()
-def _check_logits(model, batch, labels):
-    output = model(batch)
-    if not output.isfinite().all():
+def _checked(logits, labels):
+    """The number of classes of a network whose logits can be attacked."""
+    if not logits.isfinite().all():
         raise UserError("the network returns logits that are not finite: its training diverged")
-    if int(labels.max()) >= output.shape[1]:
-        raise UserError(f"class {int(labels.max())} cannot be attacked: the network has {output.shape[1]} classes")
-    if output.min() >= 0 and torch.allclose(output.sum(1), torch.ones_like(output[:, 0]), atol=1e-4):
+    if int(labels.max()) >= logits.shape[1]:
+        raise UserError(f"class {int(labels.max())} cannot be attacked: the network has {logits.shape[1]} classes")
+    if logits.min() >= 0 and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
         raise UserError("the model returns probabilities: attacks need its logits, so take the softmax away")
-    return output.shape[1]
+    return logits.shape[1]
 
 
 class _Watched(torch.nn.Module):
-    """A network that notes which images of a batch have no gradient at all, the first time that one is computed."""
+    """A network that notes, at the first forward of every batch, its logits and which images have no gradient at all."""
 
-    def __init__(self, model):
+    def __init__(self, model, labels):
         super().__init__()
-        self.model, self.seen, self.zero = model, True, []
+        self.model, self.labels, self.fresh, self.logits, self.zero = model, labels, False, [], []
         self.eval()  # else torchattacks would "restore" train mode between two batches
 
     def forward(self, images):
-        if images.requires_grad and not self.seen:
-            self.seen = True
+        logits = self.model(images)
+        if self.fresh:
+            self.fresh = False
+            if not self.logits:
+                _checked(logits.detach(), self.labels)
+            self.logits.append(logits.detach())
             images.register_hook(lambda gradient: self.zero.append((gradient == 0).flatten(1).all(1)))
-        return self.model(images)
+        return logits
 
 
 def _by_gradient(model, images, labels, size, attack, batch_size, **options):
-    watched = _Watched(model)
+    watched = _Watched(model, labels)
     if attack == "fgsm":
         method = torchattacks.FGSM(watched, eps=size)
     elif attack == "pgd":
@@ -209,14 +230,14 @@ def _by_gradient(model, images, labels, size, attack, batch_size, **options):
         method = lambda batch, true: _fgsm_on_margin(watched, batch, true, size)  # noqa: E731
     found = []
     for batch, true in zip(images.split(batch_size), labels.split(batch_size)):
-        watched.seen = False
+        watched.fresh = True
         found.append(method(batch, true))
-    return torch.cat(found), {"zero_gradient": torch.cat(watched.zero).cpu()}
+    return torch.cat(found), {"before": margins(torch.cat(watched.logits), labels) > 0, "zero_gradient": torch.cat(watched.zero)}
 
 
 def _fgsm_on_margin(model, images, labels, size):
     images = images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(margins(model, images, labels).sum(), images)
+    (gradient,) = torch.autograd.grad(margins(model(images), labels).sum(), images)
     return (images - size * gradient.sign()).clamp(0, 1).detach()
 
 
@@ -229,7 +250,7 @@ def _square_torchattacks(model, images, labels, size, batch_size, queries, seed)
     return torch.cat(found)
 
 
-def _autoattack(model, images, labels, size, before, batch_size, classes, seed):
+def _autoattack(model, images, labels, size, batch_size, classes, seed):
     if classes < 4 or images.dtype != torch.float32:
         raise UserError(f"autoattack needs a float32 network of at least 4 classes, this one is {images.dtype} with {classes} classes")
     images = images.contiguous()  # FAB makes views that channels_last does not allow
@@ -238,10 +259,11 @@ def _autoattack(model, images, labels, size, before, batch_size, classes, seed):
              "apgd-t": torchattacks.APGDT(model, steps=100, n_classes=targets, **common),
              "fab-t": torchattacks.FAB(model, steps=100, multi_targeted=True, n_classes=targets, **common),
              "square": torchattacks.Square(model, n_queries=5000, **common)}
+    before = right(model, images, labels, batch_size)
     found, left, told = images.clone(), before.nonzero().flatten(), {}
     for name, part in parts.items():
         for batch in left.split(batch_size) if len(left) else ():
             found[batch] = part(images[batch], labels[batch])
         left = left[right(model, found[left], labels[left], batch_size)] if len(left) else left
         told[name] = len(left)
-    return found, {"left": told}
+    return found, {"before": before, "left": told}

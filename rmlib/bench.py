@@ -9,12 +9,19 @@ import statistics
 import time
 
 import torch
+import torchattacks
+from torch.nn import functional as F
 
-from rmlib import mixers, records
+from rmlib import attacks, mixers, networks, records
 from rmlib.data import ImageSet, Loader
+from rmlib.evaluate import predict, sample
+from rmlib.models import preact_resnet18
+from rmlib.params import method_name, networks_dir
+from rmlib.stats import mean_std
 from rmlib.train import pick_device
 
 SHAPES = ((128, 3, 32, 32), (128, 3, 64, 64))
+ATTACKED = {"cpu": (200, 64, 8), "cuda": (10_000, 10_000, 64)}  # images under FGSM, images under Square, width of the network
 
 
 def interleaved(candidates: dict, rounds: int, device: torch.device, warmup: int = 5) -> dict[str, float]:
@@ -106,12 +113,93 @@ def loader_rows(device, rounds):
     return [(name, len(pixels) / value, seconds["PIL + DataLoader"] / value) for name, value in seconds.items()]
 
 
-def bench(device: str = "cpu", rounds: int = 60, compiled: bool = False) -> str:
-    """Measure and return the Markdown tables; one CPU thread."""
+class Forwards(torch.nn.Module):
+    """A network that notes the size of every batch it is asked about."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.asked = model, []
+        self.eval()  # torchattacks puts a network that it finds in train mode back into it, and this one with it
+
+    def forward(self, images):
+        self.asked.append(len(images))
+        return self.model(images)
+
+
+def attack_rows(device, rounds):
+    """Rows (attack, seconds, what it is compared with, times that) of FGSM and Square through ``perturb`` and through torchattacks alone.
+
+    FGSM is compared with a bare forward and gradient of the
+    pixels, Square with bare forwards of the batches that it asked about; eps = 0 is the worst case, where no image falls.
+    """
+    count, few, width = ATTACKED[device.type]
+    batch_size = 500  # or all of them
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(count, 3, 32, 32, generator=generator).to(memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = preact_resnet18(10, width).to(memory_format=torch.channels_last).eval().to(device)
+    labels = predict(model, (images * 255).to(torch.uint8)).argmax(1)
+    on_device, true = images.to(device), labels.to(device)
+
+    def forward_and_gradient():
+        for pixels, label in zip(on_device.split(batch_size), true.split(batch_size)):
+            pixels = pixels.clone().requires_grad_()
+            torch.autograd.grad(F.cross_entropy(model(pixels), label), pixels)
+
+    def library(attack):
+        with torch.random.fork_rng():
+            return [attack(pixels, label) for pixels, label in zip(on_device.split(batch_size), true.split(batch_size))]
+
+    fgsm = torchattacks.FGSM(model, eps=8 / 255)
+    bare = "forward + gradient"
+    seconds = interleaved({bare: forward_and_gradient, "FGSM": lambda: attacks.perturb(model, images, labels, "fgsm", batch_size=batch_size),
+                           "FGSM, torchattacks alone": lambda: library(fgsm)}, max(5, rounds // 3), device)
+    rows = [(name, value, bare, value / seconds[bare]) for name, value in seconds.items() if name != bare]
+    images, labels, on_device, true = (values[:few] for values in (images, labels, on_device, true))
+    for eps, words in ((8 / 255, "eps 8/255"), (0.0, "no image falls")):
+        watched = Forwards(model)
+        calls = {f"Square, {words}": lambda eps=eps, m=model: attacks.perturb(m, images, labels, "square", eps, batch_size=batch_size),
+                 f"Square, {words}, torchattacks alone": lambda eps=eps, m=model: library(torchattacks.Square(m, eps=eps, n_queries=100))}
+        asked = {}
+        for name, call in calls.items():
+            watched.asked = []
+            call(m=watched)
+            asked[name] = list(watched.asked)
+
+        @torch.no_grad()
+        def forwards(sizes):
+            for size in sizes:
+                model(on_device[:size])
+
+        bare_calls = {f"forwards of {name}": lambda sizes=sizes: forwards(sizes) for name, sizes in asked.items()}
+        seconds = interleaved(calls | bare_calls, max(3, rounds // 20), device, warmup=1)
+        rows += [(name, seconds[name], f"{sum(asked[name]) / few:.0f} bare forwards per image", seconds[name] / seconds[f"forwards of {name}"]) for name in calls]
+    return rows
+
+
+def agreement_rows(device, seeds: int = 20, queries: int = 100):
+    """Our Square beside torchattacks' on the networks that come with the project, 200 images each: rows (network, attack, mean success
+    in percent of the images that were right, its standard deviation over seeds, verdicts that flip between batches of 200 and of 32)."""
+    rows = []
+    for folder, record in networks.find(networks_dir(), 1.0):
+        test_set = networks.images_of(record)
+        data, model = test_set[sample(len(test_set), 200, 0, "attacked images")], networks.load(folder).to(device)
+        for attack in ("square", "square_torchattacks"):
+            outcomes = [attacks.run(model, data.images, data.labels, attack, queries=queries, seed=seed) for seed in range(seeds)]
+            success = [100 * (1 - int(each.after.sum()) / int(each.before.sum())) for each in outcomes]
+            small = attacks.run(model, data.images, data.labels, attack, queries=queries, seed=0, batch_size=32)
+            rows.append((method_name(record.config), attack, *mean_std(success), int((small.after != outcomes[0].after).sum()), len(data)))
+    return rows
+
+
+def bench(device: str = "cpu", rounds: int = 60, compiled: bool = False, seeds: int = 20) -> str:
+    """Measure and return the Markdown tables; one CPU thread. ``seeds``: of the comparison of two Squares, 0 leaves it out."""
     device, threads = pick_device(device), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        mixing, loading = mixer_rows(device, rounds, compiled), loader_rows(device, rounds)
+        mixing, loading, attacking = mixer_rows(device, rounds, compiled), loader_rows(device, rounds), attack_rows(device, rounds)
+        agreeing = agreement_rows(device, seeds) if seeds else []
     finally:
         torch.set_num_threads(threads)
     where = records.environment(device.type)["hardware"]
@@ -121,4 +209,10 @@ def bench(device: str = "cpu", rounds: int = 60, compiled: bool = False) -> str:
         lines.append(f"| {shape} | {name} | {clones:.2f} | {f'{faster:.2f}' if faster else ''} | {peer or ''} |")
     lines += ["", "| loader, 2560 images of 32 x 32, batch 128 | images/s | times the PIL loader |", "|---|---:|---:|"]
     lines += [f"| {name} | {rate:.0f} | {ratio:.2f} |" for name, rate, ratio in loading]
+    count, few, width = ATTACKED[device.type]
+    lines += ["", f"| attack, width {width}, {count} images (FGSM) and {few} (Square), medians of {max(5, rounds // 3)} (FGSM) and {max(3, rounds // 20)} interleaved calls | s | times | bare forwards' share |", "|---|---:|---|---:|"]
+    lines += [f"| {name} | {value:.3f} | {ratio:.2f} x {bare} | {1 / ratio:.2f} |" for name, value, bare, ratio in attacking]
+    if agreeing:
+        lines += ["", f"| network of `results/quick` | Square, eps 8/255, 100 queries | success (%), mean ± sd over {seeds} seeds | verdicts that flip between batches of 200 and 32 |", "|---|---|---:|---:|"]
+        lines += [f"| {name} | {attack} | {mean:.1f} ± {std:.1f} | {flips} of {total} |" for name, attack, mean, std, flips, total in agreeing]
     return "\n".join(lines) + "\n"

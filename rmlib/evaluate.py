@@ -103,10 +103,9 @@ def predict(model, images: torch.Tensor, batch_size: int = 500, bf16: bool = Fal
         return torch.cat([model(to_float(batch.to(device))).float().cpu() for batch in images.split(batch_size)])
 
 
-def margins(model, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Logit of the true class minus the largest other one, (N,), for images (N, C, H, W) and labels (N,) on the model's device:
-    an image is right where it is above 0 (a tie is not)."""
-    logits = model(images)
+def margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Logit of the true class minus the largest other one, (N,), from logits (N, classes) and labels (N,) int64: an image is right
+    where it is above 0 (a tie is not)."""
     true = labels[:, None]
     return logits.gather(1, true).squeeze(1) - logits.scatter(1, true, -math.inf).amax(1)
 

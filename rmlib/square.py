@@ -60,7 +60,7 @@ def square(model, images: torch.Tensor, labels: torch.Tensor, eps: float, *, que
     (_, channels, height, width), device = images.shape, images.device
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     found, used = images.clone(), torch.zeros_like(labels)
-    right = torch.cat([margins(model, part, true) for part, true in zip(images.split(batch_size), labels.split(batch_size))]) > 0
+    right = torch.cat([margins(model(part), true) for part, true in zip(images.split(batch_size), labels.split(batch_size))]) > 0
     # from here on only images that are still alive, at the places `index` of the batch
     index = right.nonzero().flatten()
     low, high = (images[index] - eps).clamp(0, 1), (images[index] + eps).clamp(0, 1)
@@ -88,7 +88,7 @@ def square(model, images: torch.Tensor, labels: torch.Tensor, eps: float, *, que
                 y, x = top[part, None], left[part, None]
                 inside = ((rows >= y) & (rows < y + size))[:, None, :, None] & ((columns >= x) & (columns < x + size))[:, None, None]
                 proposal = torch.where(inside, signs[part], up[part])
-            margin = margins(model, torch.where(proposal, high[part], low[part]), true[part])
+            margin = margins(model(torch.where(proposal, high[part], low[part])), true[part])
             better = alive[part] & (margin < best[part])
             up[part] = torch.where(better[:, None, None, None], proposal, up[part])
             best[part] = torch.where(better, margin, best[part])

@@ -74,8 +74,20 @@ def test_bench_prints_ratios(capsys, monkeypatch, tmp_path):
     from rmlib import bench
 
     monkeypatch.setattr(bench, "SHAPES", ((8, 3, 8, 8),))
-    assert main(["bench", "--rounds", "2", "--out", str(tmp_path / "bench.md")]) == 0
+    monkeypatch.setitem(bench.ATTACKED, "cpu", (6, 3, 2))
+    assert main(["bench", "--rounds", "2", "--seeds", "0", "--out", str(tmp_path / "bench.md")]) == 0
     text = capsys.readouterr().out
-    for name in ("Region Mixup k=4", "naive loop k=4", "torchvision v2.MixUp", "on-device loader", "PIL + DataLoader"):
+    for name in ("Region Mixup k=4", "naive loop k=4", "torchvision v2.MixUp", "on-device loader", "PIL + DataLoader",
+                 "FGSM", "Square, no image falls", "Square, eps 8/255, torchattacks alone"):
         assert f"| {name} |" in text
     assert (tmp_path / "bench.md").read_text().strip() == text.strip()
+    assert "101 bare forwards per image" in text and "103 bare forwards per image" in text, "our budget, and the library's"
+
+
+def test_bench_compares_two_squares():
+    import torch
+
+    from rmlib import bench
+
+    rows = bench.agreement_rows(torch.device("cpu"), seeds=2, queries=2)
+    assert [row[1] for row in rows] == ["square", "square_torchattacks"] * 4 and all(0 < row[2] < 100 and row[4] <= row[5] == 200 for row in rows)
