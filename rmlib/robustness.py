@@ -5,6 +5,7 @@ still. So stronger attacks stand beside it, on the same images, and :func:`check
 Carlini et al. 2019, https://arxiv.org/abs/1902.06705).
 """
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -112,10 +113,9 @@ def check(results: dict, eps: str, total: int, seed: int) -> dict:
         only = int((a & ~b).sum()), int((~a & b).sum())
         return sum(only) > 0 and binomtest(only[0], sum(only), alternative="greater").pvalue < LEVEL
 
-    common = places["fgsm"]
-    for name in seen:
-        common = np.intersect1d(common, places[name]) if name != "autoattack" else common
-    after = {name: right[name][np.isin(places[name], common)] for name in right if name != "autoattack"}
+    many = [name for name in right if name != "autoattack"]
+    common = functools.reduce(np.intersect1d, [places[name] for name in many])
+    after = {name: right[name][np.isin(places[name], common)] for name in many}
     survivors = np.logical_and.reduce(list(after.values()))
     zero = fgsm["zero_gradient"] / fgsm["images"]
     signs = (zero >= NO_GRADIENT, "fgsm_margin" in seen and leaves_more("fgsm", "fgsm_margin"), "pgd" in seen and leaves_more("pgd", "fgsm"),
