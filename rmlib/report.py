@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rmlib import UserError, paper, records, robustness as checking
+from rmlib import UserError, masking, paper, records
 from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, nearest
 from rmlib.stats import holm, mean_std, welch
 
@@ -138,7 +138,7 @@ def robustness(group, attacks, corruptions):
 
 def checks(group, attacks):
     """FGSM beside the attacks that it is checked against, per method and size, on the images that all of them saw, with what
-    contradicts it (see :func:`rmlib.robustness.check`); None if no stronger attack was made."""
+    contradicts it (see :func:`rmlib.masking.check`); None if no stronger attack was made."""
     attacks = one_sample(group, attacks)
     if attacks is None:
         return None
@@ -149,7 +149,7 @@ def checks(group, attacks):
         sizes = {eps for results in known.values() for name, eps in results if name == "pgd" and ("fgsm", eps) in results}
         for eps in sorted(sizes, key=Fraction):
             networks = {run_id: results for run_id, results in known.items() if ("pgd", eps) in results and ("fgsm", eps) in results}
-            found = [checking.check(results, eps, int(total[run_id]), int(results["fgsm", eps]["image_seed"])) for run_id, results in networks.items()]
+            found = [masking.check(results, eps, int(total[run_id]), int(results["fgsm", eps]["image_seed"])) for run_id, results in networks.items()]
             line = row | {"eps": eps, "n": len(found), "images": min(each["images"] for each in found)}
             for name in ("fgsm", "strongest", "zero_gradient"):
                 line[name], line[f"{name}_std"] = mean_std([each[name] for each in found])
@@ -157,7 +157,7 @@ def checks(group, attacks):
             line["autoattack"], line["autoattack_std"] = mean_std([each["robust_accuracy"] for each in last])
             line["its images"] = min(each["images"] for each in last) if last else None
             told = [text for each in found for text in each["warnings"]]
-            line["warning"] = "; ".join(f"{text} ({told.count(text)} of {len(found)})" for text in checking.WARNINGS if text in told) or None
+            line["warning"] = "; ".join(f"{text} ({told.count(text)} of {len(found)})" for text in masking.WARNINGS if text in told) or None
             table.append(line)
     return pd.DataFrame(table) if table else None
 

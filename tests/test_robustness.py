@@ -6,7 +6,7 @@ import torch
 from test_attacks import loud, touchy
 from test_networks import finished
 
-from rmlib import attacks, networks, paper, records, robustness
+from rmlib import attacks, masking, networks, paper, records, robustness
 from rmlib.batch import read_batch
 from rmlib.evaluate import pack_bits, sample
 from rmlib.params import FULL_ROBUSTNESS, RobustnessParams, parse, project_root
@@ -22,9 +22,9 @@ def four(model, images, labels, eps="8/255"):
 
 def test_a_masked_network_is_exposed_and_an_honest_one_is_not():
     model, images, labels = touchy(60)
-    honest = robustness.check(four(model, images, labels), "8/255", 60, 0)
+    honest = masking.check(four(model, images, labels), "8/255", 60, 0)
     assert honest["warnings"] == [] and honest["fgsm"] == honest["strongest"], "on a linear network one step is the best attack"
-    masked = robustness.check(four(loud(model), images, labels), "8/255", 60, 0)
+    masked = masking.check(four(loud(model), images, labels), "8/255", 60, 0)
     assert masked["warnings"] == ["images without gradient", "the same step on the margin fools more", "overstated"]
     assert masked["fgsm"] == honest["fgsm"] + 100 * four(loud(model), images, labels)["fgsm_margin", "8/255"]["fooled"] / 60
     assert masked["strongest"] == honest["strongest"] and masked["zero_gradient"] == pytest.approx(75)
@@ -41,7 +41,7 @@ def test_one_sign_at_a_time():
     def warns(zero=0, **others):
         results = {("fgsm", "8/255"): verdicts([i < 100 for i in range(200)], zero)}
         results |= {(name, "8/255"): verdicts([i < left for i in range(200)]) for name, left in others.items()}
-        return robustness.check(results, "8/255", 200, 0)["warnings"]
+        return masking.check(results, "8/255", 200, 0)["warnings"]
 
     assert warns(fgsm_margin=100, pgd=100, square=150) == []
     assert warns(pgd=100, zero=1) == [] and warns(pgd=100, zero=2) == ["images without gradient"]
@@ -51,16 +51,16 @@ def test_one_sign_at_a_time():
 
 
 def test_attacks_on_fewer_images_are_compared_on_those():
-    total, few = 100, sample(100, 30, 5, robustness.PURPOSE)
+    total, few = 100, sample(100, 30, 5, masking.PURPOSE)
     rng = np.random.default_rng(0)
     fgsm, pgd, square = (rng.random(total) < share for share in (0.8, 0.5, 0.7))
     results = {("fgsm", "8/255"): verdicts(fgsm), ("pgd", "8/255"): verdicts(pgd[few]), ("square", "8/255"): verdicts(square),
                ("fgsm", "4/255"): verdicts(np.ones(total, bool))}
-    found = robustness.check(results, "8/255", total, 5)
+    found = masking.check(results, "8/255", total, 5)
     assert found["images"] == 30 and found["fgsm"] == pytest.approx(100 * fgsm[few].mean())
     assert found["strongest"] == pytest.approx(100 * (fgsm & pgd & square)[few].mean())
     last = results | {("autoattack", "8/255"): verdicts(np.zeros(12, bool))}
-    assert robustness.check(last, "8/255", total, 5)["images"] == 30, "AutoAttack's few images do not shrink the rest"
+    assert masking.check(last, "8/255", total, 5)["images"] == 30, "AutoAttack's few images do not shrink the rest"
 
 
 def test_the_battery_is_stored_once_and_loaded(tiny_run, monkeypatch):

@@ -1,0 +1,59 @@
+"""Whether an FGSM number can be believed, from the verdicts of several attacks on single images.
+
+FGSM says little on its own: where a network is sure of itself the gradient of its cross entropy vanishes, and the attack stands
+still. So stronger attacks stand beside it, on the same images, and :func:`check` says what they contradict (after the advice of
+Carlini et al. 2019, https://arxiv.org/abs/1902.06705).
+"""
+
+import functools
+
+import numpy as np
+from scipy.stats import binomtest
+
+from rmlib.evaluate import sample, unpack_bits
+
+PURPOSE = "attacked images"  # of the stream that draws them: a smaller sample is part of a larger one
+LEVEL = 0.01  # of the one-sided sign test over images behind a warning
+NO_GRADIENT = 0.01  # share of images without a gradient that is worth a warning
+WARNINGS = ("images without gradient", "the same step on the margin fools more", "20 steps fool fewer than one",
+            "Square, without gradients, fools more", "overstated")
+STRONGER = ("fgsm_margin", "pgd", "square", "autoattack")  # attacks that FGSM is checked against
+
+
+def check(results: dict, eps: str, total: int, seed: int) -> dict:
+    """Whether the FGSM number of a network at one size of perturbation can be believed.
+
+    Args:
+        results: (attack, eps) -> result of :func:`rmlib.attacks.evaluate`, "fgsm" and at least one stronger attack at ``eps`` among them.
+        total: images of the test set. seed: that drew the attacked ones.
+
+    Returns:
+        ``zero_gradient``: percent of the images; ``fgsm`` and ``strongest``: percent right after FGSM, and after every attack at this
+        eps, on the images that all but AutoAttack saw; ``warnings``: those of WARNINGS that apply, none where nothing contradicts FGSM.
+    """
+    fgsm = results["fgsm", eps]
+    seen = {name: results[name, eps] for name in STRONGER if (name, eps) in results}
+    places = {name: sample(total, result["images"], seed, PURPOSE).numpy() for name, result in {"fgsm": fgsm, **seen}.items()}
+    right = {name: unpack_bits(result["correct"], result["images"]) for name, result in {"fgsm": fgsm, **seen}.items()}
+
+    def pair(first, second):
+        """Verdicts of two attacks on the images that both saw."""
+        _, one, two = np.intersect1d(places[first], places[second], assume_unique=True, return_indices=True)
+        return right[first][one], right[second][two]
+
+    def leaves_more(first, second):
+        """Whether more images survive the first attack than the second, beyond chance (sign test)."""
+        a, b = pair(first, second)
+        only = int((a & ~b).sum()), int((~a & b).sum())
+        return sum(only) > 0 and binomtest(only[0], sum(only), alternative="greater").pvalue < LEVEL
+
+    many = [name for name in right if name != "autoattack"]
+    common = functools.reduce(np.intersect1d, [places[name] for name in many])
+    after = {name: right[name][np.isin(places[name], common)] for name in many}
+    survivors = np.logical_and.reduce(list(after.values()))
+    zero = fgsm["zero_gradient"] / fgsm["images"]
+    signs = (zero >= NO_GRADIENT, "fgsm_margin" in seen and leaves_more("fgsm", "fgsm_margin"), "pgd" in seen and leaves_more("pgd", "fgsm"),
+             "square" in seen and leaves_more("fgsm", "square"), any(leaves_more("fgsm", name) for name in seen))
+    warnings = [text for text, found in zip(WARNINGS, signs) if found]
+    return {"zero_gradient": 100 * zero, "fgsm": 100 * after["fgsm"].mean(), "strongest": 100 * survivors.mean(), "images": len(common),
+            "warnings": warnings}
