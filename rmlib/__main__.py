@@ -65,7 +65,7 @@ def guarded(command) -> int:
     except OSError as error:
         return _fail(f"rmlib: {error.filename or ''}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
-        return _fail("rmlib: interrupted; the same command goes on from the last checkpoint", 130)
+        return _fail("rmlib: interrupted; the same command goes on from what was saved last", 130)
 
 
 def _fail(message, code):

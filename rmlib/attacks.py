@@ -68,12 +68,14 @@ def run(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fgsm",
         model: an nn.Module with parameters that returns logits (N, classes) for images in [0, 1]; float32 or float64.
         images: (N, C, H, W) uint8, or floating point in [0, 1]. labels: (N,) int64, the true classes.
         attack: one of ATTACKS. eps: largest change of a pixel in [0, 1], a number or text such as "8/255".
-        batch_size: images attacked together; only ``square_torchattacks`` and ``autoattack`` depend on it, beyond rounding.
+        batch_size: images attacked together; beyond rounding (which decides where the gradients of an over-confident network, a mean
+            over the batch, are about to vanish) only ``square_torchattacks`` and ``autoattack`` depend on it.
         options: those of the attack in OPTIONS: ``queries`` (evaluations per image; in torchattacks one more), ``steps``, ``seed``.
 
     Raises:
         UserError: unknown attack, or an option that is not this attack's; eps outside [0, 1]; a count below 1; images outside
-            [0, 1], labels that the network does not know, a network in half precision, one that returns probabilities.
+            [0, 1], labels that the network does not know; a network in half precision, one that returns probabilities or no
+            numbers, that answers differently each time, or through which no gradient reaches the pixels.
         RuntimeError: the attack left the ball or the range.
     """
     with _prepared(model, images, labels, attack, eps, batch_size, options) as given:
@@ -88,12 +90,11 @@ def run(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fgsm",
 def _prepared(model, images, labels, attack, eps, batch_size, options):
     """Everything checked, the network in the state to be attacked; yields the arguments of :func:`_adversarial`."""
     size, options = _size(eps), checked_options(attack, options)
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size}: expected a whole number of at least 1")
+    _whole("batch_size", batch_size)
     pixels = as_pixels(model, images, labels)
     parameter = next(model.parameters())
     with with_gradients(model):
-        pixels, true = pixels.to(parameter), labels.to(parameter.device)
+        pixels, true = pixels.detach().to(parameter).clone(), labels.to(parameter.device)  # whatever the network does to its input
         yield pixels, true, attack, size, batch_size, options
 
 
@@ -101,7 +102,8 @@ def _adversarial(model, images, labels, attack, size, batch_size, options):
     """The attacked images, and what the attack can tell beside them: names and values of an Outcome."""
     if attack not in BY_GRADIENT:  # these look at their own first logits
         with torch.no_grad():
-            classes = _checked(model(images[:8]), labels)
+            logits = model(images[:8])
+            classes = _checked(logits, model(images[:8]), labels)
     if attack == "square":
         found, after, queries = square(model, images, labels, size, batch_size=batch_size, **options)
         told = {"before": queries > 0, "after": after, "queries": queries}
@@ -172,9 +174,13 @@ def checked_options(attack: str, options: dict) -> dict:
         if name not in OPTIONS[attack]:
             owners = [other for other in ATTACKS if name in OPTIONS[other]]
             raise UserError(f"{name}={value} does nothing for attack '{attack}'" + (f" (it belongs to {', '.join(owners)})" if owners else ""))
-        if name != "seed" and value < 1:
-            raise UserError(f"{name}={value}: expected a whole number of at least 1")
+        _whole(name, value, 0 if name == "seed" else 1)
     return OPTIONS[attack] | options
+
+
+def _whole(name, value, least=1):
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{name}={value!r}: expected a whole number of at least {least}")
 
 
 @torch.no_grad()
@@ -190,14 +196,19 @@ def _size(eps):
         raise UserError(f"eps={eps}: {error}") from None
 
 
-def _checked(logits, labels):
-    """The number of classes of a network whose logits can be attacked."""
+def _checked(logits, again, labels):
+    """The number of classes of a network that can be attacked, from its logits for some images, and for the first of them once more."""
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        raise UserError(f"the network returns {getattr(logits, 'shape', type(logits).__name__)}: expected logits (N, classes)")
     if not logits.isfinite().all():
         raise UserError("the network returns logits that are not finite: its training diverged")
     if int(labels.max()) >= logits.shape[1]:
         raise UserError(f"class {int(labels.max())} cannot be attacked: the network has {logits.shape[1]} classes")
     if logits.min() >= 0 and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
         raise UserError("the model returns probabilities: attacks need its logits, so take the softmax away")
+    if (again - logits[:len(again)]).abs().max() > 1e-3 * logits.abs().max():
+        raise UserError("the network answers differently when it is asked again (noise, or dropout that stays on): every attack would "
+                        "count its luck; attack the mean of several answers, or switch the randomness off")
     return logits.shape[1]
 
 
@@ -214,9 +225,10 @@ class _Watched(torch.nn.Module):
         if self.fresh:
             self.fresh = False
             if not self.logits:
-                _checked(logits.detach(), self.labels)
+                with torch.no_grad():
+                    _checked(logits.detach(), self.model(images[:2]), self.labels)
             self.logits.append(logits.detach())
-            images.register_hook(lambda gradient: self.zero.append((gradient == 0).flatten(1).all(1)))
+            images.register_hook(lambda gradient: self.zero.append(~(gradient.abs() > 0).flatten(1).any(1)))  # zero or no number
         return logits
 
 
@@ -231,8 +243,17 @@ def _by_gradient(model, images, labels, size, attack, batch_size, **options):
     found = []
     for batch, true in zip(images.split(batch_size), labels.split(batch_size)):
         watched.fresh = True
-        found.append(method(batch, true))
-    return torch.cat(found), {"before": margins(torch.cat(watched.logits), labels) > 0, "zero_gradient": torch.cat(watched.zero)}
+        try:
+            found.append(method(batch, true))
+        except RuntimeError as error:
+            if "not have been used in the graph" in str(error) or "does not require grad" in str(error):
+                raise UserError(f"no gradient reaches the pixels through this network (a step, .detach() or numpy inside?), so {attack} "
+                                "cannot be run on it: only 'square' can") from error
+            raise
+    logits = torch.cat(watched.logits)
+    if not logits.isfinite().all():
+        raise UserError("the network returns logits that are not finite for some of the images")
+    return torch.cat(found), {"before": margins(logits, labels) > 0, "zero_gradient": torch.cat(watched.zero)}
 
 
 def _fgsm_on_margin(model, images, labels, size):

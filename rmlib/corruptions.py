@@ -1,9 +1,9 @@
 """Common corruptions at five severities, made here from the images themselves.
 
 Hendrycks & Dietterich 2019, https://arxiv.org/abs/1903.12261: nine of the nineteen corruptions of CIFAR-10-C and Tiny-ImageNet-C,
-those that need neither pictures of frost nor a renderer, with the operations and the sizes of the authors' scripts
-(https://github.com/hendrycks/robustness): 8-bit images in and out, fractions dropped. The operations come from numpy, scipy,
-matplotlib and Pillow, since the packages made for it are not kept up. The random numbers are our own, so the noise is
+those that numpy, scipy, matplotlib and Pillow do in a line or two, with the operations and the sizes of the authors' scripts
+(https://github.com/hendrycks/robustness): 8-bit images in and out, fractions dropped. (The packages made for it are not kept
+up.) The random numbers are our own, so the noise is
 equal in distribution to that of the published files, and a mean over these nine is not a published "mCE".
 """
 
@@ -20,7 +20,7 @@ from scipy.ndimage import gaussian_filter
 
 from rmlib import UserError
 from rmlib.data import image_keys
-from rmlib.evaluate import predict
+from rmlib.evaluate import as_pixels, margins, predict
 from rmlib.params import nearest
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -54,7 +54,7 @@ def corrupt(images: torch.Tensor, name: str, severity: int, seed: int = 0) -> to
     """
     if name not in STRENGTHS:
         raise UserError(f"corruption={name!r}: {nearest(name, CORRUPTIONS)}")
-    if severity not in SEVERITIES:
+    if severity not in SEVERITIES or not isinstance(severity, int):
         raise UserError(f"severity={severity}: expected 1, 2, 3, 4 or 5")
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
         raise UserError(f"images {tuple(images.shape)} {images.dtype}: expected (N, 3, H, W) uint8")
@@ -92,7 +92,7 @@ NOISES = {"gaussian_noise": lambda image, std, generator: image + generator.norm
 
 
 def _pixelate(picture, share):
-    small = picture.resize((int(picture.width * share), int(picture.height * share)), Image.Resampling.BOX)
+    small = picture.resize((max(1, int(picture.width * share)), max(1, int(picture.height * share))), Image.Resampling.BOX)
     return small.resize(picture.size, Image.Resampling.BOX)
 
 
@@ -110,15 +110,23 @@ def evaluate(model, images: torch.Tensor, labels: torch.Tensor, *, batch_size: i
 
     Args:
         model: a network that returns logits for images in [0, 1]. images: (N, 3, H, W) uint8. labels: (N,) int64.
-        batch_size: images in a forward pass. seed: of the noise.
+        batch_size: images in a forward pass. seed: of the noise. An image is right where its true logit is above every other one.
+
+    Raises:
+        UserError: see :func:`rmlib.evaluate.as_pixels`; labels that the network does not know; logits that are not finite.
 
     Returns:
         ``images``, their number; in percent ``clean_accuracy``, ``accuracy`` (corruption -> one number for each severity), and
         ``mean_accuracy`` over all of them.
     """
     def accuracy(pixels):
-        return 100 * int((predict(model, pixels, batch_size).argmax(1) == labels).sum()) / len(labels)
+        return 100 * int((margins(predict(model, pixels, batch_size), labels) > 0).sum()) / len(labels)
 
+    as_pixels(model, images, labels)
+    logits = predict(model, images, batch_size)
+    if int(labels.max()) >= logits.shape[1] or not logits.isfinite().all():
+        raise UserError(f"labels up to {int(labels.max())}, logits of {logits.shape[1]} classes, finite: {bool(logits.isfinite().all())}; "
+                        "expected finite logits for every class")
     cases = list(product(CORRUPTIONS, SEVERITIES))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # the images are made while the network looks at those before
         accuracies = [accuracy(pixels) for pixels in pool.map(lambda case: corrupt(images, *case, seed), cases)]

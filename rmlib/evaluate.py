@@ -71,7 +71,7 @@ def as_pixels(model, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     """
     if not (isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)):
         raise UserError(f"images are {type(images).__name__}, labels {type(labels).__name__}: expected torch tensors")
-    kinds = {parameter.dtype for parameter in model.parameters()}
+    kinds = {parameter.dtype for parameter in model.parameters()} if isinstance(model, torch.nn.Module) else ()
     if not kinds:
         raise UserError("the model has no parameters, so its device and type are unknown: hand over the network itself, an nn.Module")
     if not kinds <= {torch.float32, torch.float64}:

@@ -46,7 +46,7 @@ SQUARE = {"cifar10": {"cutmix": (31.76, 1.70), "mixup": (52.18, 1.18), "region_m
           "tiny-imagenet": {"cutmix": (17.03, 0.18), "mixup": (24.78, 0.19), "region_mixup": (25.02, 0.69)}}
 
 METRICS = {"accuracy": "accuracy", "fgsm": "FGSM", "square": "Square", "speed": "speed"}
-EPS, QUERIES = "8/255", 100  # the paper names the queries but no eps: 8/255 is the default of the library it used
+EPS, QUERIES = "8/255", 100  # the paper names the queries but no eps: 8/255 is the default of torchattacks today, older versions had 0.007
 ATTACKS = {"fgsm": FGSM, "square": SQUARE}
 
 

@@ -3,15 +3,14 @@
 Andriushchenko et al. 2020, "Square Attack", https://arxiv.org/abs/1912.00049; Linf, untargeted, margin loss. It only asks
 for the network's outputs: vertical stripes of +-eps first, then one square after the other, kept where it lowers the margin.
 
-Three things differ from the public implementations (and from torchattacks):
+As in the authors' own code a budget of n is n evaluations of perturbed images, the stripes being the first, every image has
+squares of its own, and the queries it took come back; AutoAttack's version and torchattacks', made from it, ask for n + 1, share
+the squares of a batch, so that a result depends on the neighbours, and keep the counts to themselves. What is ours: stripes,
+places and signs of an image are a function of the seed and of its own pixels, whatever else is in the batch, on any machine.
 
-- A budget of n is n evaluations of perturbed images, the stripes being the first; theirs ask for n + 1.
-- Stripes, places and signs of an image are a function of the seed and of its own pixels. There, all images of a batch share
-  the squares, so that a result depends on the neighbours.
-- The queries that every image took come back.
-
-As there, squares never reach the last row and the last column (the first place is drawn from 0 .. H - s - 1), the schedule is
-rescaled from 10 000 steps, and its first square is number 0.
+As in AutoAttack's, the schedule is rescaled from 10 000 steps, its first square is number 0, p_init is 0.8, and a square that would
+change nothing is a query, too (the authors draw again). As in all of them, squares never reach the last row and column (the first
+place is drawn from 0 .. H - s - 1).
 """
 
 import hashlib
@@ -20,6 +19,7 @@ import math
 import numpy as np
 import torch
 
+from rmlib import UserError
 from rmlib.data import image_keys
 from rmlib.evaluate import margins
 
@@ -56,11 +56,17 @@ def square(model, images: torch.Tensor, labels: torch.Tensor, eps: float, *, que
     Returns:
         The attacked images (those that the network had wrong are left alone), whether each is still right (N,) bool, and its
         queries (N,) int64: 0 where the network was wrong, for a fallen image the query that felled it.
+
+    Raises:
+        UserError: logits that are no numbers, for an image as it is.
     """
     (_, channels, height, width), device = images.shape, images.device
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     found, used = images.clone(), torch.zeros_like(labels)
-    right = torch.cat([margins(model(part), true) for part, true in zip(images.split(batch_size), labels.split(batch_size))]) > 0
+    clean = torch.cat([margins(model(part), true) for part, true in zip(images.split(batch_size), labels.split(batch_size))])
+    if clean.isnan().any():
+        raise UserError("the network returns logits that are not finite for some of the images")
+    right = clean > 0
     # from here on only images that are still alive, at the places `index` of the batch
     index = right.nonzero().flatten()
     low, high = (images[index] - eps).clamp(0, 1), (images[index] + eps).clamp(0, 1)
@@ -89,7 +95,7 @@ def square(model, images: torch.Tensor, labels: torch.Tensor, eps: float, *, que
                 inside = ((rows >= y) & (rows < y + size))[:, None, :, None] & ((columns >= x) & (columns < x + size))[:, None, None]
                 proposal = torch.where(inside, signs[part], up[part])
             margin = margins(model(torch.where(proposal, high[part], low[part])), true[part])
-            better = alive[part] & (margin < best[part])
+            better = alive[part] & ~(margin >= best[part])  # an answer that is no number counts as wrong, as after any attack
             up[part] = torch.where(better[:, None, None, None], proposal, up[part])
             best[part] = torch.where(better, margin, best[part])
         spent += alive

@@ -95,8 +95,8 @@ def test_it_is_the_attack_written_by_hand():
     ("number = query - 2", "number = query - 1"),  # the stripes are forgotten
     ("side(number, queries", "side(number + 1, queries"),  # the schedule starts at 1
     ("range(1, queries + 1)", "range(1, queries + 2)"),  # the budget of the public implementations
-    ("margin < best[part]", "margin > best[part]"),
-    ("margin < best[part]", "margin < math.inf"),  # every proposal is kept
+    ("~(margin >= best[part])", "(margin > best[part])"),
+    ("~(margin >= best[part])", "(margin < math.inf)"),  # every proposal is kept
     ("(images[index] + eps).clamp(0, 1)", "(images[index] + 2 * eps).clamp(0, 1)"),
     ("(images[index] - eps).clamp(0, 1)", "images[index] - eps"),
     ("top[part, None], left[part, None]", "left[part, None], top[part, None]"),  # rows and columns exchanged
