@@ -198,6 +198,65 @@ def test_a_masked_gradient_is_visible_in_the_counts():
         assert plain["correct"] == masked["correct"] and masked["fooled"] > 0, attack
 
 
+class Before(nn.Module):
+    """A network behind a function of its input."""
+
+    def __init__(self, function, model):
+        super().__init__()
+        self.function, self.model = function, model
+
+    def forward(self, images):
+        return self.model(self.function(images))
+
+
+def test_a_gradient_that_is_no_number_counts_as_none():
+    """sign(NaN) = 0: the image stands still, and that must be seen."""
+    model, images, labels = touchy(40)
+    masked = Before(lambda x: x + 0 * (x - x.detach()).flatten(1).pow(2).sum(1).sqrt()[:, None, None, None], model)
+    for attack in attacks.BY_GRADIENT:
+        result = attacks.evaluate(masked, images, labels, attack, "8/255")
+        assert result["fooled"] == 0 and result["zero_gradient"] == 40
+
+
+def test_an_answer_that_is_no_number_is_a_wrong_one():
+    """The same for every attack: FGSM and Square fool every image of a network that breaks off the grid of 8-bit images."""
+    model = Linear(8)
+    images = torch.randint(0, 256, (20, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float() / 255
+    labels = model(images).argmax(1)
+    broken = Before(lambda x: x + torch.where(((255 * x) - (255 * x).round()).abs().flatten(1).amax(1) > 1e-2, torch.nan, 0.0)[:, None, None, None], model)
+    for attack in ("fgsm", "square", "pgd"):
+        result = attacks.evaluate(broken, images, labels, attack, 0.01)
+        assert result["clean_correct"] == 20 and result["accuracy_after"] == 0, attack
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "square"])
+@pytest.mark.parametrize("function, words", [
+    (lambda x: x + 0.1 * torch.randn_like(x), "answers differently"),
+    (lambda x: x + torch.where(torch.arange(len(x)) > 20, torch.nan, 0.0)[:, None, None, None], "not finite"),
+])
+def test_networks_that_cannot_be_attacked_are_named(attack, function, words):
+    model, images, labels = touchy(40)
+    with pytest.raises(UserError, match=words):
+        attacks.evaluate(Before(function, model), images, labels, attack)
+
+
+@pytest.mark.parametrize("cut", [torch.Tensor.detach, lambda x: (x > 0.5).float(), lambda x: torch.from_numpy(x.detach().numpy())])
+def test_a_cut_gradient_is_named_and_square_does_not_mind(cut):
+    model, images, labels = touchy(40)
+    for attack in attacks.BY_GRADIENT:
+        with pytest.raises(UserError, match="no gradient reaches the pixels.*only 'square' can"):
+            attacks.evaluate(Before(cut, model), images, labels, attack)
+    assert attacks.evaluate(Before(cut, model), images, labels, "square", 0.3)["fooled"] > 0
+
+
+def test_the_callers_images_stay_as_they_are():
+    model, images, labels = touchy(10)
+    before = images.clone()
+    with pytest.raises(UserError, match="answers differently"):  # a first layer that works in place spoils what it is asked about
+        attacks.evaluate(Before(lambda x: x.sub_(0.1), model), images, labels, "square", queries=3)
+    assert torch.equal(images, before)
+
+
 class Corners(nn.Module):
     """Five classes, linear logits <w_c, x>: an image is robust exactly if no other class can overtake within eps."""
 
@@ -303,6 +362,9 @@ def test_inference_mode_and_autocast_of_the_caller_do_not_matter():
     (dict(eps=float("nan")), "eps=nan"),
     (dict(attack="square", queries=0), "queries=0"),
     (dict(attack="pgd", steps=0), "steps=0"),
+    (dict(attack="square", queries=2.5), "queries=2.5: expected a whole number"),
+    (dict(batch_size="many"), "batch_size='many'"),
+    (dict(model=lambda images: images), "has no parameters"),
     (dict(queries=5), "queries=5 does nothing for attack 'fgsm' .it belongs to square, square_torchattacks"),
     (dict(attack="pgd", step=5), "step=5 does nothing for attack 'pgd'"),
     (dict(batch_size=0), "batch_size=0"),

@@ -134,12 +134,23 @@ def test_accuracies_are_of_the_corrupted_images():
     ((pictures(1), "gausian_noise", 1), "did you mean 'gaussian_noise'"),
     ((pictures(1), "contrast", 6), "severity=6: expected 1, 2, 3, 4 or 5"),
     ((pictures(1), "contrast", 0), "severity=0"),
+    ((pictures(1), "contrast", 2.0), "severity=2.0"),
     ((pictures(1) / 255, "contrast", 1), "float32: expected"),
     ((pictures(1)[:, :1], "contrast", 1), r"\(1, 1, 32, 32\)"),
 ])
 def test_mistakes(arguments, words):
     with pytest.raises(UserError, match=words):
         corrupt(*arguments)
+
+
+def test_networks_and_labels_that_do_not_fit():
+    images, model = pictures(4), Redness()
+    for labels, words in ((torch.full((4,), 2), "labels up to 2, logits of 2 classes"), (torch.zeros(3, dtype=torch.int64), "expected .N, C, H, W."), (torch.zeros(4), "float32")):
+        with pytest.raises(UserError, match=words):
+            corruptions.evaluate(model, images, labels)
+    model.scale.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="finite: False"):
+        corruptions.evaluate(model, images, torch.zeros(4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("function, old, new, caught_by", [

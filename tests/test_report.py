@@ -105,8 +105,12 @@ def test_checks_count_the_networks_behind_a_warning(tmp_path):
     assert list(table["eps"]) == ["2/255", "8/255"] and set(table["n"]) == {3} and set(table["images"]) == {200}
     row = table.iloc[1]
     assert row["fgsm"] == 50 and row["strongest"] == pytest.approx((50 + 30 + 50) / 3) and row["zero_gradient"] == pytest.approx(25 / 3)
-    assert row["warning"] == "images without gradient (1 of 3); overstated (1 of 3)"
+    assert row["warning"] == "images without gradient (1 of 3); overstated (1 of 3); too few images to tell (1 of 3); no attack without gradients (3 of 3)"
     assert row["autoattack"] == 25 and row["its images"] == 20 and table.iloc[0]["its images"] != 20
+    before = report.render(table)
+    other = {"image_seed": 5, "checksum": "c", "batch_size": 9, "images": 200}  # other images, measured later, by PGD alone
+    measured(tmp_path, made[0], "attacks", ({"attack": "pgd", "eps": "8/255", **other}, verdicts(0)), ({"attack": "pgd", "eps": "8/255", **other, "image_seed": 4, "images": 50}, verdicts(0, count=50)))
+    assert report.render(report.tables(tmp_path)["checks"][0][1]) == before, "only images of one sample are compared, and the larger part of it"
 
 
 def test_differences_are_welchs_and_named(tmp_path):

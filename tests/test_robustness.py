@@ -6,7 +6,7 @@ import torch
 from test_attacks import loud, touchy
 from test_networks import finished
 
-from rmlib import attacks, masking, networks, paper, records, robustness
+from rmlib import UserError, attacks, masking, networks, paper, records, robustness
 from rmlib.batch import read_batch
 from rmlib.evaluate import pack_bits, sample
 from rmlib.params import FULL_ROBUSTNESS, RobustnessParams, parse, project_root
@@ -43,11 +43,30 @@ def test_one_sign_at_a_time():
         results |= {(name, "8/255"): verdicts([i < left for i in range(200)]) for name, left in others.items()}
         return masking.check(results, "8/255", 200, 0)["warnings"]
 
+    same = {"square": 100}  # an attack without gradients that agrees
     assert warns(fgsm_margin=100, pgd=100, square=150) == []
-    assert warns(pgd=100, zero=1) == [] and warns(pgd=100, zero=2) == ["images without gradient"]
-    assert warns(fgsm_margin=96) == [] and warns(fgsm_margin=90) == ["the same step on the margin fools more", "overstated"]
-    assert warns(pgd=104) == [] and warns(pgd=115) == ["20 steps fool fewer than one"] and warns(pgd=80) == ["overstated"]
-    assert warns(square=97) == [] and warns(square=80) == ["Square, without gradients, fools more", "overstated"]
+    assert warns(**same, zero=1) == [] and warns(**same, zero=2) == ["images without gradient"]
+    assert warns(**same, fgsm_margin=94) == ["too few images to tell"], "six that differ cannot be told from chance at this level"
+    assert warns(**same, fgsm_margin=93) == ["the same step on the margin fools more", "overstated"]
+    assert warns(**same, pgd=106) == [] and warns(**same, pgd=107) == ["20 steps fool fewer than one"] and warns(**same, pgd=80) == ["overstated"]
+    assert warns(square=97) == ["too few images to tell"] and warns(square=80) == ["Square, without gradients, fools more", "overstated"]
+    assert warns(pgd=100) == ["no attack without gradients"], "where Square was not run, masking may be overlooked"
+
+
+def test_what_cannot_be_checked_is_said():
+    alone = {("fgsm", "8/255"): verdicts([True] * 20)}
+    with pytest.raises(UserError, match="FGSM at eps=8/255 cannot be checked"):
+        masking.check(alone, "8/255", 20, 0)
+    with pytest.raises(UserError, match="FGSM at eps=4/255 cannot be checked"):
+        masking.check(alone | {("pgd", "8/255"): verdicts([True] * 20)}, "4/255", 20, 0)
+    with pytest.raises(UserError, match="total=10"):
+        masking.check(alone | {("pgd", "8/255"): verdicts([True] * 20)}, "8/255", 10, 0)
+
+
+def test_an_image_wrong_from_the_start_is_no_survivor():
+    results = {("fgsm", "8/255"): verdicts([True, True, False]), ("pgd", "8/255"): verdicts([True, True, True])}
+    assert masking.check(results, "8/255", 3, 0)["strongest"] == pytest.approx(200 / 3)
+    assert masking.check(results | {("fgsm", "0"): verdicts([False, True, True])}, "8/255", 3, 0)["strongest"] == pytest.approx(100 / 3)
 
 
 def test_attacks_on_fewer_images_are_compared_on_those():

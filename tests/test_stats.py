@@ -69,20 +69,24 @@ def test_interval_is_students():
 
 
 def test_crossing():
-    sizes, values = [0, 1, 2, 4, 8], [90, 70, 70, 30, 30]
-    assert stats.crossing(sizes, values, 80) == 0.5 and stats.crossing(sizes, values, 50) == 3 and stats.crossing(sizes, values, 90) == 0
-    assert stats.crossing(sizes, values, 70) == 1 and stats.crossing(sizes, values, 30) == 4, "the first size"
-    assert math.isnan(stats.crossing(sizes, values, 95)) and math.isnan(stats.crossing(sizes, values, 10))
+    sizes = [0, 1, 2, 4, 8]
+    assert stats.crossing(sizes, [90, 70, 50, 30, 10], 70) == pytest.approx(1, abs=0.01) and stats.crossing(sizes, [90, 70, 50, 30, 10], 90) == 0
+    assert 2 < stats.crossing(sizes, [90, 70, 50, 30, 10], 40) < 4 and stats.crossing(sizes, [90, 50, 60, 30, 10], 55) < 1, "the first size"
+    assert stats.crossing(sizes, 95 * np.exp(-np.array(sizes) / 6), 95 * math.exp(-0.5)) == pytest.approx(3, rel=0.02), "where the curve bends, too"
+    assert math.isnan(stats.crossing(sizes, [90, 70, 50, 30, 10], 95)) and math.isnan(stats.crossing(sizes, [90, 70, 50, 30, 10], 5))
 
 
-def test_fitted_size_and_its_p_by_simulation():
-    """Three straight curves that meet their reported values at 5, all seen with noise: the size is found, and p is nearly uniform."""
-    rng, sizes, found = np.random.default_rng(0), np.array([1.0, 2, 4, 8, 16]), []
-    for _ in range(300):
-        curves = [50 - slope * (sizes - 5) + rng.normal(0, 1, (400, 1)) for slope in (2, 3, 4)]
-        reported = [(rng.normal(50, 2 / math.sqrt(3)), 2.0, 3) for _ in curves]
-        found.append(stats.fit_size(sizes, curves, reported))
-    size, p = np.array(found).T
-    assert abs(size.mean() - 5) < 0.05 and 0.02 < (p < 0.05).mean() < 0.09 and abs(p.mean() - 0.5) < 0.06
-    off = stats.fit_size(sizes, [50 - 3 * (sizes - at) + rng.normal(0, 1, (4, 1)) for at in (3, 5, 9)], [(50.0, 2.0, 3)] * 3)
-    assert off[1] < 1e-3
+@pytest.mark.parametrize("runs", [2, 4])
+def test_fitted_size_its_interval_and_its_p_by_simulation(runs):
+    """Bent curves that meet their reported values at 4, all seen with noise: a true size is rejected in about one of twenty cases,
+    and its interval holds it in at least nineteen."""
+    rng, sizes, true = np.random.default_rng(runs), np.array([0.0, 1, 2, 4, 8, 16]), 4
+    shapes, found = (4, 8, 12), []
+    for _ in range(100):
+        curves = [95 * np.exp(-sizes / a) + rng.normal(0, 3, (runs, 1)) for a in shapes]
+        told = [rng.normal(95 * math.exp(-true / a), 3, 3) for a in shapes]
+        found.append(stats.fit_size(sizes, curves, [(v.mean(), v.std(ddof=1), 3) for v in told], draws=200))
+    size, low, high, p = np.array(found).T
+    assert abs(np.median(size) - true) < 0.3 and (p <= 0.05).mean() <= 0.12 and ((low <= true) & (true <= high)).mean() >= 0.95
+    away = [95 * np.exp(-sizes / a) + rng.normal(0, 1, (4, 1)) for a in shapes]
+    assert stats.fit_size(sizes, away, [(95 * math.exp(-at / a), 2.0, 3) for a, at in zip(shapes, (1, 4, 9))])[3] < 0.02
