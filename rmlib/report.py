@@ -285,12 +285,12 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     """
     runs = runs_below(root)
     measured = {kind: records.collect_measurements(root, kind) for kind in records.KINDS}
-    found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "differences": [], **{kind: [] for kind in NOTES}}
+    found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "differences": [], **{kind: [] for kind in MEASURED}}
     for group in experiments(runs):
         table = differences(group)
         if table is not None:
             found["differences"].append((f"{title(group)}; accuracy, Welch's t over seeds; p corrected by Holm for the comparisons of this table, the intervals are not", table))
-        for kind, (note, make, sources) in NOTES.items():
+        for kind, (note, make, sources) in MEASURED.items():
             table = make(group, *(measured[source] for source in sources))
             if table is not None:
                 devices = pd.concat([rows for rows in (one_sample(group, measured[source]) for source in sources) if rows is not None])
@@ -307,12 +307,15 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
 
 
 # kind -> (what its numbers are, the function that makes it, the measurements it is made from)
-NOTES = {"robustness": ("accuracy in percent of `images` test images per network; corrupted: mean over nine corruptions at five severities", robustness, ("attacks", "corruptions")),
-         "checks": ("accuracy in percent of the `images` that all attacks saw; strongest: right after each of FGSM, FGSM on the margin, PGD with 20 steps, and Square "
-                    "where it was run at this eps; AutoAttack on fewer images; a warning names what contradicts FGSM, with the number of networks", checks, ("attacks",)),
-         "corrupted": ("accuracy in percent of `images` test images per network, mean over five severities", corrupted, ("corruptions",)),
-         "localization": ("Grad-CAM++, true class, mean over `images` test images; a map that knows nothing scores the area of the object; empty maps (number per network) "
-                          "have no positive evidence and are left out", localization, ("cam",))}
+MEASURED = {
+    "robustness": ("accuracy in percent of `images` test images per network; corrupted: mean over nine corruptions at five severities",
+                   robustness, ("attacks", "corruptions")),
+    "checks": ("accuracy in percent of the `images` that all attacks saw; strongest: the worst case for each image over FGSM, the same step on the margin, PGD with "
+               "20 steps, and Square where it was run at this eps; AutoAttack on fewer images; a warning names what contradicts FGSM, or what cannot be told, "
+               "with the number of networks", checks, ("attacks",)),
+    "corrupted": ("accuracy in percent of `images` test images per network, mean over five severities", corrupted, ("corruptions",)),
+    "localization": ("Grad-CAM++, true class, mean over `images` test images; a map that knows nothing scores the area of the object; empty maps (number per network) "
+                     "have no positive evidence and are left out", localization, ("cam",))}
 
 
 def markdown(root: Path, kind: str = "accuracy") -> str:

@@ -52,6 +52,8 @@ def corrupt(folder: Path, model, test_set: ImageSet, settings: RobustnessParams)
 def measure(folder: Path, model, test_set: ImageSet, settings: RobustnessParams, log=print) -> None:
     """Everything that the parameters ask for, stored in the run's folder one by one: what is there already is not computed again."""
     for name, eps in battery(settings, len(test_set.classes)):
+        if name == "autoattack":
+            log(f"{name} {eps}: {images_under(name, settings)} images, seconds to minutes for each that survives")
         result = attack(folder, model, test_set, settings, name, eps)
         log(f"{name} {eps}: {result['accuracy_after']:.2f} % of {result['images']} images")
     log(f"corruptions: {corrupt(folder, model, test_set, settings)['mean_accuracy']:.2f} %")
