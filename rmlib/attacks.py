@@ -72,6 +72,9 @@ def run(model, images: torch.Tensor, labels: torch.Tensor, attack: str = "fgsm",
             over the batch, are about to vanish) only ``square_torchattacks`` and ``autoattack`` depend on it.
         options: those of the attack in OPTIONS: ``queries`` (evaluations per image; in torchattacks one more), ``steps``, ``seed``.
 
+    Returns:
+        An :class:`Outcome`: the images after the attack and the verdicts, in the order of the images.
+
     Raises:
         UserError: unknown attack, or an option that is not this attack's; eps outside [0, 1]; a count below 1; images outside
             [0, 1], labels that the network does not know; a network in half precision, one that returns probabilities or no
@@ -102,8 +105,7 @@ def _adversarial(model, images, labels, attack, size, batch_size, options):
     """The attacked images, and what the attack can tell beside them: names and values of an Outcome."""
     if attack not in BY_GRADIENT:  # these look at their own first logits
         with torch.no_grad():
-            logits = model(images[:8])
-            classes = _checked(logits, model(images[:8]), labels)
+            classes = _checked(model(images[:8]), model(images[:8]), labels)
     if attack == "square":
         found, after, queries = square(model, images, labels, size, batch_size=batch_size, **options)
         told = {"before": queries > 0, "after": after, "queries": queries}

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from rmlib import attacks, mixers, networks, records
 from rmlib.data import ImageSet, Loader
 from rmlib.evaluate import predict, sample
+from rmlib.masking import PURPOSE
 from rmlib.models import preact_resnet18
 from rmlib.params import method_name, networks_dir
 from rmlib.stats import mean_std
@@ -184,7 +185,7 @@ def agreement_rows(device, seeds: int = 20, queries: int = 100):
     rows = []
     for folder, record in networks.find(networks_dir(), 1.0):
         test_set = networks.images_of(record)
-        data, model = test_set[sample(len(test_set), 200, 0, "attacked images")], networks.load(folder).to(device)
+        data, model = test_set[sample(len(test_set), 200, 0, PURPOSE)], networks.load(folder).to(device)
         for attack in ("square", "square_torchattacks"):
             outcomes = [attacks.run(model, data.images, data.labels, attack, queries=queries, seed=seed) for seed in range(seeds)]
             success = [100 * (1 - int(each.after.sum()) / int(each.before.sum())) for each in outcomes]

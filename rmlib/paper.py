@@ -174,7 +174,7 @@ def fitting_eps(runs, attacks) -> pd.DataFrame:
                 state = "too few runs"
             else:
                 best, low, high, p = stats.fit_size(steps, list(curves.values()), [(*reported[mixer], RUNS) for mixer in METHODS])
-                state = "outside the sizes measured" if best in (steps[0], steps[-1]) else "no one eps fits" if p <= 0.05 else "not rejected"
+                state = "outside the sizes measured" if np.isclose(best, (steps[0], steps[-1])).any() else "no one eps fits" if p <= 0.05 else "not rejected"
             table.append({"attack": METRICS[metric], "dataset": DATASETS[dataset], **{LABELS[mixer]: alone[mixer] for mixer in METHODS}, "one eps for all": best,
                           "95 % interval": f"[{low:.2f}, {high:.2f}]" if best == best else "–", "p": p, "state": state})
     return pd.DataFrame(table)

@@ -212,7 +212,7 @@ class RobustnessParams(NetworksParams):
     """Parameters of 03_robustness."""
 
     images: Limit = Field(64, ge=1, description="test images under FGSM, Square and corruptions, drawn by the seed; None or all: every one")
-    eps: list[Eps] = Field(min_length=1, default=["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"], description="sizes of the perturbation for FGSM and for PGD, which checks it")
+    eps: list[Eps] = Field(["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"], description="sizes of the perturbation for FGSM and for PGD, which checks it")
     square_eps: list[Eps] = Field(["8/255"], min_length=1, description="sizes of the perturbation for Square")
     queries: Int = Field(100, ge=1, description="Square: evaluations of perturbed images per image; 100 in the paper")
     check_images: Limit = Field(None, ge=1, description="how many of the images PGD attacks; None or all: every one")

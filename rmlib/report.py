@@ -113,27 +113,33 @@ def one_sample(group, measured):
 
 def robustness(group, attacks, corruptions):
     """Accuracy after FGSM and Square at each size, and under corruptions (percent of the images) per method; None if nothing was measured."""
-    attacks, corruptions = (one_sample(group, measured) for measured in (attacks, corruptions))
+    attacks = one_sample(group, attacks[attacks["attack"].isin(("fgsm", "square", "square_torchattacks"))] if len(attacks) else attacks)
+    corruptions = one_sample(group, corruptions)
     if attacks is None and corruptions is None:
         return None
     names = []
     if attacks is not None:
-        attacks = attacks[attacks["attack"].isin(("fgsm", "square", "square_torchattacks"))]
         attacks = attacks.assign(name=attacks.apply(attack_name, axis=1), size=attacks["eps"].map(lambda text: float(Fraction(text))))
         names = attacks[attacks["size"] > 0].sort_values(["attack", "size"])["name"].drop_duplicates()  # eps = 0 is the clean accuracy
     table = []
     for row, runs in methods(group):
         own, changed = (None if measured is None else measured[measured["run_id"].isin(runs["run_id"])] for measured in (attacks, corruptions))
-        clean = pd.concat([rows for rows in (own, changed) if rows is not None]).drop_duplicates("run_id")
+        clean = pd.concat([rows for rows in (own, changed) if rows is not None])
         if len(clean):
-            row |= {"n": len(clean), "images": int(clean["images"].min())}
-            row["clean_accuracy"], row["clean_accuracy_std"] = mean_std(clean["clean_accuracy"])
+            row |= _clean(clean)
             for name in names:
                 row[name], row[f"{name}_std"] = mean_std(own.loc[own["name"] == name, "accuracy_after"])
             if changed is not None:
                 row["corrupted (mean)"], row["corrupted (mean)_std"] = mean_std(changed["mean_accuracy"])
             table.append(row)
     return pd.DataFrame(table)
+
+
+def _clean(measured):
+    """Cells: networks behind some measurements, images of each, and their accuracy before anything was done to the images."""
+    networks = measured.drop_duplicates("run_id")
+    mean, std = mean_std(networks["clean_accuracy"])
+    return {"n": len(networks), "images": int(networks["images"].min()), "clean_accuracy": mean, "clean_accuracy_std": std}
 
 
 def checks(group, attacks):
@@ -176,8 +182,7 @@ def corrupted(group, measured):
     for row, runs in methods(group):
         own = measured[measured["run_id"].isin(runs["run_id"])]
         if len(own):
-            row |= {"n": len(own), "images": int(own["images"].min())}
-            row["clean_accuracy"], row["clean_accuracy_std"] = mean_std(own["clean_accuracy"])
+            row |= _clean(own)
             for name in own["accuracy"].iloc[0]:
                 label = name.replace("_", " ")
                 row[label], row[f"{label}_std"] = mean_std([sum(each[name]) / len(each[name]) for each in own["accuracy"]])

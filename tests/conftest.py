@@ -1,7 +1,9 @@
 """Tests and notebooks run without network, data and GPU, in folders of their own; kernels started by nbval inherit this."""
 
+import inspect
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +15,15 @@ os.environ["RMLIB_CACHE"] = str(SCRATCH / "cache")
 os.environ["RMLIB_OFFLINE"] = "1"
 for name in ("RMLIB_DATA", "RMLIB_MIRROR", "JPY_SESSION_NAME"):
     os.environ.pop(name, None)
+
+
+def mutated(function, old, new):
+    """A deliberately wrong version of a function: its source with a piece replaced, in its own module's names."""
+    source = inspect.getsource(function)
+    assert old in source, "the mutation must touch the source"
+    names = dict(vars(sys.modules[function.__module__]))
+    exec(source.replace(old, new), names)
+    return names[function.__name__]
 
 
 def pytest_unconfigure(config):

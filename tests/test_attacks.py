@@ -1,6 +1,5 @@
 """Attacks against networks whose answer is known in closed form, and against careless callers."""
 
-import inspect
 import warnings
 
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from conftest import mutated
 from rmlib import UserError, attacks
 from rmlib.data import stream
 from rmlib.evaluate import unpack_bits
@@ -422,12 +422,8 @@ def test_wrong_versions_are_caught(function, old, new, caught_by, monkeypatch):
          "curve": test_the_query_curve_starts_clean_and_ends_after_the_attack,
          "turned right": test_an_image_can_turn_right_and_is_not_robust}.get(caught_by, lambda: None)()
 
-    source = inspect.getsource(getattr(attacks, function))
-    assert old in source, "the mutation must touch the source"
     check()
-    space = vars(attacks).copy()
-    exec(source.replace(old, new), space)
-    monkeypatch.setattr(attacks, function, space[function])
+    monkeypatch.setattr(attacks, function, mutated(getattr(attacks, function), old, new))
     with pytest.raises((AssertionError, RuntimeError, ValueError)):
         check()
 
@@ -471,4 +467,4 @@ def test_square_does_not_wait_for_the_device_at_every_query():
         finally:
             torch.cuda.set_sync_debug_mode("default")
         waits.append(sum("synchron" in str(warning.message) for warning in caught))
-    assert waits[1] - waits[0] <= 100
+    assert waits[1] - waits[0] < 60, "a hundred queries more, and not one wait for each"

@@ -1,6 +1,5 @@
 """Corruptions against their definitions, recomputed independently, and against careless callers."""
 
-import inspect
 import io
 
 import numpy as np
@@ -10,6 +9,7 @@ from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
 from torch import nn
 
+from conftest import mutated
 from rmlib import UserError, corruptions
 from rmlib.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 
@@ -164,12 +164,11 @@ def test_networks_and_labels_that_do_not_fit():
     ("evaluate", "corrupt(images, *case, seed)", "corrupt(images, *case)", "test_accuracies_are_of_the_corrupted_images"),
 ])
 def test_wrong_versions_are_caught(function, old, new, caught_by, monkeypatch):
-    source = inspect.getsource(getattr(corruptions, function))
-    assert old in source, "the mutation must touch the source"
-    space = vars(corruptions).copy()
-    exec(source.replace(old, new), space)
-    monkeypatch.setitem(globals(), "corrupt", space["corrupt"])
-    monkeypatch.setattr(corruptions, function, space[function])
-    monkeypatch.setitem(corruptions.NOISES, "impulse_noise", space["_impulse_noise"])
+    wrong = mutated(getattr(corruptions, function), old, new)
+    monkeypatch.setattr(corruptions, function, wrong)
+    if function == "corrupt":
+        monkeypatch.setitem(globals(), "corrupt", wrong)
+    if function == "_impulse_noise":
+        monkeypatch.setitem(corruptions.NOISES, "impulse_noise", wrong)
     with pytest.raises(AssertionError):
         globals()[caught_by]()
