@@ -170,28 +170,23 @@ def confidence(curves: dict):
     return figure
 
 
-def accuracy_against_eps(curves: dict, stronger: dict | None = None, points: dict | None = None):
-    """Accuracy after an attack over the size of the perturbation, on an axis that doubles from 1/255 on.
+def accuracy_against_eps(curves: dict, stronger: dict):
+    """Accuracy after two attacks over the size of the perturbation, on an axis that doubles from 1/255 on.
 
     Args:
         curves: (mixer, name of the method) -> list over networks of {eps as text: accuracy in percent}; thin lines, the mean bold.
-        stronger: the same of a stronger attack, its means dashed. points: the same keys -> list of (eps as text, accuracy) of another
-            attack, drawn as crosses.
+        stronger: the same of a stronger attack, dashed.
     """
     figure, axis = plt.subplots(figsize=(6.2, 3.4))
     ticks = set()
     for number, ((mixer, name), networks) in enumerate(curves.items()):
         colour, marker = COLOURS[mixer], "osD^vP*X"[number % 8]
-        for several, style in ((networks, f"{marker}-"), ((stronger or {}).get((mixer, name)), f"{marker}--")):
-            if several:
-                sizes = [255 * float(Fraction(eps)) for eps in several[0]]
-                ticks |= set(sizes)
-                for network in several if len(several) > 1 else ():
-                    axis.plot(sizes, [network[eps] for eps in several[0]], style[1:], color=colour, lw=0.8, alpha=0.4)
-                axis.plot(sizes, [np.mean([network[eps] for network in several]) for eps in several[0]], style, color=colour, ms=4,
-                          label=f"{name} (n = {len(several)})" if style.endswith(f"{marker}-") else None)
-        for eps, accuracy in (points or {}).get((mixer, name), ()):
-            axis.plot(255 * float(Fraction(eps)), accuracy, "x", color=colour, ms=7, mew=2)
+        for several, style, label in ((networks, "-", f"{name} (n = {len(networks)})"), (stronger[mixer, name], "--", None)):
+            sizes = [255 * float(Fraction(eps)) for eps in several[0]]
+            ticks |= set(sizes)
+            for network in several if len(several) > 1 else ():
+                axis.plot(sizes, list(network.values()), style, color=colour, lw=0.8, alpha=0.4)
+            axis.plot(sizes, np.mean([list(network.values()) for network in several], axis=0), style, marker=marker, color=colour, ms=4, label=label)
     axis.set_xscale("symlog", base=2, linthresh=1)
     axis.set(xlabel="eps (in 255ths of the pixel range)", ylabel="accuracy (%)", ylim=(0, 100), xlim=(0, max(ticks) * 1.1 + 0.1))
     axis.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
