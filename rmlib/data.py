@@ -117,6 +117,8 @@ class Loader:
         augment: zero-pad ``pad`` pixels, crop back at a random place, flip with probability 1/2. As in the field's references
             the padding is black, before normalisation.
         device: where the images lie and the batches appear.
+
+    ``image_shape``: (3, H, W).
     """
 
     def __init__(self, data: ImageSet, batch_size: int, seed: int, *, augment: bool = True, pad: int = 2, device="cpu"):
@@ -125,7 +127,8 @@ class Loader:
         self.batch_size, self.seed, self.augment, self.pad = batch_size, seed, augment, pad if augment else 0
         self.device = torch.device(device)
         self.labels = data.labels.to(self.device)
-        height, width = data.images.shape[2:]
+        self.image_shape = tuple(data.images.shape[1:])
+        height, width = self.image_shape[1:]
         padded = F.pad(data.images, [self.pad] * 4).to(self.device)
         self._windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, 3, 2 pad + 1, 2 pad + 1, H, W), a view
 
@@ -133,19 +136,31 @@ class Loader:
         """Steps per epoch."""
         return -(-len(self.labels) // self.batch_size)
 
-    def epoch(self, epoch: int, start: int = 0):
-        """Yield (images, labels) of the steps from ``start``: images (B, 3, H, W) float32 in [0, 1], channels_last."""
-        count = len(self.labels)
+    def size_of(self, step: int) -> int:
+        """Images in the batch of a step, counted from 0: ``batch_size``, or fewer in the last one."""
+        return min(self.batch_size, len(self.labels) - step * self.batch_size)
+
+    def draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All random choices of an epoch, each (N,) on the CPU: the order of the images, the place dy, dx of each crop in
+        [0, 2 pad], and whether it is flipped."""
+        count, random = len(self.labels), stream(self.seed, "augmentation", epoch)
         order = torch.randperm(count, generator=stream(self.seed, "order", epoch))
-        random = stream(self.seed, "augmentation", epoch)
         dy, dx = torch.randint(0, 2 * self.pad + 1, (2, count), generator=random)
         flip = torch.rand(count, generator=random) < (0.5 if self.augment else 0)
-        order, dy, dx, flip = (values.to(self.device) for values in (order, dy, dx, flip))
-        for first in range(start * self.batch_size, count, self.batch_size):
-            step = slice(first, first + self.batch_size)
-            images = self._windows[order[step], :, dy[step], dx[step]]
-            images = torch.where(flip[step, None, None, None], images.flip(3), images)
-            yield to_float(images), self.labels[order[step]]
+        return order, dy, dx, flip
+
+    def batch(self, order, dy, dx, flip) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images and labels of one step from its share (B,) of the choices, on the device: images (B, 3, H, W) float32 in
+        [0, 1], channels_last, and labels (B,). Nothing waits for the host."""
+        images = self._windows[order, :, dy, dx]
+        images = torch.where(flip[:, None, None, None], images.flip(3), images)
+        return to_float(images), self.labels[order]
+
+    def epoch(self, epoch: int):
+        """Yield (images, labels) of all steps of an epoch, see :meth:`batch`."""
+        choices = [values.to(self.device) for values in self.draw(epoch)]
+        for step in zip(*(values.split(self.batch_size) for values in choices)):
+            yield self.batch(*step)
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:

@@ -97,10 +97,10 @@ def sample(count: int, size: int | None, seed: int, purpose: str) -> torch.Tenso
 
 
 def predict(model, images: torch.Tensor, batch_size: int = 500, bf16: bool = False) -> torch.Tensor:
-    """Logits (N, C) float32 on the CPU for uint8 images (N, 3, H, W), in eval mode, on the model's device."""
+    """Logits (N, C) float32 on the CPU for uint8 images (N, 3, H, W) on any device, in eval mode, on the model's device."""
     device = next(model.parameters()).device
     with evaluating(model), full_precision(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        return torch.cat([model(to_float(batch.to(device))).float().cpu() for batch in images.split(batch_size)])
+        return torch.cat([model(to_float(batch.to(device))).float() for batch in images.split(batch_size)]).cpu()
 
 
 def margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -39,10 +39,6 @@ class Plan:
     height: int
     width: int
 
-    def to(self, device) -> "Plan":
-        """The same plan with its tensors on ``device``."""
-        return Plan(self.boxes.to(device), self.lam.to(device), self.partners.to(device), self.height, self.width)
-
     def weight_map(self) -> torch.Tensor:
         """W of the formula: weight of the original at every pixel, (1 or N, height, width) float32."""
         weights = torch.ones(self.lam.shape[1], self.height, self.width)
@@ -53,8 +49,9 @@ class Plan:
     def label_weights(self) -> torch.Tensor:
         """Weights of the original label (row 0) and of each tile's partner label: (T + 1, 1 or N) float32, columns sum to 1."""
         pixels = self.height * self.width
-        shares = [[(x2 - x1) * (y2 - y1) / pixels] for x1, y1, x2, y2 in self.boxes.tolist()]
-        given = torch.tensor(shares, device=self.lam.device).view(-1, 1) * (1 - self.lam)
+        x1, y1, x2, y2 = self.boxes.double().unbind(1)
+        shares = ((x2 - x1) * (y2 - y1) / pixels).float().to(self.lam.device)
+        given = shares[:, None] * (1 - self.lam)
         return torch.cat([1 - given.sum(0, keepdim=True), given])
 
 
@@ -98,6 +95,8 @@ class Mixer:
         Args:
             images: (N, C, H, W) floating point, any N >= 1, contiguous or channels_last (kept).
             labels: (N,) int64 in [0, num_classes); the values are checked on CPU only (on CUDA that would stall the step).
+            plan: its tensors may lie on the CPU, whatever the device of the images. With all of them on CUDA nothing waits for the
+                host and no shape depends on a value, so that the call can be recorded in a CUDA graph.
 
         Returns:
             mixed images like ``images`` in new memory, and targets (N, num_classes) float32 whose rows sum to 1.
@@ -106,12 +105,12 @@ class Mixer:
             UserError (a ValueError): wrong shape, dtype, labels, or a plan drawn for another batch.
         """
         self._check(images, labels, plan)
-        plan = plan.to(images.device)
-        weights = plan.label_weights()
-        sources = torch.cat([labels[None], labels[plan.partners]])  # whose label: (T + 1, N)
+        lam, partners, weights = (tensor.to(images.device) for tensor in (plan.lam, plan.partners, plan.label_weights()))
+        sources = torch.cat([labels[None], labels[partners]])  # whose label: (T + 1, N)
         targets = torch.zeros(len(labels), self.num_classes, device=images.device)
         targets.scatter_add_(1, sources.T, weights.expand(sources.shape).T)
-        return blend(images, plan.boxes.tolist(), plan.lam, plan.partners), targets
+        boxes = plan.boxes.tolist() if _on_host(plan.boxes) else plan.boxes
+        return blend(images, boxes, lam, partners), targets
 
     def __repr__(self):
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
@@ -162,14 +161,18 @@ def _check_images(images):
 def blend(images: torch.Tensor, boxes, lam: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
     """W * images + (1 - W) * partners, tile by tile, in new memory of the same format.
 
-    Each tile is cut out before it is gathered, so that a pixel is read twice and written once whatever the number of
-    tiles. ``torch.compile(blend)`` works (``boxes`` are Python numbers); a grid of equal tiles then becomes one fused kernel.
+    With ``boxes`` as Python numbers each tile is cut out before it is gathered, so that a pixel is read twice and written once
+    whatever the number of tiles. With ``boxes`` as a tensor their values are never read by the host: one gather from a map of
+    partners, the same number of kernels for any number of tiles. Both give the same bits. ``torch.compile(blend)`` works; a grid
+    of equal tiles, or any boxes in a tensor, then become one fused kernel.
 
     Args:
         images: (N, C, H, W) floating point.
-        boxes: T tuples (x1, y1, x2, y2), disjoint.
+        boxes: T tuples (x1, y1, x2, y2), disjoint, or a (T, 4) int64 tensor of them on the device of the images.
         lam: (T, 1) or (T, N), partners: (T, N) int64, both on the device of the images.
     """
+    if torch.is_tensor(boxes):
+        return _blend_map(images, boxes, lam, partners)
     if torch.compiler.is_compiling() and _is_equal_grid(boxes, *images.shape[2:]):
         return _blend_grid(images, lam, partners)
     channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
@@ -210,6 +213,27 @@ def _blend_grid(images, lam, partners):
     partner = tiles.permute(0, 2, 4, 1, 3, 5)[partners.view(k, k, count).permute(2, 0, 1), own[:, None], own]
     weights = lam.to(images.dtype).T.reshape(-1, 1, k, 1, k, 1)
     return torch.lerp(partner.permute(0, 3, 1, 4, 2, 5), tiles, weights).reshape(images.shape)
+
+
+def _blend_map(images, boxes, lam, partners):
+    """The same for boxes in a tensor: for every pixel the tile it lies in, from it partner and weight."""
+    if not len(boxes):
+        return images.clone()
+    count, _, height, width = images.shape
+    ys, xs = torch.arange(height, device=images.device)[:, None], torch.arange(width, device=images.device)
+    x1, y1, x2, y2 = boxes[:, :, None, None].unbind(1)
+    inside = (x1 <= xs) & (xs < x2) & (y1 <= ys) & (ys < y2)  # (T, H, W)
+    tile = inside.byte().argmax(0)
+    own = torch.arange(count, device=images.device)[:, None, None]  # outside every tile an image is its own partner
+    source = images.permute(0, 2, 3, 1)
+    partner = source[torch.where(inside.any(0), partners.T[:, tile], own), ys, xs]
+    mixed = torch.lerp(partner, source, lam.to(images.dtype).T[:, tile, None]).permute(0, 3, 1, 2)
+    return mixed.contiguous(memory_format=torch.contiguous_format if images.is_contiguous() else torch.channels_last)
+
+
+def _on_host(boxes):
+    """Whether the host can read the boxes of a plan without waiting for a device."""
+    return boxes.device.type == "cpu"
 
 
 def _beta(alpha: float, shape, generator, device) -> torch.Tensor:

@@ -152,13 +152,16 @@ class TrainParams(DataParams):
     threads: Int = Field(1, ge=1, description="CPU threads of the run")
     # where and how long: not part of the run's identity
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    compiled: bool = Field(False, description="compile the network and the mixing: faster on a GPU, after a minute's wait in its first run")
     out: Optional[str] = Field(None, description="folder that gets the run's folder (default: runs/single)")
     max_minutes: Optional[Float] = Field(None, gt=0, description="stop with a checkpoint after this time")
-    checkpoint_every: Int = Field(1, ge=1, description="epochs between two checkpoints")
+    must_fit: bool = Field(False, description="with max_minutes: give up after the second epoch if the whole schedule will not fit")
+    min_images_per_second: Optional[Float] = Field(None, gt=0, description="give up after the second epoch if slower, or if the loss does not fall")
+    checkpoint_every: Int = Field(1, ge=1, description="least number of epochs between two checkpoints; more where one takes over 1 % of the time")
     half_weights: bool = Field(False, description="store the trained network in float16: half the size, nearly the same verdicts")
     robustness: bool = Field(False, description="then attack and corrupt it as the paper's networks are (hours on a CPU), stored beside the record")
 
-    RUNTIME: ClassVar = ("root", "device", "out", "max_minutes", "checkpoint_every", "half_weights", "robustness")
+    RUNTIME: ClassVar = ("root", "device", "compiled", "out", "max_minutes", "must_fit", "min_images_per_second", "checkpoint_every", "half_weights", "robustness")
 
     @model_validator(mode="after")
     def _belongs_to_mixer(self):
@@ -167,6 +170,8 @@ class TrainParams(DataParams):
                  for owner, names in owners.items() if owner != self.mixer for name in names if not self._is_default(name)]
         if self.mixer == "none" and not self._is_default("alpha"):
             wrong.append(f"alpha={self.alpha} does nothing for mixer 'none'")
+        if self.must_fit and self.max_minutes is None:
+            wrong.append("must_fit=True does nothing without max_minutes")
         if any(not 0 < milestone < 1 for milestone in self.milestones):
             wrong.append(f"milestones={self.milestones}: expected shares of the schedule between 0 and 1, e.g. [0.25, 0.375]")
         wrong += [f"snapshots: epoch {epoch} is not in 1..{self.epochs}" for epoch in self.snapshots if not 1 <= epoch <= self.epochs]

@@ -54,6 +54,7 @@ class Record(Provenance):
     seconds: float = Field(description="training and evaluation, all attempts together")
     images_per_second: float = Field(description="training images (each seen clean and mixed) per second of training")
     peak_memory_mib: float = Field(description="of the process (CPU) or of the device (CUDA)")
+    checkpoint_seconds: float = Field(0.0, description="of `seconds`, those that the checkpoints took")
     restarts: int = Field(description="times the run was resumed from a checkpoint")
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ parameters. The last epoch counts; the test set chooses nothing.
 
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 import math
@@ -19,7 +20,6 @@ import time
 
 import torch
 from safetensors.torch import save as save_tensors
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from rmlib import Stopped, UserError, records, sources
@@ -29,6 +29,13 @@ from rmlib.mixers import CutMix, Mixer, Mixup, NoMix, RegionMixup
 from rmlib.models import PreActResNet18, preact_resnet18
 from rmlib.params import TrainParams
 from rmlib.records import CHECKPOINT, WEIGHTS, Record, check_images
+from rmlib.step import Step, draw_tables, learning_rate, make_optimizer
+
+CHECKPOINT_SHARE = 0.01  # of a run's time that its checkpoints may take
+
+
+class DoesNotFit(Stopped):
+    """A run with ``must_fit`` was given up early, without a checkpoint, because its schedule would not end within ``max_minutes``."""
 
 
 def make_mixer(params: TrainParams, num_classes: int) -> Mixer:
@@ -51,48 +58,6 @@ def make_model(params: TrainParams, num_classes: int, mean, std) -> PreActResNet
     return model.to(memory_format=torch.channels_last)
 
 
-def make_optimizer(params: TrainParams, model) -> torch.optim.SGD:
-    """SGD with momentum, without Nesterov, weight decay on all parameters."""
-    return torch.optim.SGD(model.parameters(), params.lr, params.momentum, weight_decay=params.weight_decay)
-
-
-def learning_rate(params: TrainParams, step: int, steps: int) -> float:
-    """Learning rate of one of ``steps`` steps of the whole schedule, counted from 0.
-
-    "multistep" divides by 10 at every milestone, a share of the schedule rounded up to a step: 0.25 and 0.375 of 400 epochs
-    are the paper's 100 and 150, and a short or broken schedule still reaches both. "onecycle" rises linearly from 4 % of
-    the peak over the first fifth and falls linearly to zero: for lessons of a few epochs.
-    """
-    if params.schedule == "multistep":
-        return params.lr * 0.1 ** sum(step >= math.ceil(milestone * steps) for milestone in params.milestones)
-    warm = max(1, steps // 5)
-    return params.lr * (0.04 + 0.96 * step / warm if step < warm else (steps - step) / (steps - warm))
-
-
-def losses(params: TrainParams, model, images, labels, mixed, targets):
-    """The loss of one step and its parts.
-
-    Args:
-        images, mixed: (N, 3, H, W) float in [0, 1]; labels: (N,) int64; targets: (N, C) float, rows sum to 1.
-
-    Returns:
-        (loss, clean logits (N, C) or None, clean loss, mixed logits (N, C), mixed loss); losses are scalars in nats. Without
-        a clean term there is no clean forward.
-
-    Paper: Saha & Garain 2024, Algorithm 1 (the clean term in magenta). Its weight is not given there; 1 is assumed.
-    """
-    clean_logits, clean_loss = None, 0.0
-    if params.clean_weight:
-        clean_logits = model(images)
-        clean_loss = F.cross_entropy(clean_logits, labels)
-    mixed_logits = model(mixed)
-    mixed_loss = F.cross_entropy(mixed_logits, targets)
-    loss = params.clean_weight * clean_loss + mixed_loss
-    if params.average:
-        loss = loss / (1 + params.clean_weight)
-    return loss, clean_logits, clean_loss, mixed_logits, mixed_loss
-
-
 def training_set(params: TrainParams) -> ImageSet:
     """The images a run is trained on."""
     return load(params.dataset, params.root, "train", holdout=params.holdout, allow_partial=params.allow_partial).subset(params.train_images)
@@ -111,7 +76,8 @@ class Run:
         self.params, self.folder = params, params.folder
         self.device = pick_device(params.device)
         torch.set_num_threads(params.threads)
-        self.train_set, self.test_set = training_set(params), evaluation_set(params)
+        self.train_set, test_set = training_set(params), evaluation_set(params)
+        self.test_set = dataclasses.replace(test_set, images=test_set.images.to(self.device))
         self.num_classes = len(self.train_set.classes)
         if params.mixer == "region_mixup" and params.k > min(self.train_set.images.shape[2:]):
             raise UserError(f"k={params.k} tiles do not fit into images of {tuple(self.train_set.images.shape[2:])} pixels")
@@ -120,61 +86,47 @@ class Run:
         self.optimizer = make_optimizer(params, self.model)
         self.mixer = make_mixer(params, self.num_classes)
         self.loader = Loader(self.train_set, params.batch_size, params.seed, augment=params.augment, device=self.device)
-        self.steps = params.epochs * len(self.loader)
-        self.progress = {"epoch": 0, "step": 0, "history": [], "snapshots": {}, "train_seconds": 0.0, "seconds": 0.0, "restarts": 0}
-        self.sums = self._no_sums()
+        self.step = Step(params, self.model, self.optimizer, self.mixer, self.loader)
+        self.progress = {"epoch": 0, "step": 0, "history": [], "snapshots": {}, "train_seconds": 0.0, "seconds": 0.0,
+                         "checkpoint_seconds": 0.0, "restarts": 0}
+        self.next_tables = None  # of the next epoch, where they were drawn while the device was busy
         self.final = None  # evaluation after the last epoch
+        self.saved, self.saving = time.perf_counter(), 0.0  # when the last checkpoint was written, seconds that it took
         self._restore()
 
-    def _no_sums(self):
-        """Running totals of an epoch: images, loss, clean loss, clean hits, mixed loss, mixed hits."""
-        return torch.zeros(6, dtype=torch.float64, device=self.device)
-
-    def train_epoch(self, check_stop=lambda: None):
-        """The rest of the current epoch; ``check_stop`` is called after every step and may raise."""
-        params, place = self.params, self.progress
-        mixing = stream(params.seed, "mixing", place["epoch"])
-        for _ in range(place["step"]):  # after a restart inside the epoch: draw past what was used
-            self.mixer.draw((params.batch_size, *self.train_set.images.shape[1:]), mixing)
+    def steps(self):
+        """Train for the rest of the current epoch: a generator that yields after every step. It may be closed after any of them."""
+        place, last = self.progress, self.progress["epoch"] + 1 == self.params.epochs
+        tables, self.next_tables = self.next_tables or self._draw(place["epoch"]), None
         self.model.train()
-        batches = self.loader.epoch(place["epoch"], start=place["step"])
+        self.step.begin(tables, place["step"])
+        left = range(place["step"], len(self.loader))
         if interactive():
-            batches = tqdm(batches, f"epoch {place['epoch'] + 1}", len(self.loader), initial=place["step"], leave=False)
+            left = tqdm(left, f"epoch {place['epoch'] + 1}", len(self.loader), initial=place["step"], leave=False)
         begun = time.perf_counter()
         try:
-            for images, labels in batches:
-                mixed, targets = self.mixer(images, labels, generator=mixing)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=params.precision == "bf16"):
-                    loss, clean_logits, clean_loss, mixed_logits, mixed_loss = losses(params, self.model, images, labels, mixed, targets)
-                self.optimizer.param_groups[0]["lr"] = learning_rate(
-                    params, place["epoch"] * len(self.loader) + place["step"], self.steps)
-                self.optimizer.zero_grad()
-                loss.backward()
-                self.optimizer.step()
-                self._count(labels, targets, loss, clean_logits, clean_loss, mixed_logits, mixed_loss)
-                place["step"] += 1
-                if self.device.type == "cpu" and not math.isfinite(loss.item()):
+            for number in left:
+                self.step.launch(number)
+                place["step"] = number + 1
+                if self.device.type == "cpu" and self.diverged():
                     return
-                check_stop()
+                yield
+            if self.device.type == "cuda" and not last:
+                self.next_tables = self._draw(place["epoch"] + 1)
         finally:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
+            self.step.wait()
             place["train_seconds"] += time.perf_counter() - begun
 
-    @torch.no_grad()
-    def _count(self, labels, targets, loss, clean_logits, clean_loss, mixed_logits, mixed_loss):
-        clean_hits = 0 if clean_logits is None else (clean_logits.argmax(1) == labels).double().mean()
-        mixed_hits = targets.gather(1, mixed_logits.argmax(1, keepdim=True)).double().mean()  # target's weight on the guess
-        means = [1, loss, clean_loss, clean_hits, mixed_loss, mixed_hits]
-        self.sums += torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in means]) * len(labels)
+    def _draw(self, epoch):
+        return draw_tables(self.params, self.loader, self.mixer, epoch)
 
     def close_epoch(self) -> dict:
         """Evaluate where due, add the epoch's row to the history, and move on. Returns the row."""
         params, place = self.params, self.progress
-        count, *sums = self.sums.tolist()
+        count, *sums = self.step.sums.tolist()
         loss, clean_loss, clean_hits, mixed_loss, mixed_hits = (value / count for value in sums)
         epoch = place["epoch"] + 1
-        row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"], "loss": loss, "mixed_loss": mixed_loss,
+        row = {"epoch": epoch, "lr": learning_rate(params, epoch * len(self.loader) - 1, params.epochs * len(self.loader)), "loss": loss, "mixed_loss": mixed_loss,
                "mixed_accuracy": 100 * mixed_hits}
         if params.clean_weight:
             row |= {"clean_loss": clean_loss, "clean_accuracy": 100 * clean_hits}
@@ -188,20 +140,60 @@ class Run:
                 if snapshot:
                     place["snapshots"][str(epoch)] = result
         place["history"].append(row)
-        place["epoch"], place["step"], self.sums = epoch, 0, self._no_sums()
+        place["epoch"], place["step"] = epoch, 0
+        self.step.sums.zero_()
         return row
 
     def diverged(self) -> bool:
         """Whether the loss of this epoch is no longer a finite number (then the model is beyond repair)."""
-        return not bool(torch.isfinite(self.sums[1]))
+        return not bool(torch.isfinite(self.step.sums[1]))
+
+    def go_or_not(self, train_seconds: float, seconds: float, so_far: float) -> None:
+        """Give a run up in its first minute rather than at the end of the night: after its second epoch, from the time that it took.
+
+        Args:
+            train_seconds: of the training in that epoch. seconds: of all of it. so_far: since the start.
+
+        Raises:
+            UserError: slower than ``min_images_per_second``, or with it given a loss that does not fall, or a device nearly full.
+            DoesNotFit: with ``must_fit``, the rest of the schedule will take longer than ``max_minutes`` leaves.
+        """
+        params, history = self.params, self.progress["history"]
+        if params.min_images_per_second is not None:
+            speed, wrong = len(self.train_set) / train_seconds, []
+            if speed < params.min_images_per_second:
+                wrong.append(f"{speed:.0f} images/s, below min_images_per_second={params.min_images_per_second:g}")
+            if history[-1]["loss"] >= history[-2]["loss"]:
+                wrong.append(f"the loss does not fall ({history[-2]['loss']:.3f}, then {history[-1]['loss']:.3f})")
+            if self.device.type == "cuda":
+                free, total = torch.cuda.mem_get_info()
+                if free < 0.05 * total:
+                    wrong.append(f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB are left on the device")
+            if wrong:
+                raise UserError(f"no go after epoch {history[-1]['epoch']} of {params.epochs}: {'; '.join(wrong)}")
+        if params.must_fit:
+            needed, left = seconds * (params.epochs - history[-1]["epoch"]) / 60, params.max_minutes - so_far / 60
+            if needed > left:
+                if not self.progress["restarts"]:
+                    (self.folder / CHECKPOINT).unlink(missing_ok=True)
+                raise DoesNotFit(f"the rest of the {params.epochs} epochs needs {needed:.1f} minutes and {left:.1f} are left: "
+                                 "give it more time, or leave must_fit out to stop with a checkpoint")
+
+    def checkpoint_is_cheap(self) -> bool:
+        """Whether a checkpoint that costs what the last one did would take less than CHECKPOINT_SHARE of the time since."""
+        return self.saving <= CHECKPOINT_SHARE * (time.perf_counter() - self.saved)
 
     def save(self):
         """Write the checkpoint, atomically."""
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "sums": self.sums,
+        begun = time.perf_counter()
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "sums": self.step.sums,
                  "progress": json.dumps(self.progress), "images": self.train_set.checksum}
         buffer = io.BytesIO()  # torch reports a full disk as an obscure RuntimeError; a plain write says what it is
         torch.save(state, buffer)
-        records.atomic_write(self.folder / CHECKPOINT, buffer.getvalue())
+        records.atomic_write(self.folder / CHECKPOINT, buffer.getbuffer())
+        self.saved = time.perf_counter()
+        self.saving = self.saved - begun
+        self.progress["checkpoint_seconds"] += self.saving
 
     def _restore(self):
         path = self.folder / CHECKPOINT
@@ -211,8 +203,10 @@ class Run:
             state = torch.load(path, map_location=self.device, weights_only=True)
             images = state["images"]
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.sums, self.progress = state["sums"], json.loads(state["progress"])
+            settings = self.optimizer.state_dict()["param_groups"]  # these follow from the parameters and the device
+            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
+            self.step.sums.copy_(state["sums"])
+            self.progress |= json.loads(state["progress"])
         except Exception as error:  # torch raises many kinds for a broken file
             reason = str(error).splitlines()[0][:100]
             raise UserError(f"the checkpoint {path} is damaged ({reason}): delete it to start this run again") from error
@@ -236,7 +230,7 @@ class Run:
                   "classes": self.num_classes, "mean": self.channels[0], "std": self.channels[1]},
             seconds=place["seconds"] + time.perf_counter() - started,
             images_per_second=seen / place["train_seconds"] if place["train_seconds"] else 0.0,
-            peak_memory_mib=peak_memory_mib(self.device), restarts=place["restarts"], **records.environment(self.device.type))
+            peak_memory_mib=peak_memory_mib(self.device), checkpoint_seconds=place["checkpoint_seconds"], restarts=place["restarts"], **records.environment(self.device.type))
         for kind in records.KINDS:  # of an earlier network in this folder
             (self.folder / f"{kind}.json").unlink(missing_ok=True)
         records.write(record, self.folder)
@@ -252,42 +246,70 @@ def train(params: TrainParams, log=print) -> Record:
         log: called with one line per epoch.
 
     Raises:
-        UserError: something to mend (no CUDA, missing data, full disk, damaged checkpoint).
-        Stopped: ``max_minutes`` passed, SIGTERM or Ctrl-C arrived; the checkpoint is written.
+        UserError: something to mend (no CUDA, missing data, full disk, damaged checkpoint, slower than ``min_images_per_second``).
+        Stopped: ``max_minutes`` passed, SIGTERM or Ctrl-C arrived; the checkpoint is written. :class:`DoesNotFit`: see there.
     """
-    if (params.folder / records.RECORD).exists():
-        record = records.read(params.folder)
-        if params.dataset not in sources.SIZES or params.allow_partial:
-            images = sources.arrays(params.dataset, params.root, allow_partial=params.allow_partial)
-            check_images(params, images["checksum"], record.data["checksum"])
-        log(f"run {params.run_id} is finished already: its record is loaded, nothing is trained")
-        return record
-    with records.only_process(params.folder):
-        return _train(params, log)
+    return train_together([params], log)[0]
 
 
-def _train(params, log):
+def train_together(cells: list[TrainParams], log=print) -> list[Record]:
+    """Run several cells in one process, one step of each in turn; see :func:`train`.
+
+    Every run gives what it gives alone, bit for bit on a CPU. On CUDA each has its own stream, so that the kernels of one fill the
+    card where those of another leave it idle. When one of them ends with an error, the others are stopped with a checkpoint.
+    """
+    finished = {params.run_id: _finished(params, log) for params in cells if (params.folder / records.RECORD).exists()}
     begun = time.perf_counter()
-    run = Run(params)
-    place = run.progress
+    with contextlib.ExitStack() as held, noticing_signals() as signals:
+        courses = {}
+        for params in cells:
+            if params.run_id not in finished | courses.keys():
+                held.enter_context(records.only_process(params.folder))
+                told = log if len(cells) == 1 else lambda line, name=f"{params.run_id} {params.mixer} seed {params.seed}": log(f"{name}: {line}")
+                courses[params.run_id] = _course(Run(params), begun, signals, told)
+                held.callback(courses[params.run_id].close)
+        stopped = []
+        while courses:
+            for run_id, course in list(courses.items()):
+                try:
+                    next(course)
+                except StopIteration as end:
+                    finished[run_id] = end.value
+                    del courses[run_id]
+                except Stopped as reason:
+                    stopped.append(reason)
+                    del courses[run_id]
+        if stopped:
+            raise stopped[0]
+    return [finished[params.run_id] for params in cells]
+
+
+def _finished(params, log):
+    """The record of a run that has ended, if it was made from the images that are there now."""
+    record = records.read(params.folder)
+    if params.dataset not in sources.SIZES or params.allow_partial:
+        images = sources.arrays(params.dataset, params.root, allow_partial=params.allow_partial)
+        check_images(params, images["checksum"], record.data["checksum"])
+    log(f"run {params.run_id} is finished already: its record is loaded, nothing is trained")
+    return record
+
+
+def _course(run, begun, signals, log):
+    """The rest of a run as a generator that yields after every step and returns the record."""
+    params, place, earlier, first = run.params, run.progress, run.progress["seconds"], run.progress["epoch"]
     if place["restarts"]:
         log(f"run {params.run_id} goes on from epoch {place['epoch'] + 1}, step {place['step'] + 1}")
-    earlier = place["seconds"]
-    with noticing_signals() as signals:
-        def check_stop():
-            minutes = (time.perf_counter() - begun) / 60
-            if signals or (params.max_minutes is not None and minutes >= params.max_minutes):
-                reason = signals[0] if signals else f"max_minutes={params.max_minutes:g}"
-                raise Stopped(f"stopped by {reason} in epoch {place['epoch'] + 1} of {params.epochs}; "
-                              "the same command goes on from the checkpoint")
-
+    try:
         while place["epoch"] < params.epochs:
-            try:
-                run.train_epoch(check_stop)
-            except Stopped:
-                place["seconds"] = earlier + time.perf_counter() - begun
-                run.save()
-                raise
+            started, trained = time.perf_counter(), place["train_seconds"]
+            with contextlib.closing(run.steps()) as steps:
+                for _ in steps:
+                    minutes = (time.perf_counter() - begun) / 60
+                    if signals or (params.max_minutes is not None and minutes >= params.max_minutes):
+                        reason = signals[0] if signals else f"max_minutes={params.max_minutes:g}"
+                        raise Stopped(f"stopped by {reason} in epoch {place['epoch'] + 1} of {params.epochs}; "
+                                      "the same command goes on from the checkpoint")
+                    yield
             diverged = run.diverged()
             row = run.close_epoch()
             place["seconds"] = earlier + time.perf_counter() - begun
@@ -295,8 +317,15 @@ def _train(params, log):
             if diverged:
                 log(f"run {params.run_id} diverged in epoch {row['epoch']}: the loss is no longer finite; try a smaller lr")
                 return run.finish("diverged")
-            if row["epoch"] % params.checkpoint_every == 0 or row["epoch"] == params.epochs:
+            if row["epoch"] == first + 2:
+                run.go_or_not(place["train_seconds"] - trained, time.perf_counter() - started, time.perf_counter() - begun)
+            if row["epoch"] == params.epochs or (row["epoch"] % params.checkpoint_every == 0 and run.checkpoint_is_cheap()):
                 run.save()
+    except (Stopped, GeneratorExit) as reason:
+        if not isinstance(reason, DoesNotFit):
+            place["seconds"] = earlier + time.perf_counter() - begun
+            run.save()
+        raise
     return run.finish("done")
 
 

@@ -393,11 +393,6 @@ def test_loader_without_augmentation_shows_every_image_once(small):
     assert all(images.is_contiguous(memory_format=torch.channels_last) and images.max() <= 1 for images, _ in batches)
 
 
-def test_a_later_start_gives_the_rest_of_the_epoch(small):
-    whole, rest = list(Loader(small, 16, 0).epoch(5)), list(Loader(small, 16, 0).epoch(5, start=2))
-    assert len(rest) == 2 and all(torch.equal(a[0], b[0]) for a, b in zip(whole[2:], rest))
-
-
 def test_all_mixers_see_the_same_clean_batches(small):
     """Whatever a mixer draws, the next clean batch stays what it was."""
     seen = []

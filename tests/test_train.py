@@ -13,7 +13,8 @@ from rmlib import Stopped, UserError, networks, records, train
 from rmlib.data import load
 from rmlib.evaluate import predict
 from rmlib.params import TrainParams, parse
-from rmlib.train import Run, learning_rate, losses, make_mixer, make_model
+from rmlib.step import learning_rate, losses
+from rmlib.train import Run, make_mixer, make_model
 
 
 def params(tiny_run, **changes) -> TrainParams:
@@ -22,6 +23,11 @@ def params(tiny_run, **changes) -> TrainParams:
 
 def quiet(_):
     pass
+
+
+def train_epoch(run):
+    for _ in run.steps():
+        pass
 
 
 # ---------------------------------------------------------------------------------------------- schedule and loss
@@ -89,7 +95,7 @@ def test_soft_targets_are_the_weighted_hard_losses():
 def test_both_forwards_update_batchnorm(tiny_run):
     def batches_seen(**changes):
         run = Run(params(tiny_run, **changes))
-        run.train_epoch()
+        train_epoch(run)
         return int(run.model.layer1[0].bn1.num_batches_tracked)
 
     assert batches_seen() == 8 and batches_seen(clean_weight=0) == 4
@@ -159,19 +165,19 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiny_run, tmp_path, mixer, monkeypatc
     whole = params(tiny_run, **changes)
     expected = train.train(whole, log=quiet)
     broken = params(tiny_run, **changes, out=str(tmp_path / "broken"))
-    original = Run.train_epoch
+    original = Run.steps
     for stop_at in (3, 7):  # of 12 steps: inside epochs 1 and 2
-        def stopping(self, check_stop, stop_at=stop_at):
-            def check():
+        def stopping(self, stop_at=stop_at):
+            for _ in original(self):
                 if self.progress["epoch"] * 4 + self.progress["step"] == stop_at:
                     raise Stopped("test")
-            original(self, check)
+                yield
 
-        monkeypatch.setattr(Run, "train_epoch", stopping)
+        monkeypatch.setattr(Run, "steps", stopping)
         with pytest.raises(Stopped):
             train.train(broken, log=quiet)
         assert not (broken.folder / records.RECORD).exists()
-    monkeypatch.setattr(Run, "train_epoch", original)
+    monkeypatch.setattr(Run, "steps", original)
     record = train.train(broken, log=quiet)
     assert record.restarts == 2 and record.history == expected.history and record.correct == expected.correct
     assert record.metrics == expected.metrics
@@ -190,9 +196,9 @@ def test_all_mixers_start_from_the_same_network_and_see_the_same_clean_images(ti
     assert all(torch.equal(a[name], b[name]) for name in a)
     for run in runs.values():
         run.seen = []
-        original = run.loader.epoch
-        run.loader.epoch = lambda *args, run=run, original=original, **kw: (run.seen.append(x[0].clone()) or x for x in original(*args, **kw))
-        run.train_epoch()
+        original = run.loader.batch
+        run.loader.batch = lambda *args, run=run, original=original: (x := original(*args), run.seen.append(x[0].clone()))[0]
+        train_epoch(run)
     assert all(torch.equal(x, y) for x, y in zip(runs["none"].seen, runs["region_mixup"].seen)) and len(runs["none"].seen) == 4
 
 
@@ -243,6 +249,7 @@ def test_a_truncated_checkpoint_is_named(tiny_run):
 
 
 def test_a_full_disk_loses_nothing(tiny_run, monkeypatch):
+    monkeypatch.setattr(train, "CHECKPOINT_SHARE", float("inf"))  # one after every epoch
     options = params(tiny_run)
     original, calls = records.atomic_write, []
 
@@ -304,5 +311,5 @@ def test_a_narrow_network_learns_most_of_shapes_and_not_all(tmp_path):
 def test_a_cuda_run_has_the_same_course(tiny_run):
     on_cpu = train.train(params(tiny_run, epochs=1), log=quiet)
     on_cuda = Run(params(tiny_run, epochs=1, device="cuda"))
-    on_cuda.train_epoch()
+    train_epoch(on_cuda)
     assert on_cuda.close_epoch()["loss"] == pytest.approx(on_cpu.history[0]["loss"], rel=0.02)
