@@ -9,6 +9,7 @@ and an epoch is a row of replays during which the host reads nothing back. On th
 import contextlib
 import math
 import os
+import time
 from dataclasses import dataclass, fields
 
 import torch
@@ -107,14 +108,14 @@ def draw_tables(params: TrainParams, loader: Loader, mixer: Mixer, epoch: int) -
 
 
 class Step:
-    """The step of one run: ``begin`` an epoch with its tables, ``launch`` its steps in order, ``wait`` for the last one.
+    """The steps of one run.
 
     Args:
         params, model, optimizer, mixer, loader: of the run; model and loader on one device.
         recorded: record the step in CUDA graphs (default: on CUDA).
 
     ``sums`` (6,) float64 on the device are the totals since the caller last set them to 0: images, loss, clean loss, clean
-    hits, mixed loss, mixed hits, each but the first weighted with its number of images.
+    hits, mixed loss, mixed hits, each but the first weighted with its number of images. ``busy``: seconds spent in steps.
     """
 
     def __init__(self, params: TrainParams, model, optimizer, mixer: Mixer, loader: Loader, recorded: bool | None = None):
@@ -123,16 +124,39 @@ class Step:
         self.recorded = self.device.type == "cuda" if recorded is None else recorded
         self.sums = torch.zeros(6, dtype=torch.float64, device=self.device)
         self.index = torch.zeros(1, dtype=torch.int64, device=self.device)  # of the next step
-        self.tables, self.graphs = None, {}
+        self.tables, self.graphs, self.busy = None, {}, 0.0
+        self._ahead = None  # (epoch, its tables), drawn while the device was busy
         self._compiled = self._functions()
         self.stream = torch.cuda.Stream() if self.device.type == "cuda" else None
 
-    def begin(self, tables: Tables, step: int = 0) -> None:
-        """Take the tables of an epoch and stand before one of its steps. The first call on CUDA records, which takes seconds, or
-        a minute where something must be compiled first."""
+    def steps(self, epoch: int, start: int = 0):
+        """Train for the steps of an epoch from ``start``: a generator of their numbers, which may be closed after any of them.
+
+        On CUDA the tables of the next epoch are drawn while the device is still busy with this one. The very first call there
+        records, which takes seconds, or a minute where something must be compiled first; ``busy`` counts the rest.
+        """
+        drawn, self._ahead = self._ahead, None
+        self.begin(drawn[1] if drawn and drawn[0] == epoch else self.draw(epoch), start)
+        begun = time.perf_counter()
+        try:
+            for number in range(start, len(self.loader)):
+                self.launch(number)
+                yield number
+            if self.graphs and epoch + 1 < self.params.epochs:
+                self._ahead = epoch + 1, self.draw(epoch + 1)
+        finally:
+            self.wait()
+            self.busy += time.perf_counter() - begun
+
+    def draw(self, epoch: int) -> Tables:
+        """The tables of an epoch, see :func:`draw_tables`."""
+        return draw_tables(self.params, self.loader, self.mixer, epoch)
+
+    def begin(self, tables: Tables, start: int = 0) -> None:
+        """Take the tables of an epoch and stand before one of its steps; records first if that has not been done."""
         if not self.recorded:
             self.tables = tables
-            self.index.fill_(step)
+            self.index.fill_(start)
             return
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())
@@ -142,11 +166,11 @@ class Step:
                 self._record()
             for mine, new in zip(self.tables.tensors(), tables.tensors()):
                 mine.copy_(new.pin_memory() if self.device.type == "cuda" else new, non_blocking=True)
-            self.index.fill_(step)
+            self.index.fill_(start)
 
-    def launch(self, step: int) -> None:
-        """Do the next step, ``step`` of the epoch; on CUDA it is only sent off."""
-        size = self.loader.size_of(step)
+    def launch(self, number: int) -> None:
+        """Do the next step, ``number`` of the epoch; on CUDA it is only sent off."""
+        size = self.loader.size_of(number)
         if self.graphs:
             with self._on_stream():
                 self.graphs[size].replay()
@@ -215,10 +239,11 @@ class Step:
         try:
             torch.backends.cudnn.benchmark = True
             with full_precision():
-                for size in {self.loader.size_of(0), self.loader.size_of(len(self.loader) - 1)}:
+                for size, row in {self.loader.size_of(row): row for row in (0, len(self.loader) - 1)}.items():
                     for _ in range(WARMUP):
-                        self.index.zero_()
+                        self.index.fill_(row)  # a row for that many images: partners of others lie outside the batch
                         self.compute(size)
+                    self.index.fill_(row)
                     self.optimizer.zero_grad()  # so that the gradients of the recording are its own
                     self.graphs[size] = self.capture(size)
         finally:

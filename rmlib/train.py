@@ -29,7 +29,7 @@ from rmlib.mixers import CutMix, Mixer, Mixup, NoMix, RegionMixup
 from rmlib.models import PreActResNet18, preact_resnet18
 from rmlib.params import TrainParams
 from rmlib.records import CHECKPOINT, WEIGHTS, Record, check_images
-from rmlib.step import Step, draw_tables, learning_rate, make_optimizer
+from rmlib.step import Step, learning_rate, make_optimizer
 
 CHECKPOINT_SHARE = 0.01  # of a run's time that its checkpoints may take
 
@@ -89,36 +89,26 @@ class Run:
         self.step = Step(params, self.model, self.optimizer, self.mixer, self.loader)
         self.progress = {"epoch": 0, "step": 0, "history": [], "snapshots": {}, "train_seconds": 0.0, "seconds": 0.0,
                          "checkpoint_seconds": 0.0, "restarts": 0}
-        self.next_tables = None  # of the next epoch, where they were drawn while the device was busy
         self.final = None  # evaluation after the last epoch
         self.saved, self.saving = time.perf_counter(), 0.0  # when the last checkpoint was written, seconds that it took
         self._restore()
 
     def steps(self):
         """Train for the rest of the current epoch: a generator that yields after every step. It may be closed after any of them."""
-        place, last = self.progress, self.progress["epoch"] + 1 == self.params.epochs
-        tables, self.next_tables = self.next_tables or self._draw(place["epoch"]), None
+        place = self.progress
         self.model.train()
-        self.step.begin(tables, place["step"])
-        left = range(place["step"], len(self.loader))
-        if interactive():
-            left = tqdm(left, f"epoch {place['epoch'] + 1}", len(self.loader), initial=place["step"], leave=False)
-        begun = time.perf_counter()
+        earlier = place["train_seconds"] - self.step.busy
+        numbers = self.step.steps(place["epoch"], place["step"])
+        shown = tqdm(numbers, f"epoch {place['epoch'] + 1}", len(self.loader), initial=place["step"], leave=False) if interactive() else numbers
         try:
-            for number in left:
-                self.step.launch(number)
+            for number in shown:
                 place["step"] = number + 1
                 if self.device.type == "cpu" and self.diverged():
                     return
                 yield
-            if self.device.type == "cuda" and not last:
-                self.next_tables = self._draw(place["epoch"] + 1)
         finally:
-            self.step.wait()
-            place["train_seconds"] += time.perf_counter() - begun
-
-    def _draw(self, epoch):
-        return draw_tables(self.params, self.loader, self.mixer, epoch)
+            numbers.close()
+            place["train_seconds"] = earlier + self.step.busy
 
     def close_epoch(self) -> dict:
         """Evaluate where due, add the epoch's row to the history, and move on. Returns the row."""

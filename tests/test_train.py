@@ -215,6 +215,98 @@ def test_max_minutes_stops_with_a_checkpoint(tiny_run):
     assert train.train(params(tiny_run), log=quiet).restarts == 1
 
 
+def test_checkpoints_take_a_hundredth_of_the_time(tiny_run, monkeypatch):
+    """With a clock of our own: an epoch takes 10 s, a checkpoint 1 s, so one is written after every tenth epoch, and after the last."""
+    clock, written = [0.0], []
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    run_steps, write = Run.steps, records.atomic_write
+
+    def slow_epoch(self):
+        clock[0] += 10
+        yield from run_steps(self)
+
+    def slow_write(path, content):
+        if path.name == records.CHECKPOINT:
+            clock[0] += 1
+            written.append(clock[0])
+        write(path, content)
+
+    monkeypatch.setattr(Run, "steps", slow_epoch)
+    monkeypatch.setattr(records, "atomic_write", slow_write)
+    record = train.train(params(tiny_run, epochs=25, train_images=6, batch_size=6, eval_every=0), log=quiet)
+    epochs = [round((moment - number) / 10) for number, moment in enumerate(written, 1)]
+    assert epochs == [1, 11, 21, 25] and record.checkpoint_seconds == 4
+
+
+# ---------------------------------------------------------------------------------------------- go or no go
+
+
+def test_a_run_that_is_too_slow_is_given_up(tiny_run):
+    options = params(tiny_run, epochs=50, min_images_per_second=1e9)
+    with pytest.raises(UserError, match=r"no go after epoch 2 of 50: \d+ images/s, below min_images_per_second=1e\+09"):
+        train.train(options, log=quiet)
+    assert train.train(params(tiny_run, min_images_per_second=1), log=quiet).status == "done"
+
+
+def test_a_run_whose_loss_does_not_fall_is_given_up(tiny_run):
+    """A learning rate at which nothing moves, so that two epochs differ by their batches alone, one way or the other."""
+    answers = set()
+    for seed in range(6):
+        try:
+            train.train(params(tiny_run, seed=seed, lr=1e-12, min_images_per_second=1, eval_every=0), log=quiet)
+        except UserError as error:
+            answers.add(str(error).split(" (")[0])
+    assert answers == {"no go after epoch 2 of 3: the loss does not fall"}
+
+
+def test_a_schedule_that_does_not_fit_is_given_up_at_once(tiny_run):
+    options = params(tiny_run, epochs=10**6, max_minutes=0.5, must_fit=True)
+    with pytest.raises(train.DoesNotFit, match=r"the rest of the 1000000 epochs needs \d+\.\d minutes and 0\.\d are left"):
+        train.train(options, log=quiet)
+    assert not (options.folder / train.CHECKPOINT).exists(), "a later batch would take it for a run to go on with"
+    assert train.train(params(tiny_run, max_minutes=5, must_fit=True), log=quiet).status == "done"
+
+
+def test_a_run_that_goes_on_keeps_its_checkpoint_where_it_does_not_fit(tiny_run):
+    options = params(tiny_run, epochs=10**6, max_minutes=1e-3)
+    with pytest.raises(Stopped):
+        train.train(options, log=quiet)
+    with pytest.raises(train.DoesNotFit):
+        train.train(options.model_copy(update={"must_fit": True, "max_minutes": 0.5}), log=quiet)
+    assert (options.folder / train.CHECKPOINT).exists()
+
+
+def test_must_fit_needs_a_limit(tiny_run):
+    with pytest.raises(UserError, match="must_fit=True does nothing without max_minutes"):
+        params(tiny_run, must_fit=True)
+
+
+# ---------------------------------------------------------------------------------------------- several in one process
+
+
+def test_runs_side_by_side_are_the_runs_alone(tiny_run, tmp_path):
+    cells = [params(tiny_run, mixer=mixer, seed=seed, epochs=epochs) for mixer, seed, epochs in (("mixup", 0, 3), ("region_mixup", 1, 2), ("cutmix", 0, 1))]
+    lines = []
+    together = train.train_together([cell.model_copy(update={"out": str(tmp_path / "together")}) for cell in cells], log=lines.append)
+    for cell, record in zip(cells, together):
+        alone = train.train(cell, log=quiet)
+        assert record.history == alone.history and record.correct == alone.correct and record.run_id == alone.run_id
+    assert sum("mixup seed 0: epoch" in line for line in lines) == 3, "every line says whose it is"
+
+
+def test_runs_side_by_side_stop_and_fail_together(tiny_run, monkeypatch):
+    """A limit stops all with a checkpoint; an error of one stops the others with one, and the next call goes on with all."""
+    cells = [params(tiny_run, seed=seed, max_minutes=1e-4) for seed in (0, 1)]
+    with pytest.raises(Stopped):
+        train.train_together(cells, log=quiet)
+    assert all((cell.folder / train.CHECKPOINT).exists() for cell in cells)
+    cells = [params(tiny_run, seed=seed, **({"min_images_per_second": 1e9} if seed == 2 else {"epochs": 4})) for seed in (2, 3)]
+    with pytest.raises(UserError, match="no go"):
+        train.train_together(cells, log=quiet)
+    run = Run(cells[1])
+    assert run.progress["restarts"] == 1 and run.progress["epoch"] == 1 and run.progress["step"] == 4, "of the second epoch, which was under way"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_with_a_checkpoint(tiny_run, number):
     many = tiny_run | {"epochs": 500, "checkpoint_every": 1000}
