@@ -7,6 +7,8 @@ so that ``from rmlib.mixers import RegionMixup`` needs torch alone.
 
 __version__ = "0.1.0"
 
+STOPPED = 75  # exit code of a run that was stopped and can go on: EX_TEMPFAIL of sysexits.h
+
 
 class UserError(ValueError):
     """A mistake or a missing thing that the user can mend: the message is one line with the value and the remedy."""

@@ -10,10 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from rmlib import Stopped, UserError, __version__
-from rmlib.params import NOTEBOOKS, choices, nearest, parse
+from rmlib import STOPPED, Stopped, UserError, __version__
+from rmlib.params import BENCHED, NOTEBOOKS, choices, nearest, parse
 
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,6 +105,10 @@ def build_parser():
     batch.add_argument("--workers", type=int, help="cells at the same time (default: as many as the cores carry; 1 on a GPU)")
     batch.add_argument("--dry-run", action="store_true", help="list the cells and what would run")
     batch.add_argument("--only-failed", action="store_true", help="run only the cells that failed before")
+    batch.add_argument("--together", type=int, default=1, help="cells trained in one process, a step of each in turn, so that they share a GPU (default: 1)")
+    batch.add_argument("--compile", action="store_true", help="compile network and mixing of every cell: faster on a GPU (what it gains: rmlib bench --compile)")
+    batch.add_argument("--max-minutes", type=float, help="for a machine lent for a time: no cell starts that will not end within it")
+    batch.add_argument("--min-images-per-second", type=float, help="give a cell up after its second epoch if it is slower, or if its loss does not fall")
     batch.set_defaults(run=run_batch)
 
     report = commands.add_parser("report", help="make tables and an HTML site from records",
@@ -115,12 +118,14 @@ def build_parser():
     report.add_argument("--into", metavar="FILE", help="fill the <!-- report FOLDER [KIND] --> blocks of a Markdown file instead")
     report.set_defaults(run=run_report)
 
-    bench = commands.add_parser("bench", help="measure speed", description="Speed of mixers, loader and attacks against public implementations, as ratios in one run.")
+    bench = commands.add_parser("bench", help="measure speed", description="Speed of mixers, loader, training and attacks beside public implementations, as ratios in one run.")
     bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
+    bench.add_argument("--only", nargs="+", default=BENCHED, choices=BENCHED, metavar="|".join(BENCHED), help="some of the tables (default: all)")
     bench.add_argument("--rounds", type=int, default=60, help="interleaved repetitions (the median counts)")
-    bench.add_argument("--seeds", type=int, default=20, help="of the comparison of two Square attacks (minutes on a CPU); 0: leave it out")
-    bench.add_argument("--compile", action="store_true", help="also measure the compiled blend (needs a C++ compiler on CPU)")
-    bench.add_argument("--out", help="also write the table into this Markdown file")
+    bench.add_argument("--width", type=int, help="of the network that is trained (default: 64 on CUDA, 8 on the CPU)")
+    bench.add_argument("--seeds", type=int, default=20, help="of the comparison of two Square attacks (minutes on a CPU)")
+    bench.add_argument("--compile", action="store_true", help="also measure the compiled blend and the compiled step (on the CPU they need a C++ compiler)")
+    bench.add_argument("--out", help="also write the tables into this Markdown file")
     bench.set_defaults(run=run_bench)
     return parser, commands.choices
 
@@ -159,20 +164,27 @@ def run_batch(options) -> int:
     """``rmlib batch``."""
     from rmlib import batch as batches
 
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"--workers {options.workers}: at least 1")
+    for name in ("workers", "together"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)}: at least 1")
+    for name in ("max_minutes", "min_images_per_second"):
+        if getattr(options, name) is not None and not getattr(options, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name):g}: above 0")
     batch = batches.read_batch(options.file, options.out)
     if options.dry_run:
         for state, text in batch.plan():
             print(f"{state:<8} {text}")
         print(f"in {batch.out}")
         return 0
-    counts = batches.run_batch(batch, workers=options.workers, only_failed=options.only_failed,
+    counts = batches.run_batch(batch, workers=options.workers, only_failed=options.only_failed, max_minutes=options.max_minutes,
+                               min_images_per_second=options.min_images_per_second, together=options.together, compiled=options.compile,
                                log=lambda line: print(line, flush=True))
     print(f"\n{', '.join(f'{count} {state}' for state, count in counts.items())}\n")
     if any(batch.state(cell) == "done" for cell in batch.cells):
         make_report(batch.out, batch.out / "report")
-    return 0 if not counts["failed"] + counts["stopped"] + counts["left"] else STOPPED if counts["stopped"] and not counts["failed"] else 1
+    if counts["failed"] or (counts["left"] and not counts["stopped"] and options.max_minutes is None):
+        return 1
+    return STOPPED if counts["stopped"] + counts["left"] else 0
 
 
 def run_report(options) -> int:
@@ -201,12 +213,13 @@ def make_report(root: Path, folder: Path) -> None:
 
 def run_bench(options) -> int:
     """``rmlib bench``."""
-    for name, value, least in (("rounds", options.rounds, 1), ("seeds", options.seeds, 0)):
-        if value < least:
-            raise UserError(f"--{name} {value}: at least {least}")
+    for name in ("rounds", "seeds", "width"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: at least 1")
     from rmlib import bench
 
-    text = bench.bench(options.device, options.rounds, options.compile, options.seeds)
+    text = bench.bench(options.device, options.rounds, options.compile, options.seeds, options.only, options.width)
     print(text)
     if options.out:
         from rmlib import records

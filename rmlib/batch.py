@@ -27,8 +27,8 @@ from typing import Optional
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rmlib import UserError, records
-from rmlib.params import CELL, NOTEBOOKS, DataParams, NetworksParams, Params, TrainParams, nearest, parse, project_root, runs_dir, takes_list
+from rmlib import STOPPED, UserError, records
+from rmlib.params import CELL, NOTEBOOKS, DataParams, NetworksParams, Params, TrainParams, experiment, nearest, parse, project_root, runs_dir, takes_list
 
 PHASES = (("01_method",), ("03_robustness", "04_cam"), ("05_results",))  # the others: beside the grid, after it, at last
 ERROR = "error.txt"
@@ -197,7 +197,8 @@ def default_workers(batch: Batch) -> int:
     return max(1, min(8, (os.cpu_count() or 1) // batch.cells[0].threads))
 
 
-def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool = False, log=print) -> dict[str, int]:
+def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool = False, max_minutes: Optional[float] = None,
+              min_images_per_second: Optional[float] = None, together: int = 1, compiled: bool = False, log=print) -> dict[str, int]:
     """Run every cell that has no record, then the lessons that are not up to date; returns how many are done, failed, stopped
     or left, cells and lessons together.
 
@@ -208,6 +209,12 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
     Args:
         workers: notebooks at the same time; default :func:`default_workers`.
         only_failed: of the cells, run none but those that failed before.
+        max_minutes: for a machine that is there for a limited time. A new cell starts only if its whole schedule, and the attacks
+            after it, will fit into what is left; one with a checkpoint goes on and stops with a checkpoint. How long a cell takes
+            is known from those that ended in this call; the first of a kind is given up after two epochs if it will not fit.
+        min_images_per_second: see TrainParams; of every cell.
+        together: cells trained in one process, a step of each in turn (see :func:`rmlib.train.train_together`).
+        compiled: see TrainParams; of every cell.
     """
     from rmlib import sources
 
@@ -224,7 +231,9 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
             images = sources.arrays(cell.dataset, cell.root, allow_partial=cell.allow_partial)
             records.check_images(cell, images["checksum"], records.read(cell.folder).data["checksum"])
     counts = {"done": done, "failed": 0, "stopped": 0}
-    jobs = _Jobs(workers, counts, log)
+    changes = {"compiled": True} if compiled else {}
+    changes |= {} if min_images_per_second is None else {"min_images_per_second": min_images_per_second}
+    jobs = _Jobs(workers, counts, log, changes, max_minutes)
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, _interrupt) for number in ENDING if main}
     try:
@@ -234,8 +243,9 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
                 break  # there is nothing to look at
             lessons = [name for name in phase if name in batch.lessons]
             counts["done"] += sum(batch.lesson_state(name) == "done" for name in lessons)
-            jobs.run({batch.label(cell): (_run_cell, batch, cell) for cell in cells}
-                     | {name: (_run_lesson, batch, name) for name in lessons if batch.lesson_state(name) != "done"})
+            groups = [cells[first:first + together] for first in range(0, len(cells), together)]
+            jobs.run([([batch.label(cell) for cell in group], _run_cells, batch, group) for group in groups]
+                     + [([name], _run_lesson, batch, name) for name in lessons if batch.lesson_state(name) != "done"])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -244,22 +254,26 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
 
 
 class _Jobs:
-    """Notebooks side by side, each in a process of its own."""
+    """Notebooks side by side, each in a process of its own, and the time that is left for them."""
 
-    def __init__(self, workers, counts, log):
-        self.workers, self.counts, self.log = workers, counts, log
+    def __init__(self, workers, counts, log, changes, max_minutes):
+        self.workers, self.counts, self.log, self.changes = workers, counts, log, changes  # changes: of the parameters of every cell
+        self.deadline = None if max_minutes is None else time.perf_counter() + 60 * max_minutes
         self.processes, self.stop = set(), threading.Event()
+        self.took = []  # (kind of cell, forwards per step, seconds of training, seconds of what came after it)
 
-    def run(self, jobs: dict):
-        """Run the jobs (label -> (function, *arguments)), count and log their outcomes."""
-        begun, pool = time.perf_counter(), ThreadPoolExecutor(self.workers)
+    def run(self, jobs: list):
+        """Run the jobs (labels, function, *arguments), count and log their outcomes, one for each label."""
+        begun, pool, number, total = time.perf_counter(), ThreadPoolExecutor(self.workers), 0, sum(len(labels) for labels, *_ in jobs)
         try:
-            futures = {pool.submit(function, *arguments, self): label for label, (function, *arguments) in jobs.items()}
-            for number, future in enumerate(as_completed(futures), 1):
-                outcome, text = future.result()
-                self.counts[outcome] += 1
-                left = (time.perf_counter() - begun) / number * (len(jobs) - number)
-                self.log(f"[{number}/{len(jobs)}] {outcome:<7} {futures[future]}: {text}" + (f"  ({left:.0f} s left)" if left else ""))
+            futures = {pool.submit(function, *arguments, self): labels for labels, function, *arguments in jobs}
+            for future in as_completed(futures):
+                for label, (outcome, text) in zip(futures[future], future.result(), strict=True):
+                    number += 1
+                    if outcome in self.counts:
+                        self.counts[outcome] += 1
+                    left = (time.perf_counter() - begun) / number * (total - number)
+                    self.log(f"[{number}/{total}] {outcome:<7} {label}: {text}" + (f"  ({left:.0f} s left)" if left else ""))
         except KeyboardInterrupt:
             self.stop.set()
             self.log("interrupted: ending the running cells with a checkpoint; the same command goes on from here")
@@ -269,10 +283,32 @@ class _Jobs:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def limits(self, batch, cells):
+        """What the time that is left means for some cells that run together: (their parameters with it, None), or (None, why they are left)."""
+        if self.deadline is None:
+            return [cell.model_copy(update=self.changes) for cell in cells], None
+        left = self.deadline - time.perf_counter()
+        known = [took for cell in cells for took in self.took if took[0] == _kind(cell) and took[1] >= _forwards(cell)]
+        needed = max((training + after for _, _, training, after in known), default=0)
+        after = max((after for *_, after in known), default=left / 10)
+        goes_on = any(batch.state(cell) == "partial" for cell in cells)
+        if left <= 0 or (needed > left and not goes_on):
+            return None, f"not started: {f'it needs {needed / 60:.1f} minutes, ' if needed else ''}{max(left, 0) / 60:.1f} are left"
+        changes = self.changes | {"max_minutes": max((left - after) / 60, 1e-3), "must_fit": not goes_on}
+        return [cell.model_copy(update=changes) for cell in cells], None
+
+    def note(self, cell, training: float, after: float):
+        """Remember how long a cell took, in seconds."""
+        self.took.append((_kind(cell), _forwards(cell), training, after))
+
     def execute(self, name: str, target: Path, parameters: Params, threads: int):
         """Execute a notebook into ``target`` in its own process; returns (exit code, what it printed)."""
         # all parameters, defaults too: what runs is what was hashed, whatever the notebook's own cell says
-        command = [sys.executable, "-m", "rmlib.notebooks", "run", str(_source(name)), str(target), json.dumps(parameters.model_dump())]
+        return self.call(["rmlib.notebooks", "run", str(_source(name)), str(target), json.dumps(parameters.model_dump())], threads)
+
+    def call(self, words: list[str], threads: int):
+        """Run a module of this package in its own process; returns (exit code, what it printed)."""
+        command = [sys.executable, "-m", *words]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         environment.pop("JPY_SESSION_NAME", None)  # a batch started from a notebook is not watched cell by cell
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -291,11 +327,46 @@ def _interrupt(*_):
     raise KeyboardInterrupt
 
 
-def _run_cell(batch, cell, jobs):
-    """Run one cell; returns (outcome, one line of text)."""
+def _kind(cell):
+    """What cells must share to take equally long, but for the number of forwards."""
+    return json.dumps(experiment(cell.config) | {"robustness": cell.robustness}, sort_keys=True)
+
+
+def _forwards(cell):
+    return 2 if cell.clean_weight else 1
+
+
+def _run_cells(batch, cells, jobs):
+    """Run some cells, trained together if there are several; returns [(outcome, one line of text)], one for each."""
     if jobs.stop.is_set():
-        return "stopped", "not started"
-    begun, folder = time.perf_counter(), cell.folder
+        return [("stopped", "not started")] * len(cells)
+    ready, why = jobs.limits(batch, cells)
+    if ready is None:
+        return [("left", why)] * len(cells)
+    begun = time.perf_counter()
+    if len(ready) > 1:
+        code, output = jobs.call(["rmlib.train", json.dumps([cell.model_dump() for cell in ready])], ready[0].threads)
+        if code and (jobs.stop.is_set() or code == STOPPED):
+            partial = any(batch.state(cell) == "partial" for cell in cells)
+            return [("stopped" if partial else "left", _last_line(output) or "no reason was given")] * len(cells)
+        if code:
+            return [_failed(cell, jobs, output) for cell in cells]
+    return [_run_cell(cell, jobs, begun) for cell in ready]
+
+
+def _failed(cell, jobs, output):
+    """The outcome of a cell whose process of several ended with an error."""
+    if (cell.folder / records.RECORD).exists():
+        return "done", "its record is whole, its notebook has not run"
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    return _failure(jobs, cell.folder / f"{CELL}.ipynb", output, cell.folder / ERROR, _last_line(output))
+
+
+def _run_cell(cell, jobs, begun):
+    """Run the notebook of one cell, trained since ``begun`` or now; returns (outcome, one line of text)."""
+    from rmlib import paper
+
+    folder = cell.folder
     executed = folder / f"{CELL}.ipynb"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -307,14 +378,24 @@ def _run_cell(batch, cell, jobs):
         record = records.read(folder)
     except UserError as error:
         return _failure(jobs, executed, output, folder / ERROR, _last_line(output) if code else str(error))
+    whole = time.perf_counter() - begun
+    if record.status == "done":
+        jobs.note(cell, min(record.seconds, whole), whole - min(record.seconds, whole))
     accuracy = f"{record.metrics['accuracy']:.2f} %" if record.status == "done" else record.status
-    return "done", f"{accuracy} after {time.perf_counter() - begun:.0f} s"
+    low = paper.below_band(record)
+    return "done", f"{accuracy} after {whole:.0f} s" + (f"; {low}" if low else "")
 
 
 def _run_lesson(batch, name, jobs):
-    """Run one of the other notebooks; its mark is written when it came to its end. Returns (outcome, one line of text)."""
+    """Run one of the other notebooks; its mark is written when it came to its end. Returns [(outcome, one line of text)]."""
     if jobs.stop.is_set():
-        return "stopped", "not started"
+        return [("stopped", "not started")]
+    if jobs.deadline is not None and time.perf_counter() >= jobs.deadline:
+        return [("left", "not started: the time is up")]
+    return [_run_in_time(batch, name, jobs)]
+
+
+def _run_in_time(batch, name, jobs):
     begun, executed = time.perf_counter(), batch.out / f"{name}.ipynb"
     error, fingerprint = batch.out / f"{name}.{ERROR}", batch.fingerprint(name)
     try:
@@ -336,6 +417,8 @@ def _failure(jobs, executed, output, file, otherwise):
     reason = _last_error(executed) or otherwise or "no reason was given"
     if jobs.stop.is_set() or reason.startswith("Stopped:"):
         return "stopped", reason
+    if reason.startswith("DoesNotFit:"):
+        return "left", reason
     with contextlib.suppress(OSError):  # a full disk: the reason is in the log all the same
         file.write_text(f"{reason}\n\n{output}")
     return "failed", f"{reason}  (see {executed if executed.exists() else file})"

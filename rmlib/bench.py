@@ -13,11 +13,12 @@ import torchattacks
 from torch.nn import functional as F
 
 from rmlib import attacks, mixers, networks, records
+from rmlib.bench_training import report as training_table
 from rmlib.data import ImageSet, Loader
 from rmlib.evaluate import predict, sample
 from rmlib.masking import PURPOSE
 from rmlib.models import preact_resnet18
-from rmlib.params import method_name, networks_dir
+from rmlib.params import BENCHED, method_name, networks_dir
 from rmlib.stats import mean_std
 from rmlib.train import pick_device
 
@@ -194,26 +195,52 @@ def agreement_rows(device, seeds: int = 20, queries: int = 100):
     return rows
 
 
-def bench(device: str = "cpu", rounds: int = 60, compiled: bool = False, seeds: int = 20) -> str:
-    """Measure and return the Markdown tables; one CPU thread. ``seeds``: of the comparison of two Squares, 0 leaves it out."""
+def mixer_table(device, rounds, compiled):
+    """Mixing as multiples of a copy of the batch, beside torchvision and the textbook loop."""
+    lines = ["| batch | mixing | times a clone | times as fast as | |", "|---|---|---:|---:|---|"]
+    for shape, name, clones, peer, faster in mixer_rows(device, rounds, compiled):
+        lines.append(f"| {shape} | {name} | {clones:.2f} | {f'{faster:.2f}' if faster else ''} | {peer or ''} |")
+    return lines
+
+
+def loader_table(device, rounds):
+    """The loader beside PIL and a DataLoader."""
+    lines = ["| loader, 2560 images of 32 x 32, batch 128 | images/s | times the PIL loader |", "|---|---:|---:|"]
+    return lines + [f"| {name} | {rate:.0f} | {ratio:.2f} |" for name, rate, ratio in loader_rows(device, rounds)]
+
+
+def attack_table(device, rounds):
+    """FGSM and Square as multiples of the passes of the network that they need."""
+    count, few, width = ATTACKED[device.type]
+    lines = [f"| attack, width {width}, {count} images (FGSM) and {few} (Square), medians of {max(5, rounds // 3)} (FGSM) and {max(3, rounds // 20)} interleaved calls | s | times | bare forwards' share |",
+             "|---|---:|---|---:|"]
+    return lines + [f"| {name} | {value:.3f} | {ratio:.2f} x {bare} | {1 / ratio:.2f} |" for name, value, bare, ratio in attack_rows(device, rounds)]
+
+
+def agreement_table(device, seeds):
+    """Our Square and torchattacks' on the same networks."""
+    lines = [f"| network of `results/quick` | Square, eps 8/255, 100 queries | success (%), mean ± sd over {seeds} seeds | verdicts that flip between batches of 200 and 32 |", "|---|---|---:|---:|"]
+    return lines + [f"| {name} | {attack} | {mean:.1f} ± {std:.1f} | {flips} of {total} |" for name, attack, mean, std, flips, total in agreement_rows(device, seeds)]
+
+
+def bench(device: str = "cpu", rounds: int = 60, compiled: bool = False, seeds: int = 20, only=BENCHED, width: int | None = None) -> str:
+    """Measure and return the Markdown tables; one CPU thread.
+
+    Args:
+        rounds: interleaved calls behind a median; of the training a tenth as many epochs, at least 3.
+        compiled: also the compiled blend and the compiled step. seeds: of the comparison of two Squares.
+        only: which of BENCHED. width: of the network that is trained; default 64 on CUDA, 8 on the CPU.
+    """
     device, threads = pick_device(device), torch.get_num_threads()
+    make = {"mixers": lambda: mixer_table(device, rounds, compiled), "loader": lambda: loader_table(device, rounds),
+            "training": lambda: [training_table(device, max(3, rounds // 10), width, compiled)],
+            "attacks": lambda: attack_table(device, rounds), "agreement": lambda: agreement_table(device, seeds)}
     torch.set_num_threads(1)
     try:
-        mixing, loading, attacking = mixer_rows(device, rounds, compiled), loader_rows(device, rounds), attack_rows(device, rounds)
-        agreeing = agreement_rows(device, seeds) if seeds else []
+        tables = ["\n".join(make[name]()).rstrip() for name in BENCHED if name in only]
     finally:
         torch.set_num_threads(threads)
     where = records.environment(device.type)["hardware"]
-    lines = [f"float32, one thread, medians of {rounds} interleaved calls; {where.get('gpu', where['cpu'])}, torch {torch.__version__}, "
-             f"Python {platform.python_version()}", "", "| batch | mixing | times a clone | times as fast as | |", "|---|---|---:|---:|---|"]
-    for shape, name, clones, peer, faster in mixing:
-        lines.append(f"| {shape} | {name} | {clones:.2f} | {f'{faster:.2f}' if faster else ''} | {peer or ''} |")
-    lines += ["", "| loader, 2560 images of 32 x 32, batch 128 | images/s | times the PIL loader |", "|---|---:|---:|"]
-    lines += [f"| {name} | {rate:.0f} | {ratio:.2f} |" for name, rate, ratio in loading]
-    count, few, width = ATTACKED[device.type]
-    lines += ["", f"| attack, width {width}, {count} images (FGSM) and {few} (Square), medians of {max(5, rounds // 3)} (FGSM) and {max(3, rounds // 20)} interleaved calls | s | times | bare forwards' share |", "|---|---:|---|---:|"]
-    lines += [f"| {name} | {value:.3f} | {ratio:.2f} x {bare} | {1 / ratio:.2f} |" for name, value, bare, ratio in attacking]
-    if agreeing:
-        lines += ["", f"| network of `results/quick` | Square, eps 8/255, 100 queries | success (%), mean ± sd over {seeds} seeds | verdicts that flip between batches of 200 and 32 |", "|---|---|---:|---:|"]
-        lines += [f"| {name} | {attack} | {mean:.1f} ± {std:.1f} | {flips} of {total} |" for name, attack, mean, std, flips, total in agreeing]
-    return "\n".join(lines) + "\n"
+    head = (f"float32 where nothing else is said, one thread, medians of {rounds} interleaved calls; {where.get('gpu', where['cpu'])}, "
+            f"torch {torch.__version__}, Python {platform.python_version()}")
+    return "\n\n".join([head, *tables]) + "\n"

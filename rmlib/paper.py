@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import ttest_ind_from_stats
 
 from rmlib import stats
-from rmlib.params import LABELS
+from rmlib.params import LABELS, complete
 from rmlib.sources import SIZES
 
 LOST = None
@@ -48,6 +48,12 @@ SQUARE = {"cifar10": {"cutmix": (31.76, 1.70), "mixup": (52.18, 1.18), "region_m
 METRICS = {"accuracy": "accuracy", "fgsm": "FGSM", "square": "Square", "speed": "speed"}
 EPS, QUERIES = "8/255", 100  # the paper names the queries but no eps: 8/255 is the default of torchattacks today, older versions had 0.007
 ATTACKS = {"fgsm": FGSM, "square": SQUARE}
+
+# what published runs of a similar network and length reached, in percent (OpenMixup's tables at 200 to 400 epochs, Awesome-Mixup's
+# of PreAct ResNet-18, mixup-cifar10's and kuangliu's READMEs); a network more than MARGIN points below the band points to a mistake
+BANDS = {"cifar10": {"mixup": (95.3, 96.6), "cutmix": (95.5, 96.2)}, "cifar100": {"mixup": (77.5, 79.4), "cutmix": (76.8, 79.6)},
+         "tiny-imagenet": {"mixup": (63.5, 66.0), "cutmix": (64.5, 66.5)}}
+MARGIN = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,17 @@ def under_protocol(runs):
     whole = [(row["data.train_images"], row["data.test_images"]) == IMAGES.get(row["config.dataset"])
              and row["data.checksum"] == CHECKSUMS.get(row["config.dataset"], row["data.checksum"]) for row in runs.to_dict("records")]
     return runs[fits & pd.Series(whole, index=runs.index, dtype=bool)]
+
+
+def below_band(record) -> str | None:
+    """One line if a run under the paper's protocol ended more than MARGIN points below what published runs reached, else None."""
+    config = complete(record.config)
+    band = BANDS.get(config["dataset"], {}).get(config["mixer"])
+    if record.status != "done" or band is None or any(config[name] != value for name, value in PROTOCOL.items()):
+        return None
+    low, high = band
+    return None if record.metrics["accuracy"] >= low - MARGIN else (
+        f"more than {MARGIN:g} point below the {low:g} to {high:g} % of published runs: look for a mistake before anything else")
 
 
 def values(runs, attacks, metric: str, dataset: str, mixer: str, clean_weight: float, eps: str = EPS):

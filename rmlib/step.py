@@ -216,11 +216,12 @@ class Step:
         return images, labels, *self.mixer.apply(images, labels, plan)
 
     def _functions(self):
-        """Making a batch, and the network: compiled where that is asked for, for whole batches."""
+        """Making a batch, and the network: compiled where that is asked for, for whole batches. On the CPU boxes are Python numbers,
+        each of which would be compiled anew, so there the batch is not."""
         if not self.params.compiled:
             return self.batch, self.model
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))  # shared by all runs
-        return torch.compile(self.batch, dynamic=False), torch.compile(self.model, dynamic=False)
+        return torch.compile(self.batch, dynamic=False) if self.recorded else self.batch, torch.compile(self.model, dynamic=False)
 
     @torch.no_grad()
     def _count(self, labels, targets, loss, clean_logits, clean_loss, mixed_logits, mixed_loss):

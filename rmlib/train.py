@@ -27,7 +27,7 @@ from rmlib.data import ImageSet, Loader, load, stream
 from rmlib.evaluate import evaluate
 from rmlib.mixers import CutMix, Mixer, Mixup, NoMix, RegionMixup
 from rmlib.models import PreActResNet18, preact_resnet18
-from rmlib.params import TrainParams
+from rmlib.params import TrainParams, parse
 from rmlib.records import CHECKPOINT, WEIGHTS, Record, check_images
 from rmlib.step import Step, learning_rate, make_optimizer
 
@@ -392,3 +392,10 @@ def noticing_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+if __name__ == "__main__":  # what a batch starts for cells that are trained together
+    from rmlib.__main__ import guarded
+
+    sys.exit(guarded(lambda: train_together([parse("02_training", values) for values in json.loads(sys.argv[1])],
+                                            log=lambda line: print(line, flush=True)) and 0))

@@ -1,0 +1,326 @@
+"""Speed of training: the bare step of the network, the full step of every mixer, what each part costs, and a plain loop beside them.
+
+Images are random; the set is as large as the bench asks, whole batches and one smaller one as in the real sets. A rate is that of whole
+epochs, with everything the host does in them. Rows that are compared are measured in turn, round after round.
+"""
+
+import io
+import math
+import multiprocessing
+import os
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from rmlib.data import ImageSet, Loader
+from rmlib.evaluate import evaluate
+from rmlib.models import preact_resnet18
+from rmlib.params import LABELS, MIXERS, TrainParams
+from rmlib.step import Step, make_optimizer
+from rmlib.train import make_mixer, make_model
+
+CLASSES, BATCH = 10, 128
+SIZES = {"cpu": (8, 8), "cuda": (64, 391)}  # width of the network, steps of an epoch
+
+
+def random_set(count: int, size: int = 32) -> ImageSet:
+    """``count`` random images in CLASSES classes."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+    return ImageSet(pixels, torch.arange(count) % CLASSES, tuple(map(str, range(CLASSES))), "")
+
+
+class Bare(Step):
+    """The model step alone: forward, backward and optimiser on one batch that never changes."""
+
+    def batch(self, size, *_):
+        return self.fixed[size]
+
+    def _count(self, *_):
+        pass
+
+    def prepare(self, tables):
+        super().prepare(tables)
+        self.hold()
+
+    def hold(self):
+        """Make the batches, one for every size."""
+        self.fixed = {}
+        for size in {self.loader.size_of(0), self.loader.size_of(len(self.loader) - 1)}:
+            images = torch.rand(size, *self.loader.image_shape, device=self.device).to(memory_format=torch.channels_last)
+            labels = torch.arange(size, device=self.device) % CLASSES
+            self.fixed[size] = images, labels, images, F.one_hot(labels, CLASSES).float()
+
+
+class Unrecorded(Step):
+    """The step sent off operation by operation, as a plain loop does."""
+
+    def _record(self):
+        pass
+
+
+def make_step(data: ImageSet, device: torch.device, kind=Step, **changes) -> Step:
+    """A step on its own network, ready to run."""
+    params = TrainParams(**{"batch_size": BATCH, "epochs": 10**6, "schedule": "multistep", "lr": 0.01} | changes)
+    model = make_model(params, CLASSES, *data.channel_stats()).to(device).train()
+    mixer = make_mixer(params, CLASSES)
+    step = kind(params, model, make_optimizer(params, model), mixer, Loader(data, BATCH, 0, device=device))
+    if kind is Bare and not step.recorded:
+        step.hold()
+    return step
+
+
+class Clock:
+    """Epochs of steps, timed by turns."""
+
+    def __init__(self, steps: dict):
+        self.steps, self.epoch, self.times = steps, 0, {name: [] for name in steps}
+
+    def turn(self, count=True):
+        """One epoch of each."""
+        for name, step in self.steps.items():
+            begun = time.perf_counter()
+            for _ in step.steps(self.epoch):
+                pass
+            if count:
+                self.times[name].append(time.perf_counter() - begun)
+        self.epoch += 1
+
+    def rates(self, rounds: int) -> dict[str, float]:
+        """Images per second of each, the median of ``rounds`` epochs after one that does not count."""
+        self.turn(count=False)
+        for _ in range(rounds):
+            self.turn()
+        return {name: len(step.loader.labels) / statistics.median(self.times[name]) for name, step in self.steps.items()}
+
+
+def flops_per_image(width: int, size: int = 32) -> float:
+    """Floating point operations (2 per multiply-add) of one forward and backward of one image, counted by torch."""
+    model = preact_resnet18(CLASSES, width)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.rand(2, 3, size, size)).sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+    """FLOP/s of a large matrix product of random numbers, median of some."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(2 + repeats):
+        begun = time.perf_counter()
+        a @ b
+        _wait(device)
+        times.append(time.perf_counter() - begun)
+    return 2 * n**3 / statistics.median(times[2:])
+
+
+def _wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_of(function, device: torch.device, repeats: int) -> float:
+    """Seconds per call of a function without arguments, in CUDA graphs where there is CUDA, as it runs within a step."""
+    call, inner = function, 1
+    if device.type == "cuda":
+        stream, graph, inner = torch.cuda.Stream(), torch.cuda.CUDAGraph(), 20
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                function()
+            with torch.cuda.graph(graph, stream=stream):
+                for _ in range(inner):
+                    function()
+        call = graph.replay
+    times = []
+    for _ in range(1 + repeats):
+        _wait(device)
+        begun = time.perf_counter()
+        call()
+        _wait(device)
+        times.append((time.perf_counter() - begun) / inner)
+    return statistics.median(times[1:])
+
+
+def parts(step: Step, repeats: int) -> dict[str, float]:
+    """Seconds per step of what is not the network: loader, mixing and metrics on the device, and the host's draw of the tables."""
+    tables = step.draw(0)
+    if step.tables is None:
+        step.begin(tables)
+    row = [tensor[0].to(step.device) for tensor in tables.tensors()][:-1]
+    images, labels, mixed, targets = step.batch(BATCH, *row)
+    logits, loss = torch.randn(BATCH, CLASSES, device=step.device), torch.ones((), device=step.device)
+    begun = time.perf_counter()
+    step.draw(1)
+    drawing = (time.perf_counter() - begun) / len(step.loader)
+    both = seconds_of(lambda: step.batch(BATCH, *row), step.device, repeats)
+    loader = seconds_of(lambda: step.loader.batch(*row[:4]), step.device, repeats)
+    metrics = seconds_of(lambda: step._count(labels, targets, loss, logits, loss, logits, loss), step.device, repeats)
+    return {"loader and augmentation": loader, "mixing": max(0.0, both - loader), "metrics": metrics, "drawing (host)": drawing}
+
+
+def plain_loop(data: ImageSet, width: int, device: torch.device, precision: str, workers: int, epochs: int = 2) -> float:
+    """Images per second of the loop that one would write first: a DataLoader with torchvision's v2 transforms, v2.MixUp when it
+    collates, one forward, ``loss.item()`` once per step; the same network, batch and precision. The first epoch does not count."""
+    from torchvision.transforms import v2
+
+    transform = v2.Compose([v2.RandomCrop(32, padding=2), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)])
+    mixup = v2.MixUp(alpha=1.0, num_classes=CLASSES)
+    samples = _Transformed(data.images, data.labels, transform)
+    loader = torch.utils.data.DataLoader(samples, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0,
+                                         pin_memory=device.type == "cuda", collate_fn=_Collate(mixup))
+    model = preact_resnet18(CLASSES, width, 1, *data.channel_stats()).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=5e-4)
+    for epoch in range(epochs):
+        begun = time.perf_counter()
+        for images, targets in loader:
+            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                loss = F.cross_entropy(model(images), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+        _wait(device)
+    return len(data) / (time.perf_counter() - begun)
+
+
+class _Transformed(torch.utils.data.Dataset):
+    def __init__(self, images, labels, transform):
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.transform(self.images[index]), self.labels[index]
+
+
+class _Collate:
+    def __init__(self, mixup):
+        self.mixup = mixup
+
+    def __call__(self, samples):
+        return self.mixup(*torch.utils.data.default_collate(samples))
+
+
+def together(data: ImageSet, device: torch.device, count: int, rounds: int, **changes) -> float:
+    """Images per second of ``count`` runs in one process, a step of each in turn, all of them summed."""
+    runs = [make_step(data, device, seed=seed, **changes) for seed in range(count)]
+    times = []
+    for epoch in range(rounds + 1):
+        begun = time.perf_counter()
+        for _ in zip(*(run.steps(epoch) for run in runs), strict=True):
+            pass
+        times.append(time.perf_counter() - begun)
+    return count * len(data) / statistics.median(times[1:])
+
+
+def apart(count: int, images: int, device: torch.device, rounds: int, **changes) -> float:
+    """The same with a process for every run, started together once all are ready."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(count, context) as pool:
+        ready = manager.Barrier(count)
+        jobs = [pool.submit(_apart, ready, images, device.type, rounds, changes | {"seed": seed}) for seed in range(count)]
+        return count * images * rounds / max(job.result() for job in jobs)
+
+
+def _apart(ready, images, device, rounds, changes):
+    torch.set_num_threads(1)
+    step = make_step(random_set(images), torch.device(device), **changes)
+    for _ in step.steps(0):
+        pass
+    ready.wait(timeout=300)
+    begun = time.perf_counter()
+    for epoch in range(1, rounds + 1):
+        for _ in step.steps(epoch):
+            pass
+    return time.perf_counter() - begun
+
+
+def checkpoint_seconds(step: Step, repeats: int = 3) -> float:
+    """Seconds to put network and optimiser into the bytes of a checkpoint (the disk is not counted)."""
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        torch.save({"model": step.model.state_dict(), "optimizer": step.optimizer.state_dict()}, io.BytesIO())
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def report(device: torch.device, rounds: int, width: int | None = None, compiled: bool = False, plain: bool = True) -> str:
+    """Measure and return the Markdown tables.
+
+    Args:
+        rounds: epochs behind every median. width: of the network, default 64 on CUDA and 8 on the CPU.
+        compiled: also measure the compiled step. plain: also the plain loop and the processes side by side.
+    """
+    default, steps = SIZES[device.type]
+    width, precision = width or default, "bf16" if device.type == "cuda" else "fp32"
+    data = random_set((steps - 1) * BATCH + 80)
+    common = {"width": width, "precision": precision}
+    rate = matrix_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    work = flops_per_image(width)
+    best = common | {"compiled": compiled}
+
+    engines = {"bare step" + (", operation by operation" if device.type == "cpu" else ", in CUDA graphs"): (Bare, common)}
+    if device.type == "cuda":
+        engines = {"bare step, operation by operation": (type("UnrecordedBare", (Unrecorded, Bare), {}), common)} | engines
+    if compiled:
+        engines["bare step, compiled"] = (Bare, best)
+    bare = list(engines)[-1]
+    rows = {name: make_step(data, device, kind, mixer="none", clean_weight=0, **changes) for name, (kind, changes) in engines.items()}
+    for mixer, k in [(mixer, None) for mixer in MIXERS] + [("region_mixup", 4)]:
+        label = LABELS[mixer] + (f" k={k}" if k else "")
+        changes = best | {"mixer": mixer} | ({"k": k} if k else {})
+        rows[f"full step, {label}, mixed alone"] = make_step(data, device, clean_weight=0, **changes)
+        if not k:
+            rows[f"full step, {label}, clean + mixed"] = make_step(data, device, clean_weight=1, **changes)
+    rates = Clock(rows).rates(rounds)
+    text = [f"Training: PreAct ResNet-18 of width {width}, {precision}, batch {BATCH}, {len(data)} random images of 32 x 32 per epoch, medians of {rounds} epochs in turn; "
+            f"matrix product of random numbers in the same run: {rate / 1e12:.3g} TFLOP/s", "",
+            "| step | images/s | s per 50 000 images | share of the matrix rate | share of the bare step |", "|---|---:|---:|---:|---:|"]
+    for name, value in rates.items():
+        forwards = 2 if name.endswith("clean + mixed") else 1
+        text.append(f"| {name} | {value:.0f} | {50_000 / value:.2f} | {100 * value * forwards * work / rate:.1f} % | {100 * value * forwards / rates[bare]:.1f} % |")
+    bare_seconds = BATCH / rates[bare]
+    text += ["", "| part of a step | µs | of the bare step |", "|---|---:|---:|"]
+    for mixer in ("mixup", "cutmix", "region_mixup"):
+        found = parts(rows[f"full step, {LABELS[mixer]}, mixed alone"], 3 * rounds)
+        shown = found if mixer == "mixup" else {name: found[name] for name in ("mixing", "drawing (host)")}
+        text += [f"| {name}{', ' + LABELS[mixer] if name in ('mixing', 'drawing (host)') else ''} | {1e6 * value:.0f} | {100 * value / bare_seconds:.1f} % |"
+                 for name, value in shown.items()]
+    some = rows[bare]
+    test = random_set(10_000 if device.type == "cuda" else 1000)
+    text += ["", "| beside the steps | s |", "|---|---:|"]
+    for bf16 in (False, True) if device.type == "cuda" else (False,):
+        evaluate(some.model, test, bf16)
+        begun = time.perf_counter()
+        evaluate(some.model, test, bf16)
+        text.append(f"| evaluation of {len(test)} images, {'bf16' if bf16 else 'fp32'} | {time.perf_counter() - begun:.3f} |")
+    text.append(f"| bytes of a checkpoint | {checkpoint_seconds(some):.3f} |")
+    full = rates["full step, Mixup, mixed alone"]
+    text += ["", "| several runs, Region Mixup, clean + mixed, all summed | images/s | times one alone |", "|---|---:|---:|"]
+    region = best | {"mixer": "region_mixup", "clean_weight": 1}
+    alone = together(data, device, 1, rounds, **region)
+    text.append(f"| one | {alone:.0f} | 1.00 |")
+    for count in (2, 3):
+        value = together(data, device, count, rounds, **region)
+        text.append(f"| {count} in one process | {value:.0f} | {value / alone:.2f} |")
+    if plain:
+        for count in (2, 3):
+            value = apart(count, len(data), device, rounds, **region)
+            text.append(f"| {count} processes | {value:.0f} | {value / alone:.2f} |")
+        workers = min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
+        value = plain_loop(data, width, device, precision, workers)
+        text += ["", "| one forward on Mixup's batches, end to end | images/s | times |", "|---|---:|---:|",
+                 f"| DataLoader with {workers} workers, torchvision v2, plain loop | {value:.0f} | 1.00 |",
+                 f"| ours | {full:.0f} | {full / value:.2f} |"]
+    if not all(math.isfinite(value) for value in rates.values()):
+        raise ArithmeticError("a rate is not finite")
+    return "\n".join(text) + "\n"
