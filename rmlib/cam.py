@@ -1,13 +1,20 @@
 """Class activation maps by Grad-CAM++, through grad-cam, with the caller's network left as it was."""
 
+import base64
+import zlib
+from importlib.metadata import version
+
 import numpy as np
 import torch
 from pytorch_grad_cam import GradCAMPlusPlus
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from rmlib import UserError
-from rmlib.evaluate import as_pixels, with_gradients
+from rmlib import UserError, records
+from rmlib.evaluate import as_pixels, sample, with_gradients
 from rmlib.params import nearest
+
+METHOD = f"Grad-CAM++, grad-cam {version('grad-cam')}"
+PURPOSE = "images of the maps"  # of the stream that draws the images in figures
 
 
 def maps(model, images: torch.Tensor, classes: torch.Tensor, layer: str = "layer4", *, batch_size: int = 100) -> torch.Tensor:
@@ -66,6 +73,30 @@ def _check_output(model, module, image, largest, layer):
         raise UserError(f"layer={layer!r} gives {tuple(shapes[0]) if shapes else 'nothing'}: a map needs an output (N, K, h, w)")
     if largest >= logits.shape[1]:
         raise UserError(f"class {largest} cannot be explained: the network has {logits.shape[1]} classes")
+
+
+def keep(folder, model, data, layer: str, images: int, seed: int = 0) -> None:
+    """Store the maps of the true classes of a few test images beside a run's record, for the time when its weights are gone.
+
+    Args:
+        folder: of the run, with its weights. data: the test set. images, seed: which of them, as in the figures of 04_cam.
+    """
+    some = data[sample(len(data), images, seed, PURPOSE)]
+
+    def compute():
+        grids = (maps(model, some.images, some.labels, layer) * 255).round().to(torch.uint8)
+        return {"shape": list(grids.shape), "maps": base64.b64encode(zlib.compress(grids.numpy().tobytes(), 9)).decode()}
+
+    what = {"measure": "maps", "method": METHOD, "layer": layer, "class": "true", "images": len(some), "image_seed": seed, "checksum": data.checksum}
+    records.measure(folder, "cam", what, compute, next(model.parameters()).device.type, save=True)
+
+
+def kept(folder) -> dict[str, torch.Tensor]:
+    """The maps that :func:`keep` stored in a run's folder: layer -> (N, H, W) float32 in [0, 1], in steps of 1/255."""
+    found = records.measurements(folder, "cam")
+    stored = {row.settings["layer"]: row.result for row in (found.measurements if found else []) if row.settings["measure"] == "maps"}
+    return {layer: torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(result["maps"]))), dtype=torch.uint8).view(result["shape"]) / 255
+            for layer, result in stored.items()}
 
 
 def energy_inside(grids: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -193,7 +193,7 @@ def corrupted(group, measured):
 
 def localization(group, cams):
     """Share of the Grad-CAM++ map inside the object per method and layer; None if it was not measured."""
-    cams = one_sample(group, cams)
+    cams = one_sample(group, cams[cams["measure"] == "energy inside"] if len(cams) else cams)
     if cams is None:
         return None
     table = []

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from rmlib import attacks, corruptions, networks, records
+from rmlib import attacks, cam, corruptions, networks, records
 from rmlib.data import ImageSet
 from rmlib.evaluate import sample
 from rmlib.masking import PURPOSE
-from rmlib.params import FULL_ROBUSTNESS, RobustnessParams, TrainParams
+from rmlib.params import FULL_ROBUSTNESS, CamParams, RobustnessParams, TrainParams
 from rmlib.train import pick_device
+
 
 def images_under(attack: str, settings: RobustnessParams) -> int | None:
     """How many images the attack gets, never more than the others; None: all."""
@@ -60,12 +61,17 @@ def measure(folder: Path, model, test_set: ImageSet, settings: RobustnessParams,
 
 
 def after_training(params: TrainParams, log=print) -> None:
-    """Measure the network of a finished run as the paper's networks are measured (FULL_ROBUSTNESS), on its own device."""
+    """Measure the network of a finished run as the paper's networks are measured (FULL_ROBUSTNESS), on its own device, and keep the
+    maps of the images that 04_cam shows."""
     settings = RobustnessParams(**FULL_ROBUSTNESS, root=params.root, device=params.device, threads=params.threads, save=True)
     record = records.read(params.folder)
     root = params.dataset.removeprefix("folder:") if params.dataset.startswith("folder:") else params.root
     model = networks.load(params.folder).to(pick_device(params.device))
-    measure(params.folder, model, networks.images_of(record, root), settings, log)
+    test_set, figure = networks.images_of(record, root), CamParams()
+    measure(params.folder, model, test_set, settings, log)
+    for layer in (figure.layer, figure.beside):
+        cam.keep(params.folder, model, test_set, layer, figure.images)
+    log(f"Grad-CAM++: the maps of {figure.images} images are kept")
 
 
 def _device(model):

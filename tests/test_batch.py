@@ -301,3 +301,93 @@ def test_an_interrupted_training_cell_leaves_a_checkpoint_inside_its_epochs(pict
     assert process.returncode == 130 and "interrupted" in errors
     place = Run(cell).progress
     assert place["restarts"] == 1 and (place["epoch"] % 150 or place["step"]), "the checkpoint is not one of the regular ones"
+
+
+# ---------------------------------------------------------------------------------------------- a machine lent for a time
+
+
+def jobs(minutes=None, **changes):
+    return batches._Jobs(1, {"done": 0}, print, changes, minutes)
+
+
+def test_a_cell_starts_only_if_its_schedule_fits_into_the_time_left(tmp_path):
+    """Known from cells that ended: one with as many forwards or more, of the same experiment. Training and what follows both count."""
+    batch = read_batch(write(tmp_path, "common: {mixer: mixup}\ngrid: [{seed: [0, 1, 2]}, {seed: 0, clean_weight: 0}, {seed: 0, epochs: 9}]"), tmp_path / "out")
+    first, second, third, plain, longer = batch.cells
+    lent = jobs(10)
+    (ready,), why = lent.limits(batch, [first])
+    assert why is None and ready.must_fit and ready.max_minutes == pytest.approx(9, rel=0.01), "a tenth is kept for what follows, as long as nothing is known"
+    assert ready.run_id == first.run_id, "limits are no part of a run's identity"
+    lent.note(first, 6 * 60, 60)
+    (ready,), why = lent.limits(batch, [second])
+    assert why is None and ready.max_minutes == pytest.approx(9, rel=0.01), "the minute that followed the training"
+    lent.deadline -= 4 * 60
+    for cell in (second, plain):  # one forward takes no longer than two
+        assert lent.limits(batch, [cell]) == (None, "not started: it needs 7.0 minutes, 6.0 are left")
+    assert lent.limits(batch, [longer])[1] is None, "nothing is known of this one: it finds out in its first minute"
+    lent.note(plain, 3 * 60, 60)
+    assert lent.limits(batch, [second])[1] is not None, "two forwards may take longer than one"
+    third.folder.mkdir(parents=True)
+    (third.folder / records.CHECKPOINT).write_text("")
+    (ready,), why = lent.limits(batch, [third])
+    assert why is None and not ready.must_fit, "what has a checkpoint goes on"
+    lent.deadline -= 6 * 60
+    assert lent.limits(batch, [third]) == (None, "not started: it needs 7.0 minutes, 0.0 are left")
+    assert jobs(None, compiled=True).limits(batch, [first])[0][0].compiled, "what the command line says of every cell"
+
+
+def test_cells_that_do_not_fit_are_left_and_told(project, lessons):
+    """A real cell of many epochs, which gives itself up in its second one; then nothing is left to look at, and the code says that it goes on."""
+    import shutil
+
+    shutil.copy(project_root() / "notebooks" / "02_training.ipynb", project / "notebooks" / "02_training.ipynb")
+    path = grid(project, width=2, train_images=20, test_images=20, batch_size=10, epochs=10**6, eval_every=0)
+    lines = []
+    counts = run_batch(read_batch(path, "out"), max_minutes=1, log=lines.append)
+    assert counts == {"done": 0, "failed": 0, "stopped": 0, "left": 1} and "DoesNotFit: the rest of the 1000000 epochs needs" in lines[-1]
+    assert read_batch(path, "out").state(read_batch(path, "out").cells[0]) == "new"
+    lines.clear()
+    counts = run_batch(read_batch(path, "out"), max_minutes=1e-9, log=lines.append)
+    assert counts["left"] == 1 and "not started: 0.0 are left" in lines[-1]
+
+
+def test_cells_trained_together_have_the_records_of_cells_trained_alone(pictures, tmp_path):
+    """Through the command line: one process for both, then a notebook for each; the numbers are those of a run alone."""
+    from rmlib.train import train
+
+    block = dict(dataset=f"folder:{pictures}", width=2, epochs=2, batch_size=16, mixer=["mixup", "region_mixup"], train_images=None)
+    path = write(tmp_path, yaml.safe_dump({"grid": [block]}))
+    answer = subprocess.run([sys.executable, "-m", "rmlib", "batch", str(path), "--out", str(tmp_path / "out"), "--together", "2"],
+                            capture_output=True, text=True, cwd=project_root())
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    for cell in read_batch(path, tmp_path / "out").cells:
+        alone = train(cell.model_copy(update={"out": str(tmp_path / "alone")}), log=lambda line: None)
+        record = records.read(cell.folder)
+        assert record.history == alone.history and record.correct == alone.correct
+        assert (cell.folder / "02_training.ipynb").exists()
+
+
+def test_cells_that_fail_together_are_told_apart(pictures, tmp_path):
+    """A limit that no schedule fits leaves all; a speed that none reaches fails all, with the reason beside each."""
+    block = dict(dataset=f"folder:{pictures}", width=2, epochs=10**6, batch_size=16, seed=[0, 1], train_images=None, eval_every=0)
+    batch = read_batch(write(tmp_path, yaml.safe_dump({"grid": [block]})), tmp_path / "out")
+    lines = []
+    counts = run_batch(batch, together=2, workers=1, max_minutes=1, log=lines.append)
+    assert counts["left"] == 2 and all("the rest of the 1000000 epochs needs" in line for line in lines[1:])
+    counts = run_batch(batch, together=2, workers=1, min_images_per_second=1e9, log=lines.append)
+    assert counts["failed"] == 2 and "no go" in lines[-1] and "no go" in (batch.cells[0].folder / "error.txt").read_text()
+
+
+@pytest.mark.parametrize("words", [["--together", "0"], ["--max-minutes", "0"], ["--min-images-per-second", "-1"], ["--max-minutes", "nan"]])
+def test_wrong_limits(words):
+    answer = subprocess.run([sys.executable, "-m", "rmlib", "batch", "notebooks/batches/quick.yaml", *words, "--dry-run"], capture_output=True, text=True, cwd=project_root())
+    assert answer.returncode == 1 and words[0] in answer.stderr and answer.stderr.count("\n") == 1
+
+
+def test_the_papers_batches_begin_with_one_of_each(tmp_path):
+    """The order of the ledger: seed 0 of every method with the clean loss, then the primary claim to six seeds."""
+    for name in ("cifar10", "cifar100"):
+        cells = read_batch(project_root() / f"notebooks/batches/{name}.yaml", tmp_path).cells
+        assert [(cell.mixer, cell.seed, cell.clean_weight) for cell in cells[:4]] == [(mixer, 0, 1) for mixer in ("none", "mixup", "cutmix", "region_mixup")]
+        assert {(cell.mixer, cell.seed) for cell in cells[4:14]} == {(mixer, seed) for mixer in ("mixup", "region_mixup") for seed in range(1, 6)}
+        assert len(cells) == 33 and all(cell.robustness and cell.snapshots == [200] and cell.epochs == 400 for cell in cells)

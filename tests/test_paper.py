@@ -213,3 +213,14 @@ def test_the_committed_records_have_no_verdict_they_did_not_earn():
     eligible = paper.under_protocol(runs)
     verdicts = pd.concat([table["verdict"] for _, table in report.tables(project_root() / "results")["paper"]])
     assert len(eligible) or set(verdicts) == {"not run"} == set(report.tables(project_root() / "results")["eps"][0][1]["state"])
+
+
+def test_a_network_below_published_ones_is_pointed_out():
+    """A point and more below the band, under the paper's protocol only."""
+    from test_records import make_record
+
+    protocol = {"dataset": "cifar10", "mixer": "mixup", "width": 64, "epochs": 400, "batch_size": 128, "schedule": "multistep", "lr": 0.1, "train_images": None}
+    low, fine = (make_record(accuracy, **protocol) for accuracy in (94.2, 94.4))
+    assert "more than 1 point below the 95.3 to 96.6 %" in paper.below_band(low) and paper.below_band(fine) is None
+    assert paper.below_band(make_record(10.0, **protocol | {"width": 8})) is None
+    assert paper.below_band(make_record(10.0, **protocol | {"mixer": "region_mixup"})) is None, "there is no band for the new method"

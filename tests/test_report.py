@@ -71,11 +71,12 @@ def test_attacks_and_maps_stand_beside_their_method(tmp_path):
                  ({"attack": "square", "eps": "8/255", "queries": 100}, {"images": 50, "clean_accuracy": 80.0, "accuracy_after": 50.0}))
         measured(tmp_path, record, "corruptions", ({"images": 50}, {"images": 50, "clean_accuracy": 80.0, "mean_accuracy": accuracy + 20,
                                                                     "accuracy": {"shot_noise": [60.0, 50.0, 40.0, 30.0, 20.0], "contrast": [accuracy] * 5}}))
-    measured(tmp_path, made[0], "cam", ({"layer": "layer4"}, {"images": 9, "energy_inside": 31.0, "object_area": 15.0, "empty_maps": 2}))
+    measured(tmp_path, made[0], "cam", ({"measure": "energy inside", "layer": "layer4"}, {"images": 9, "energy_inside": 31.0, "object_area": 15.0, "empty_maps": 2}))
+    measured(tmp_path, made[1], "cam", ({"measure": "maps", "layer": "layer4"}, {"images": 99, "shape": [99, 32, 32], "maps": ""}))  # pictures, not a measure
     text = report.markdown(tmp_path, "robustness")
     for sample in ({"image_seed": 1, "images": 20}, {"image_seed": 0, "images": 20}, {"batch_size": 7, "images": 20}):
         measured(tmp_path, made[0], "attacks", ({"attack": "fgsm", "eps": "8/255", **sample}, {"images": 20, "clean_accuracy": 0.0, "accuracy_after": 0.0}))
-        measured(tmp_path, made[0], "cam", ({"layer": "layer4", **sample}, {"images": 5, "energy_inside": 1.0, "object_area": 15.0, "empty_maps": 0}))
+        measured(tmp_path, made[0], "cam", ({"measure": "energy inside", "layer": "layer4", **sample}, {"images": 5, "energy_inside": 1.0, "object_area": 15.0, "empty_maps": 0}))
     assert report.markdown(tmp_path, "robustness") == text, "a second, smaller sample is no second network"
     assert "| FGSM 8/255 | FGSM 16/255 | Square 8/255 (100 queries) | corrupted (mean) |" in text, "sizes in the order of their value"
     assert "| Region Mixup | 3 | 50 | 80.0 ± 0.0 | 44.0 ± 4.0 | 14.0 ± 4.0 | 50.0 ± 0.0 | 64.0 ± 4.0 |" in text and "| Mixup" not in text

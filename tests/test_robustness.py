@@ -6,7 +6,7 @@ import torch
 from test_attacks import loud, touchy
 from test_networks import finished
 
-from rmlib import UserError, attacks, masking, networks, paper, records, robustness
+from rmlib import UserError, attacks, cam, masking, networks, paper, records, robustness
 from rmlib.batch import read_batch
 from rmlib.evaluate import pack_bits, sample
 from rmlib.params import FULL_ROBUSTNESS, RobustnessParams, parse, project_root
@@ -125,6 +125,14 @@ def test_right_after_a_training(tiny_run, monkeypatch):
     monkeypatch.setattr(robustness, "FULL_ROBUSTNESS", FULL_ROBUSTNESS | SMALL)
     robustness.after_training(params, log=lambda line: None)
     assert len(records.collect_measurements(params.folder, "attacks")) == 5
+    shown = cam.kept(params.folder)
+    assert set(shown) == {"layer4", "layer3"} and all(grids.shape == (6, 8, 12) for grids in shown.values())
+    data = networks.images_of(records.read(params.folder), tiny_run["dataset"].removeprefix("folder:"))
+    some = data[sample(len(data), 6, 0, cam.PURPOSE)]
+    again = cam.maps(networks.load(params.folder), some.images, some.labels, "layer4")
+    assert (again - shown["layer4"]).abs().max() <= 0.5 / 255 + 1e-6
+    (params.folder / records.WEIGHTS).unlink()
+    assert torch.equal(cam.kept(params.folder)["layer3"], shown["layer3"]), "they outlive the weights"
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny-imagenet"])
