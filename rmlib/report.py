@@ -12,7 +12,7 @@ import pandas as pd
 
 from rmlib import UserError, masking, paper, records
 from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, nearest
-from rmlib.stats import holm, mean_std, welch
+from rmlib.stats import holm, mean_std, paired, welch
 
 METRICS = ("accuracy", "nll", "ece")
 DEFAULTS = TrainParams().config
@@ -88,6 +88,31 @@ def differences(group):
     for row, p in zip(table, holm([row["p (Holm)"] for row in table])):
         row |= {"p (Holm)": round(p, 3), "state": "resolved" if p < 0.05 else "unresolved"}
     return pd.DataFrame(table) if table else None
+
+
+def precisions(runs):
+    """Training in bfloat16 beside float32: accuracy of runs that are equal in everything else, paired by seed, as [(runs, table)].
+
+    "equal within the spread": the 95 % interval of the paired difference lies within one sample standard deviation of the float32
+    seeds either way. "differs": it excludes 0, and is not within that.
+    """
+    names = [f"config.{name}" for name in experiment(DEFAULTS) if name != "precision"]
+    good, found = runs[runs["status"] == "done"], []
+    for index in good[names].map(str).groupby(names, sort=False).groups.values():
+        group, table = good.loc[index], []
+        for row, own in methods(group):
+            by = {name: part.set_index("config.seed")["metrics.accuracy"] for name, part in own.groupby("config.precision")}
+            seeds = sorted(set.intersection(*(set(part.index) for part in by.values()))) if len(by) == 2 else []
+            if len(seeds) > 1:
+                full, half = (by[name].loc[seeds].to_numpy() for name in ("fp32", "bf16"))
+                d = paired(half, full)
+                (mean, spread), (half_mean, half_spread) = mean_std(full), mean_std(half)
+                state = ("equal within the spread" if -spread <= d.low and d.high <= spread else "differs" if d.low > 0 or d.high < 0 else "unresolved")
+                table.append(row | {"n": len(seeds), "float32 (%)": mean, "float32 (%)_std": spread, "bfloat16 (%)": half_mean, "bfloat16 (%)_std": half_spread,
+                                    "difference": f"{d.mean:+.2f}", "95 % interval": f"[{d.low:+.2f}, {d.high:+.2f}]", "state": state})
+        if table:
+            found.append((group, pd.DataFrame(table)))
+    return found
 
 
 ATTACK_LABELS = {"fgsm": "FGSM", "fgsm_margin": "FGSM on the margin", "pgd": "PGD", "square": "Square",
@@ -300,6 +325,8 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
             if table is not None:
                 devices = pd.concat([rows for rows in (one_sample(group, measured[source]) for source in sources) if rows is not None])
                 found[kind].append((f"{title(group)}; {note}; n networks, mean ± sample standard deviation; on {_hardware(devices)}", table))
+    found["precision"] = [(f"{title(group)}; accuracy after training in each precision, evaluated in float32; mean ± sample standard deviation over n seeds; bfloat16 - float32 "
+                           f"in points, paired by seed; on {_hardware(group)}", table) for group, table in precisions(runs)]
     attacks = measured["attacks"]
     found["paper"] = paper.tables(runs, attacks)
     found["eps"] = [("The paper gives no eps. Size of perturbation, in 255ths of the pixel range, at which our networks under its protocol give its numbers: for each "

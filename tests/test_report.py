@@ -215,3 +215,15 @@ def test_committed_records_are_valid():
         for kind in ("attacks", "cam"):
             assert records.measurements(path.parent, kind) is None or (path.parent / f"{kind}.json").stat().st_size < 100_000
     assert not [p for p in Path(ROOT / "results").rglob("*") if p.stat().st_size > 500_000 and p.suffix not in (".ipynb", ".html")]
+
+
+def test_precisions_are_compared_by_pairs(tmp_path):
+    """Seeds differ much and pairs little: equal. Pairs shifted by more than the spread: differs. Seeds without a partner do not count."""
+    spread = [60.0, 70.0, 80.0, 90.0]
+    for shift, mixer in ((0.1, "mixup"), (-40.0, "cutmix")):
+        save(tmp_path, *(make_record(value, seed=seed, mixer=mixer) for seed, value in enumerate(spread)))
+        save(tmp_path, *(make_record(value + shift + 0.1 * (seed % 2), seed=seed, mixer=mixer, precision="bf16") for seed, value in enumerate(spread)))
+    save(tmp_path, make_record(5.0, seed=9, mixer="mixup", precision="bf16"), make_record(50.0, mixer="none"), make_record(50.0, mixer="none", precision="bf16"))
+    text = report.markdown(tmp_path, "precision")
+    assert "| Mixup | 4 | 75.0 ± 12.9 | 75.1 ± 12.9 | +0.15 | [+0.06, +0.24] | equal within the spread |" in text
+    assert "| CutMix | 4 | 75.0 ± 12.9 |" in text and "| -39.95 | [-40.04, -39.86] | differs |" in text and "No mixing" not in text
