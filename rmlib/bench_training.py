@@ -5,7 +5,6 @@ epochs, with everything the host does in them. Rows that are compared are measur
 """
 
 import io
-import math
 import multiprocessing
 import os
 import statistics
@@ -24,6 +23,7 @@ from rmlib.step import Step, make_optimizer
 from rmlib.train import make_mixer, make_model
 
 CLASSES, BATCH = 10, 128
+SEVERAL = (2, 3)  # runs side by side
 SIZES = {"cpu": (8, 8), "cuda": (64, 391)}  # width of the network, steps of an epoch
 
 
@@ -148,20 +148,20 @@ def seconds_of(function, device: torch.device, repeats: int) -> float:
 
 
 def parts(step: Step, repeats: int) -> dict[str, float]:
-    """Seconds per step of what is not the network: loader, mixing and metrics on the device, and the host's draw of the tables."""
+    """Seconds per step of what is not the network: making the batch (loader, augmentation, mixing) and the totals, on the device; and the
+    draw of a row of the tables, on the host, which on CUDA goes on while the device is busy."""
     tables = step.draw(0)
     if step.tables is None:
         step.begin(tables)
     row = [tensor[0].to(step.device) for tensor in tables.tensors()][:-1]
-    images, labels, mixed, targets = step.batch(BATCH, *row)
+    make = step._compiled[0]
+    images, labels, mixed, targets = make(BATCH, *row)
     logits, loss = torch.randn(BATCH, CLASSES, device=step.device), torch.ones((), device=step.device)
     begun = time.perf_counter()
     step.draw(1)
-    drawing = (time.perf_counter() - begun) / len(step.loader)
-    both = seconds_of(lambda: step.batch(BATCH, *row), step.device, repeats)
-    loader = seconds_of(lambda: step.loader.batch(*row[:4]), step.device, repeats)
-    metrics = seconds_of(lambda: step._count(labels, targets, loss, logits, loss, logits, loss), step.device, repeats)
-    return {"loader and augmentation": loader, "mixing": max(0.0, both - loader), "metrics": metrics, "drawing (host)": drawing}
+    return {"drawing": (time.perf_counter() - begun) / len(step.loader),
+            "batch": seconds_of(lambda: make(BATCH, *row), step.device, repeats),
+            "totals": seconds_of(lambda: step._count(labels, targets, loss, logits, loss, logits, loss), step.device, repeats)}
 
 
 def plain_loop(data: ImageSet, width: int, device: torch.device, precision: str, workers: int, epochs: int = 2) -> float:
@@ -253,12 +253,12 @@ def checkpoint_seconds(step: Step, repeats: int = 3) -> float:
     return statistics.median(times)
 
 
-def report(device: torch.device, rounds: int, width: int | None = None, compiled: bool = False, plain: bool = True) -> str:
+def report(device: torch.device, rounds: int, width: int | None = None, compiled: bool = False) -> str:
     """Measure and return the Markdown tables.
 
     Args:
         rounds: epochs behind every median. width: of the network, default 64 on CUDA and 8 on the CPU.
-        compiled: also measure the compiled step. plain: also the plain loop and the processes side by side.
+        compiled: also measure the compiled step, and use it in what follows.
     """
     default, steps = SIZES[device.type]
     width, precision = width or default, "bf16" if device.type == "cuda" else "fp32"
@@ -288,13 +288,13 @@ def report(device: torch.device, rounds: int, width: int | None = None, compiled
     for name, value in rates.items():
         forwards = 2 if name.endswith("clean + mixed") else 1
         text.append(f"| {name} | {value:.0f} | {50_000 / value:.2f} | {100 * value * forwards * work / rate:.1f} % | {100 * value * forwards / rates[bare]:.1f} % |")
-    bare_seconds = BATCH / rates[bare]
+    cost = {mixer: parts(rows[f"full step, {LABELS[mixer]}, mixed alone"], 3 * rounds) for mixer in MIXERS}
+    plain_batch, bare_seconds = cost["none"]["batch"], BATCH / rates[bare]
+    shown = {"loader, augmentation and targets": plain_batch, "running totals": cost["none"]["totals"]}
+    shown |= {f"mixing, {LABELS[mixer]}": cost[mixer]["batch"] - plain_batch for mixer in MIXERS[1:]}
+    shown |= {f"drawing (host), {LABELS[mixer]}": cost[mixer]["drawing"] for mixer in MIXERS}
     text += ["", "| part of a step | µs | of the bare step |", "|---|---:|---:|"]
-    for mixer in ("mixup", "cutmix", "region_mixup"):
-        found = parts(rows[f"full step, {LABELS[mixer]}, mixed alone"], 3 * rounds)
-        shown = found if mixer == "mixup" else {name: found[name] for name in ("mixing", "drawing (host)")}
-        text += [f"| {name}{', ' + LABELS[mixer] if name in ('mixing', 'drawing (host)') else ''} | {1e6 * value:.0f} | {100 * value / bare_seconds:.1f} % |"
-                 for name, value in shown.items()]
+    text += [f"| {name} | {1e6 * value:.0f} | {100 * value / bare_seconds:.1f} % |" for name, value in shown.items()]
     some = rows[bare]
     test = random_set(10_000 if device.type == "cuda" else 1000)
     text += ["", "| beside the steps | s |", "|---|---:|"]
@@ -309,18 +309,15 @@ def report(device: torch.device, rounds: int, width: int | None = None, compiled
     region = best | {"mixer": "region_mixup", "clean_weight": 1}
     alone = together(data, device, 1, rounds, **region)
     text.append(f"| one | {alone:.0f} | 1.00 |")
-    for count in (2, 3):
+    for count in SEVERAL:
         value = together(data, device, count, rounds, **region)
         text.append(f"| {count} in one process | {value:.0f} | {value / alone:.2f} |")
-    if plain:
-        for count in (2, 3):
-            value = apart(count, len(data), device, rounds, **region)
-            text.append(f"| {count} processes | {value:.0f} | {value / alone:.2f} |")
-        workers = min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
-        value = plain_loop(data, width, device, precision, workers)
-        text += ["", "| one forward on Mixup's batches, end to end | images/s | times |", "|---|---:|---:|",
-                 f"| DataLoader with {workers} workers, torchvision v2, plain loop | {value:.0f} | 1.00 |",
-                 f"| ours | {full:.0f} | {full / value:.2f} |"]
-    if not all(math.isfinite(value) for value in rates.values()):
-        raise ArithmeticError("a rate is not finite")
+    for count in SEVERAL:
+        value = apart(count, len(data), device, rounds, **region)
+        text.append(f"| {count} processes | {value:.0f} | {value / alone:.2f} |")
+    workers = min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
+    value = plain_loop(data, width, device, precision, workers)
+    text += ["", "| one forward on Mixup's batches, end to end | images/s | times |", "|---|---:|---:|",
+             f"| DataLoader with {workers} workers, torchvision v2, plain loop | {value:.0f} | 1.00 |",
+             f"| ours | {full:.0f} | {full / value:.2f} |"]
     return "\n".join(text) + "\n"
