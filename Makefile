@@ -5,15 +5,22 @@ PYTHON ?= python3
 ENV = .venv
 BIN = $(ENV)/bin/python
 BATCHES = notebooks/batches
+COMPILE = $(if $(shell command -v c++),--compile)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
-.PHONY: study test notebooks readme lab lock clean env
+.PHONY: study test gpu notebooks readme lab lock clean env
 
 study: env  ## the whole study on the built-in images: five notebooks, a grid of 24 trainings, tables and an HTML report
 	$(BIN) -m rmlib batch $(BATCHES)/quick.yaml
 
 test: env  ## pytest, and nbval over the notebooks
 	$(BIN) -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=180
+
+MINUTES =
+gpu: env  ## on a GPU: its tests, what is fast there, then the paper's CIFAR-10 grid; with MINUTES=25 no network is begun that will not end in time
+	$(BIN) -m pytest tests -m cuda
+	$(BIN) -m rmlib bench --device cuda --only training --rounds 30 $(COMPILE) --out results/bench-cuda.md
+	$(BIN) -m rmlib batch $(BATCHES)/cifar10.yaml --out results/cifar10 $(COMPILE) $(if $(MINUTES),--max-minutes $(MINUTES))
 
 notebooks: env  ## run every notebook with its defaults and store the outputs in it
 	$(BIN) -m rmlib.notebooks refresh $(NOTEBOOKS)

@@ -56,8 +56,8 @@ class Bare(Step):
             self.fixed[size] = images, labels, images, F.one_hot(labels, CLASSES).float()
 
 
-class Unrecorded(Step):
-    """The step sent off operation by operation, as a plain loop does."""
+class UnrecordedBare(Bare):
+    """The same on CUDA without graphs, sent off operation by operation as a plain loop does."""
 
     def _record(self):
         pass
@@ -253,6 +253,52 @@ def checkpoint_seconds(step: Step, repeats: int = 3) -> float:
     return statistics.median(times)
 
 
+def ladder(device: torch.device, data: ImageSet, common: dict, compiled: bool) -> dict[str, Step]:
+    """The steps that are timed by turns: the bare step in every way it can run here, the best last, then the full step of every mixer in that way."""
+    bare = {"mixer": "none", "clean_weight": 0, **common}
+    if device.type == "cuda":
+        steps = {"bare step, operation by operation": make_step(data, device, UnrecordedBare, **bare), "bare step, in CUDA graphs": make_step(data, device, Bare, **bare)}
+    else:
+        steps = {"bare step, operation by operation": make_step(data, device, Bare, **bare)}
+    if compiled:
+        steps["bare step, compiled"] = make_step(data, device, Bare, **bare, compiled=True)
+    best = common | {"compiled": compiled}
+    for mixer in MIXERS:
+        for weight, words in ((0, "mixed alone"), (1, "clean + mixed")):
+            steps[f"full step, {LABELS[mixer]}, {words}"] = make_step(data, device, mixer=mixer, clean_weight=weight, **best)
+    return steps | {"full step, Region Mixup k=4, mixed alone": make_step(data, device, mixer="region_mixup", k=4, clean_weight=0, **best)}
+
+
+def part_lines(steps: dict[str, Step], bare_seconds: float, repeats: int) -> list[str]:
+    """The cost of what is not the network; mixing is what a batch of a mixer costs more than one without mixing."""
+    cost = {mixer: parts(steps[f"full step, {LABELS[mixer]}, mixed alone"], repeats) for mixer in MIXERS}
+    shown = {"loader, augmentation and targets": cost["none"]["batch"], "running totals": cost["none"]["totals"]}
+    shown |= {f"mixing, {LABELS[mixer]}": cost[mixer]["batch"] - cost["none"]["batch"] for mixer in MIXERS if mixer != "none"}
+    shown |= {f"drawing (host), {LABELS[mixer]}": cost[mixer]["drawing"] for mixer in MIXERS}
+    lines = [f"| {name} | {1e6 * value:.0f} | {100 * value / bare_seconds:.1f} % |" for name, value in shown.items()]
+    return ["| part of a step | µs | of the bare step |", "|---|---:|---:|", *lines]
+
+
+def beside_lines(step: Step) -> list[str]:
+    """What a run does between its epochs."""
+    lines, test = ["| between epochs | s |", "|---|---:|"], random_set(10_000 if step.device.type == "cuda" else 1000)
+    for bf16 in (False, True) if step.device.type == "cuda" else (False,):
+        evaluate(step.model, test, bf16)  # the first one loads kernels
+        begun = time.perf_counter()
+        evaluate(step.model, test, bf16)
+        lines.append(f"| evaluation of {len(test)} images, {'bf16' if bf16 else 'fp32'} | {time.perf_counter() - begun:.3f} |")
+    return [*lines, f"| bytes of a checkpoint | {checkpoint_seconds(step):.3f} |"]
+
+
+def several_lines(data: ImageSet, device: torch.device, rounds: int, **changes) -> list[str]:
+    """Several runs at once, in one process and in as many."""
+    alone = together(data, device, 1, rounds, **changes)
+    found = {"one": alone} | {f"{count} in one process": together(data, device, count, rounds, **changes) for count in SEVERAL}
+    found |= {f"{count} processes": apart(count, len(data), device, rounds, **changes) for count in SEVERAL}
+    return ["| several runs, Region Mixup, clean + mixed, all summed | images/s | times one alone |", "|---|---:|---:|",
+            *(f"| {name} | {value:.0f} | {value / alone:.2f} |" for name, value in found.items())]
+
+
 def report(device: torch.device, rounds: int, width: int | None = None, compiled: bool = False) -> str:
     """Measure and return the Markdown tables.
 
@@ -260,64 +306,25 @@ def report(device: torch.device, rounds: int, width: int | None = None, compiled
         rounds: epochs behind every median. width: of the network, default 64 on CUDA and 8 on the CPU.
         compiled: also measure the compiled step, and use it in what follows.
     """
-    default, steps = SIZES[device.type]
-    width, precision = width or default, "bf16" if device.type == "cuda" else "fp32"
-    data = random_set((steps - 1) * BATCH + 80)
+    default, steps_of_epoch = SIZES[device.type]
+    data, width = random_set((steps_of_epoch - 1) * BATCH + 80), width or default
+    precision, matrix = ("bf16", torch.bfloat16) if device.type == "cuda" else ("fp32", torch.float32)
     common = {"width": width, "precision": precision}
-    rate = matrix_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    work = flops_per_image(width)
-    best = common | {"compiled": compiled}
-
-    engines = {"bare step" + (", operation by operation" if device.type == "cpu" else ", in CUDA graphs"): (Bare, common)}
-    if device.type == "cuda":
-        engines = {"bare step, operation by operation": (type("UnrecordedBare", (Unrecorded, Bare), {}), common)} | engines
-    if compiled:
-        engines["bare step, compiled"] = (Bare, best)
-    bare = list(engines)[-1]
-    rows = {name: make_step(data, device, kind, mixer="none", clean_weight=0, **changes) for name, (kind, changes) in engines.items()}
-    for mixer, k in [(mixer, None) for mixer in MIXERS] + [("region_mixup", 4)]:
-        label = LABELS[mixer] + (f" k={k}" if k else "")
-        changes = best | {"mixer": mixer} | ({"k": k} if k else {})
-        rows[f"full step, {label}, mixed alone"] = make_step(data, device, clean_weight=0, **changes)
-        if not k:
-            rows[f"full step, {label}, clean + mixed"] = make_step(data, device, clean_weight=1, **changes)
-    rates = Clock(rows).rates(rounds)
-    text = [f"Training: PreAct ResNet-18 of width {width}, {precision}, batch {BATCH}, {len(data)} random images of 32 x 32 per epoch, medians of {rounds} epochs in turn; "
-            f"matrix product of random numbers in the same run: {rate / 1e12:.3g} TFLOP/s", "",
-            "| step | images/s | s per 50 000 images | share of the matrix rate | share of the bare step |", "|---|---:|---:|---:|---:|"]
+    rate, work = matrix_rate(device, matrix), flops_per_image(width)
+    steps = ladder(device, data, common, compiled)
+    rates = Clock(steps).rates(rounds)
+    bare = [name for name in steps if name.startswith("bare")][-1]
+    lines = []
     for name, value in rates.items():
         forwards = 2 if name.endswith("clean + mixed") else 1
-        text.append(f"| {name} | {value:.0f} | {50_000 / value:.2f} | {100 * value * forwards * work / rate:.1f} % | {100 * value * forwards / rates[bare]:.1f} % |")
-    cost = {mixer: parts(rows[f"full step, {LABELS[mixer]}, mixed alone"], 3 * rounds) for mixer in MIXERS}
-    plain_batch, bare_seconds = cost["none"]["batch"], BATCH / rates[bare]
-    shown = {"loader, augmentation and targets": plain_batch, "running totals": cost["none"]["totals"]}
-    shown |= {f"mixing, {LABELS[mixer]}": cost[mixer]["batch"] - plain_batch for mixer in MIXERS[1:]}
-    shown |= {f"drawing (host), {LABELS[mixer]}": cost[mixer]["drawing"] for mixer in MIXERS}
-    text += ["", "| part of a step | µs | of the bare step |", "|---|---:|---:|"]
-    text += [f"| {name} | {1e6 * value:.0f} | {100 * value / bare_seconds:.1f} % |" for name, value in shown.items()]
-    some = rows[bare]
-    test = random_set(10_000 if device.type == "cuda" else 1000)
-    text += ["", "| beside the steps | s |", "|---|---:|"]
-    for bf16 in (False, True) if device.type == "cuda" else (False,):
-        evaluate(some.model, test, bf16)
-        begun = time.perf_counter()
-        evaluate(some.model, test, bf16)
-        text.append(f"| evaluation of {len(test)} images, {'bf16' if bf16 else 'fp32'} | {time.perf_counter() - begun:.3f} |")
-    text.append(f"| bytes of a checkpoint | {checkpoint_seconds(some):.3f} |")
-    full = rates["full step, Mixup, mixed alone"]
-    text += ["", "| several runs, Region Mixup, clean + mixed, all summed | images/s | times one alone |", "|---|---:|---:|"]
-    region = best | {"mixer": "region_mixup", "clean_weight": 1}
-    alone = together(data, device, 1, rounds, **region)
-    text.append(f"| one | {alone:.0f} | 1.00 |")
-    for count in SEVERAL:
-        value = together(data, device, count, rounds, **region)
-        text.append(f"| {count} in one process | {value:.0f} | {value / alone:.2f} |")
-    for count in SEVERAL:
-        value = apart(count, len(data), device, rounds, **region)
-        text.append(f"| {count} processes | {value:.0f} | {value / alone:.2f} |")
-    workers = min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
-    value = plain_loop(data, width, device, precision, workers)
-    text += ["", "| one forward on Mixup's batches, end to end | images/s | times |", "|---|---:|---:|",
-             f"| DataLoader with {workers} workers, torchvision v2, plain loop | {value:.0f} | 1.00 |",
-             f"| ours | {full:.0f} | {full / value:.2f} |"]
-    return "\n".join(text) + "\n"
+        lines.append(f"| {name} | {value:.0f} | {50_000 / value:.2f} | {100 * value * forwards * work / rate:.1f} % | {100 * value * forwards / rates[bare]:.1f} % |")
+    mine, workers = rates["full step, Mixup, mixed alone"], min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
+    plain = plain_loop(data, width, device, precision, workers)
+    return "\n".join([
+        f"Training: PreAct ResNet-18 of width {width}, {precision}, batch {BATCH}, {len(data)} random images of 32 x 32 per epoch, medians of {rounds} epochs in turn; "
+        f"matrix product of random numbers in the same run: {rate / 1e12:.3g} TFLOP/s; with the clean loss a step has two forwards, and its shares count both", "",
+        "| step | images/s | s per 50 000 images | share of the matrix rate | share of the bare step |", "|---|---:|---:|---:|---:|", *lines, "",
+        *part_lines(steps, BATCH / rates[bare], 3 * rounds), "", *beside_lines(steps[bare]), "",
+        *several_lines(data, device, rounds, mixer="region_mixup", clean_weight=1, compiled=compiled, **common), "",
+        "| one forward on Mixup's batches, end to end | images/s | times |", "|---|---:|---:|",
+        f"| DataLoader with {workers} workers, torchvision v2, plain loop | {plain:.0f} | 1.00 |", f"| ours | {mine:.0f} | {mine / plain:.2f} |", ""])

@@ -9,12 +9,14 @@ and an epoch is a row of replays during which the host reads nothing back. On th
 import contextlib
 import math
 import os
+import shutil
 import time
 from dataclasses import dataclass, fields
 
 import torch
 from torch.nn import functional as F
 
+from rmlib import UserError
 from rmlib.data import Loader, stream
 from rmlib.evaluate import full_precision
 from rmlib.mixers import Mixer, Plan
@@ -220,6 +222,8 @@ class Step:
         each of which would be compiled anew, so there the batch is not."""
         if not self.params.compiled:
             return self.batch, self.model
+        if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+            raise UserError("compiled=True needs a C++ compiler, and there is none on the path: install one (g++, clang++), or leave it out")
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))  # shared by all runs
         return torch.compile(self.batch, dynamic=False) if self.recorded else self.batch, torch.compile(self.model, dynamic=False)
 

@@ -3,6 +3,7 @@ fake CUDA tensors, which have no values to read, and by a recording on the CPU t
 of one call with whatever Python knew at the time."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from conftest import mutated
-from rmlib import mixers
+from rmlib import UserError, mixers
+from rmlib import step as step_module
 from rmlib.data import ImageSet, Loader, stream
 from rmlib.mixers import Plan
 from rmlib.models import preact_resnet18
@@ -276,8 +278,6 @@ def test_totals_of_a_step():
 
 def test_a_compiled_step_trains_the_same_network(monkeypatch, tmp_path):
     """Needs a C++ compiler; on CUDA the same code goes to Triton."""
-    import shutil
-
     if not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("no C++ compiler")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -287,6 +287,12 @@ def test_a_compiled_step_trains_the_same_network(monkeypatch, tmp_path):
     for mine, theirs in zip(compiled, run(make(Called, changes)), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
     assert any(tmp_path.rglob("*.so")), "something was compiled, into the folder that runs share"
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr(step_module.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="compiled=True needs a C\\+\\+ compiler.*or leave it out"):
+        make(Step, {"compiled": True})
 
 
 @pytest.mark.cuda

@@ -320,6 +320,23 @@ def test_a_signal_stops_with_a_checkpoint(tiny_run, number):
     assert run.progress["restarts"] == 1 and run.progress["epoch"] >= 1
 
 
+def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(tiny_run, tmp_path):
+    """As after a power cut: SIGKILL at some moment after the first checkpoint; no half-written file is in the way."""
+    many = tiny_run | {"epochs": 80, "eval_every": 20}
+    options = [word for name, value in (many | {"out": str(tmp_path / "killed")}).items() if value is not None for word in (f"--{name.replace('_', '-')}", str(value))]
+    killed = params(many, out=str(tmp_path / "killed"))
+    process = subprocess.Popen([sys.executable, "-m", "rmlib", "train", "--train-images", "all", *options], stdout=subprocess.DEVNULL)
+    while not (killed.folder / train.CHECKPOINT).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    record, whole = train.train(killed, log=quiet), train.train(params(many), log=quiet)
+    assert record.restarts == 1 and record.history == whole.history and record.correct == whole.correct
+    a, b = weights_of(killed.folder), weights_of(params(many).folder)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_a_diverged_run_says_so(tiny_run):
     lines = []
     begun = time.perf_counter()
@@ -405,3 +422,20 @@ def test_a_cuda_run_has_the_same_course(tiny_run):
     on_cuda = Run(params(tiny_run, epochs=1, device="cuda"))
     train_epoch(on_cuda)
     assert on_cuda.close_epoch()["loss"] == pytest.approx(on_cpu.history[0]["loss"], rel=0.02)
+
+
+@pytest.mark.cuda
+def test_a_stopped_run_on_cuda_goes_on_within_the_difference_of_two_runs(tiny_run, tmp_path):
+    """Kernels there may add in another order; a run that was stopped must differ from a whole one no more than two whole ones do."""
+    cells = [params(tiny_run, device="cuda", out=str(tmp_path / name)) for name in ("one", "another", "stopped")]
+    for cell in cells[:2]:
+        train.train(cell, log=quiet)
+    run = Run(cells[2])
+    for number, _ in enumerate(run.steps()):
+        if number == 2:
+            break
+    run.save()
+    del run
+    assert train.train(cells[2], log=quiet).restarts == 1
+    one, another, stopped = (torch.cat([value.double().flatten() for value in weights_of(cell.folder).values()]) for cell in cells)
+    assert (stopped - one).abs().max() <= 10 * (another - one).abs().max() + 1e-6
