@@ -217,6 +217,13 @@ def test_committed_records_are_valid():
     assert not [p for p in Path(ROOT / "results").rglob("*") if p.stat().st_size > 500_000 and p.suffix not in (".ipynb", ".html")]
 
 
+def test_every_table_has_its_place_in_the_site(tmp_path):
+    from rmlib import pages
+
+    save(tmp_path, make_record())
+    assert set(report.tables(tmp_path)) == set(pages.HEADINGS)
+
+
 def test_precisions_are_compared_by_pairs(tmp_path):
     """Seeds differ much and pairs little: equal. Pairs shifted by more than the spread: differs. Seeds without a partner do not count."""
     spread = [60.0, 70.0, 80.0, 90.0]
