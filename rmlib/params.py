@@ -156,7 +156,7 @@ class TrainParams(DataParams):
     out: Optional[str] = Field(None, description="folder that gets the run's folder (default: runs/single)")
     max_minutes: Optional[Float] = Field(None, gt=0, description="stop with a checkpoint after this time")
     must_fit: bool = Field(False, description="with max_minutes: give up after the second epoch if the whole schedule will not fit")
-    min_images_per_second: Optional[Float] = Field(None, gt=0, description="give up after the second epoch if slower, or if the loss does not fall")
+    min_images_per_second: Optional[Float] = Field(None, gt=0, description="give up after the second epoch if slower (all runs of the process together), or if the loss does not fall")
     checkpoint_every: Int = Field(1, ge=1, description="least number of epochs between two checkpoints; more where one takes over 1 % of the time")
     half_weights: bool = Field(False, description="store the trained network in float16: half the size, nearly the same verdicts")
     robustness: bool = Field(False, description="then attack and corrupt it as the paper's networks are (hours on a CPU), stored beside the record")

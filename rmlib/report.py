@@ -242,10 +242,10 @@ def costs(runs):
 
 
 def title(group) -> str:
-    """'cifar10, width 8, 10 epochs, 5000 training images': an experiment in a few words."""
+    """'cifar10, width 8, 10 epochs, 5000 training images, bfloat16': an experiment in a few words; trained in float32 if it says nothing."""
     first = group.iloc[0]
     return (f"{first['config.dataset']}, width {first['config.width']}, {first['config.epochs']} epochs, "
-            f"{first['data.train_images']} training images")
+            f"{first['data.train_images']} training images" + (", bfloat16" if first["config.precision"] == "bf16" else ""))
 
 
 def caption(group) -> str:
@@ -325,7 +325,7 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
             if table is not None:
                 devices = pd.concat([rows for rows in (one_sample(group, measured[source]) for source in sources) if rows is not None])
                 found[kind].append((f"{title(group)}; {note}; n networks, mean ± sample standard deviation; on {_hardware(devices)}", table))
-    found["precision"] = [(f"{title(group)}; accuracy after training in each precision, evaluated in float32; mean ± sample standard deviation over n seeds; bfloat16 - float32 "
+    found["precision"] = [(f"{title(group).removesuffix(', bfloat16')}; accuracy after training in each precision, evaluated in float32; mean ± sample standard deviation over n seeds; bfloat16 - float32 "
                            f"in points, paired by seed; on {_hardware(group)}", table) for group, table in precisions(runs)]
     attacks = measured["attacks"]
     found["paper"] = paper.tables(runs, attacks)

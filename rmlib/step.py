@@ -7,11 +7,14 @@ and an epoch is a row of replays during which the host reads nothing back. On th
 """
 
 import contextlib
+import gc
 import math
 import os
 import shutil
+import sysconfig
 import time
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -23,7 +26,18 @@ from rmlib.mixers import Mixer, Plan
 from rmlib.params import TrainParams
 from rmlib.sources import cache_dir
 
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))  # shared by all runs; torch's optimisers would set another
 WARMUP = 3  # steps before a recording: kernels are chosen and compiled in them
+
+
+@contextlib.contextmanager
+def fastest_kernels():
+    """cuDNN tries its kernels on every new shape and takes the fastest; afterwards as before."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def make_optimizer(params: TrainParams, model) -> torch.optim.SGD:
@@ -134,8 +148,8 @@ class Step:
     def steps(self, epoch: int, start: int = 0):
         """Train for the steps of an epoch from ``start``: a generator of their numbers, which may be closed after any of them.
 
-        On CUDA the tables of the next epoch are drawn while the device is still busy with this one. The very first call there
-        records, which takes seconds, or a minute where something must be compiled first; ``busy`` counts the rest.
+        On CUDA the tables of the next epoch are drawn while the device is still busy with this one. Without :meth:`ready` the very
+        first call there records, which takes seconds, or a minute where something must be compiled first; ``busy`` counts the rest.
         """
         drawn, self._ahead = self._ahead, None
         self.begin(drawn[1] if drawn and drawn[0] == epoch else self.draw(epoch), start)
@@ -149,6 +163,11 @@ class Step:
         finally:
             self.wait()
             self.busy += time.perf_counter() - begun
+
+    def ready(self, epoch: int, start: int = 0) -> None:
+        """Get everything ready for an epoch, the recording too, so that ``steps`` begins at once."""
+        self._ahead = epoch, self.draw(epoch)
+        self.begin(self._ahead[1], start)
 
     def draw(self, epoch: int) -> Tables:
         """The tables of an epoch, see :func:`draw_tables`."""
@@ -173,11 +192,11 @@ class Step:
     def launch(self, number: int) -> None:
         """Do the next step, ``number`` of the epoch; on CUDA it is only sent off."""
         size = self.loader.size_of(number)
-        if self.graphs:
-            with self._on_stream():
+        with self._on_stream():
+            if self.graphs:
                 self.graphs[size].replay()
-        else:
-            self.compute(size)
+            else:
+                self.compute(size)
 
     def wait(self) -> None:
         """Until everything sent off is done."""
@@ -222,9 +241,10 @@ class Step:
         each of which would be compiled anew, so there the batch is not."""
         if not self.params.compiled:
             return self.batch, self.model
-        if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-            raise UserError("compiled=True needs a C++ compiler, and there is none on the path: install one (g++, clang++), or leave it out")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))  # shared by all runs
+        headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()  # for Triton's launchers
+        if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))) or (self.device.type == "cuda" and not headers):
+            raise UserError("compiled=True needs a C++ compiler and Python's headers, and one of them is missing: install them (on Debian and "
+                            "Ubuntu the packages g++ and python3-dev), or leave it out")
         return torch.compile(self.batch, dynamic=False) if self.recorded else self.batch, torch.compile(self.model, dynamic=False)
 
     @torch.no_grad()
@@ -240,10 +260,8 @@ class Step:
         changing = [*self.model.parameters(), *self.model.buffers(), *(buffer for state in self.optimizer.state.values()
                     for buffer in state.values()), self.sums, self.index]
         before = [tensor.detach().clone() for tensor in changing]
-        benchmark = torch.backends.cudnn.benchmark
         try:
-            torch.backends.cudnn.benchmark = True
-            with full_precision():
+            with fastest_kernels(), full_precision():
                 for size, row in {self.loader.size_of(row): row for row in (0, len(self.loader) - 1)}.items():
                     for _ in range(WARMUP):
                         self.index.fill_(row)  # a row for that many images: partners of others lie outside the batch
@@ -252,13 +270,13 @@ class Step:
                     self.optimizer.zero_grad()  # so that the gradients of the recording are its own
                     self.graphs[size] = self.capture(size)
         finally:
-            torch.backends.cudnn.benchmark = benchmark
             with torch.no_grad():
                 for tensor, value in zip(changing, before):
                     tensor.copy_(value)
 
     def capture(self, size: int):
         """A recording of :meth:`compute`, which its ``replay()`` repeats on whatever the tensors then hold."""
+        gc.collect()  # graphs of steps that are gone must not go during a recording
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
             self.compute(size)

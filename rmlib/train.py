@@ -1,4 +1,5 @@
-"""One run: the paper's protocol as a loop that can be stopped anywhere and goes on as if it had not been.
+"""One run: the paper's protocol as a loop that can be stopped anywhere and goes on as if it had not been (bit for bit on a CPU; on
+CUDA as close as two runs of one seed are, since some kernels there add in no fixed order).
 
 Loss = clean_weight * CE(clean batch) + CE(mixed batch, soft targets): two forwards of the same augmented batch, the clean
 one first, both in train mode (each updates BatchNorm), for every mixer. SGD with momentum and weight decay on all
@@ -93,6 +94,12 @@ class Run:
         self.saved, self.saving = time.perf_counter(), 0.0  # when the last checkpoint was written, seconds that it took
         self._restore()
 
+    def ready(self):
+        """Get ready for the first step; on CUDA it is recorded now."""
+        self.model.train()
+        if self.progress["epoch"] < self.params.epochs:
+            self.step.ready(self.progress["epoch"], self.progress["step"])
+
     def steps(self):
         """Train for the rest of the current epoch: a generator that yields after every step. It may be closed after any of them."""
         place = self.progress
@@ -142,7 +149,7 @@ class Run:
         """Give a run up in its first minute rather than at the end of the night: after its second epoch, from the time that it took.
 
         Args:
-            train_seconds: of the training in that epoch. seconds: of all of it. so_far: since the start.
+            train_seconds: of the training in that epoch, shared among the runs of the process. seconds: of all of it. so_far: since the start.
 
         Raises:
             UserError: slower than ``min_images_per_second``, or with it given a loss that does not fall, or a device nearly full.
@@ -256,7 +263,7 @@ def train_together(cells: list[TrainParams], log=print) -> list[Record]:
             if params.run_id not in finished | courses.keys():
                 held.enter_context(records.only_process(params.folder))
                 told = log if len(cells) == 1 else lambda line, name=f"{params.run_id} {params.mixer} seed {params.seed}": log(f"{name}: {line}")
-                courses[params.run_id] = _course(Run(params), begun, signals, told)
+                courses[params.run_id] = _course(Run(params), len(cells), begun, signals, told)
                 held.callback(courses[params.run_id].close)
         stopped = []
         while courses:
@@ -284,12 +291,14 @@ def _finished(params, log):
     return record
 
 
-def _course(run, begun, signals, log):
-    """The rest of a run as a generator that yields after every step and returns the record."""
+def _course(run, runs, begun, signals, log):
+    """The rest of a run, one of ``runs``, as a generator that yields when it is ready and after every step, and returns the record."""
     params, place, earlier, first = run.params, run.progress, run.progress["seconds"], run.progress["epoch"]
     if place["restarts"]:
         log(f"run {params.run_id} goes on from epoch {place['epoch'] + 1}, step {place['step'] + 1}")
     try:
+        run.ready()
+        yield
         while place["epoch"] < params.epochs:
             started, trained = time.perf_counter(), place["train_seconds"]
             with contextlib.closing(run.steps()) as steps:
@@ -308,7 +317,7 @@ def _course(run, begun, signals, log):
                 log(f"run {params.run_id} diverged in epoch {row['epoch']}: the loss is no longer finite; try a smaller lr")
                 return run.finish("diverged")
             if row["epoch"] == first + 2:
-                run.go_or_not(place["train_seconds"] - trained, time.perf_counter() - started, time.perf_counter() - begun)
+                run.go_or_not((place["train_seconds"] - trained) / runs, time.perf_counter() - started, time.perf_counter() - begun)
             if row["epoch"] == params.epochs or (row["epoch"] % params.checkpoint_every == 0 and run.checkpoint_is_cheap()):
                 run.save()
     except (Stopped, GeneratorExit) as reason:
