@@ -282,24 +282,28 @@ def seeds(groups: list):
     Args:
         groups: (title, DataFrame with columns mixer, clean loss ("with" or "without") and accuracy in percent) per experiment.
     """
-    figure, axes = plt.subplots(1, len(groups), figsize=(1.2 + 3.4 * len(groups), 3.2), squeeze=False)
-    for axis, (title, table) in zip(axes[0], groups):
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.2 + 3.0 * columns, 3.0 * rows), squeeze=False)
+    for axis in axes.flat[len(groups):]:
+        axis.axis("off")
+    for axis, (title, table) in zip(axes.flat, groups):
         order = [mixer for mixer in COLOURS if mixer in set(table["mixer"])]
-        kinds = [kind for kind in ("with", "without") if kind in set(table["clean loss"])]
-        for offset, kind in enumerate(kinds):
-            for place, mixer in enumerate(order):
-                values = table.loc[(table["mixer"] == mixer) & (table["clean loss"] == kind), "accuracy"]
-                x = place + 0.36 * (offset - (len(kinds) - 1) / 2)
+        for place, mixer in enumerate(order):
+            own = table[table["mixer"] == mixer]
+            kinds = [kind for kind in ("with", "without") if kind in set(own["clean loss"])]
+            for number, kind in enumerate(kinds):
+                values = own.loc[own["clean loss"] == kind, "accuracy"]
+                x = place + 0.36 * (number - (len(kinds) - 1) / 2)
                 filled = COLOURS[mixer] if kind == "with" else "white"
                 axis.plot([x] * len(values), values, "o" if kind == "with" else "s", color=COLOURS[mixer], mfc=filled, ms=5)
-                if len(values):
-                    axis.plot([x - 0.13, x + 0.13], [values.mean()] * 2, color=COLOURS[mixer], lw=2)
-        axis.set(xticks=range(len(order)), ylabel="test accuracy (%)")
+                axis.plot([x - 0.13, x + 0.13], [values.mean()] * 2, color=COLOURS[mixer], lw=2)
+        axis.set(xticks=range(len(order)), xlim=(-0.5, len(order) - 0.5), ylabel="test accuracy (%)")
         axis.set_xticklabels([LABELS[mixer].replace(" ", "\n") for mixer in order], fontsize=8)
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title.replace(", bfloat16", ",\nbfloat16"), fontsize=8)
     handles = [plt.Line2D([], [], marker="o", ls="", color="#555555", label="with the clean loss"),
                plt.Line2D([], [], marker="s", ls="", color="#555555", mfc="white", label="without")]
-    axes[0][-1].legend(handles=handles, frameon=False, fontsize=7, loc="best")
+    axes.flat[len(groups) - 1].legend(handles=handles, frameon=False, fontsize=7, loc="best")
     figure.tight_layout()
     return figure
 
