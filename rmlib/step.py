@@ -7,6 +7,7 @@ and an epoch is a row of replays during which the host reads nothing back. On th
 """
 
 import contextlib
+import functools
 import gc
 import math
 import os
@@ -28,6 +29,9 @@ from rmlib.sources import cache_dir
 
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))  # shared by all runs; torch's optimisers would set another
 WARMUP = 3  # steps before a recording: kernels are chosen and compiled in them
+
+
+compile_whole = functools.partial(torch.compile, dynamic=False)  # shapes are those of whole batches, always the same
 
 
 @contextlib.contextmanager
@@ -157,9 +161,9 @@ class Step:
         try:
             for number in range(start, len(self.loader)):
                 self.launch(number)
+                if self.graphs and number + 1 == len(self.loader) and epoch + 1 < self.params.epochs:
+                    self._ahead = epoch + 1, self.draw(epoch + 1)  # all is sent off, and nobody waits yet, also among several runs
                 yield number
-            if self.graphs and epoch + 1 < self.params.epochs:
-                self._ahead = epoch + 1, self.draw(epoch + 1)
         finally:
             self.wait()
             self.busy += time.perf_counter() - begun
@@ -245,7 +249,7 @@ class Step:
         if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))) or (self.device.type == "cuda" and not headers):
             raise UserError("compiled=True needs a C++ compiler and Python's headers, and one of them is missing: install them (on Debian and "
                             "Ubuntu the packages g++ and python3-dev), or leave it out")
-        return torch.compile(self.batch, dynamic=False) if self.recorded else self.batch, torch.compile(self.model, dynamic=False)
+        return compile_whole(self.batch) if self.recorded else self.batch, compile_whole(self.model)
 
     @torch.no_grad()
     def _count(self, labels, targets, loss, clean_logits, clean_loss, mixed_logits, mixed_loss):

@@ -256,16 +256,14 @@ def train_together(cells: list[TrainParams], log=print) -> list[Record]:
     card where those of another leave it idle. When one of them ends with an error, the others are stopped with a checkpoint.
     """
     finished = {params.run_id: _finished(params, log) for params in cells if (params.folder / records.RECORD).exists()}
-    begun = time.perf_counter()
+    waiting = {params.run_id: params for params in cells if params.run_id not in finished}
+    begun, courses, stopped = time.perf_counter(), {}, []
     with contextlib.ExitStack() as held, noticing_signals() as signals:
-        courses = {}
-        for params in cells:
-            if params.run_id not in finished | courses.keys():
-                held.enter_context(records.only_process(params.folder))
-                told = log if len(cells) == 1 else lambda line, name=f"{params.run_id} {params.mixer} seed {params.seed}": log(f"{name}: {line}")
-                courses[params.run_id] = _course(Run(params), len(cells), begun, signals, told)
-                held.callback(courses[params.run_id].close)
-        stopped = []
+        for run_id, params in waiting.items():
+            held.enter_context(records.only_process(params.folder))
+            told = log if len(waiting) == 1 else lambda line, name=f"{run_id} {params.mixer} seed {params.seed}": log(f"{name}: {line}")
+            courses[run_id] = _course(Run(params), len(waiting), begun, signals, told)
+            held.callback(courses[run_id].close)
         while courses:
             for run_id, course in list(courses.items()):
                 try:

@@ -322,7 +322,7 @@ def test_a_signal_stops_with_a_checkpoint(tiny_run, number):
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(tiny_run, tmp_path):
     """As after a power cut: SIGKILL at some moment after the first checkpoint; no half-written file is in the way."""
-    many = tiny_run | {"epochs": 80, "eval_every": 20}
+    many = tiny_run | {"epochs": 40, "eval_every": 20}
     options = [word for name, value in (many | {"out": str(tmp_path / "killed")}).items() if value is not None for word in (f"--{name.replace('_', '-')}", str(value))]
     killed = params(many, out=str(tmp_path / "killed"))
     process = subprocess.Popen([sys.executable, "-m", "rmlib", "train", "--train-images", "all", *options], stdout=subprocess.DEVNULL)
