@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from rmlib.params import CELL, NOTEBOOKS, DataParams, NetworksParams, Params, Tr
 
 PHASES = (("01_method",), ("03_robustness", "04_cam"), ("05_results",))  # the others: beside the grid, after it, at last
 ERROR = "error.txt"
+LAST_MEASURED = "cam"  # the kind of measurement that ends :func:`rmlib.robustness.after_training`
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # also a closed terminal
 
 
@@ -67,13 +69,14 @@ class Batch:
     lessons: dict[str, Params]
 
     def state(self, cell: TrainParams) -> str:
-        """done (a readable record), failed, partial (a checkpoint waits) or new."""
+        """done (a readable record, and the attacks that were asked for), failed, partial (a checkpoint or a part of the attacks) or new."""
         if (cell.folder / records.RECORD).exists():
-            records.read(cell.folder)
-            return "done"
+            trained = records.read(cell.folder).status == "done"
+            if not (cell.robustness and trained and not (cell.folder / f"{LAST_MEASURED}.json").exists()):
+                return "done"
         if (cell.folder / ERROR).exists():
             return "failed"
-        return "partial" if (cell.folder / records.CHECKPOINT).exists() else "new"
+        return "partial" if _goes_on(cell) else "new"
 
     def lesson_state(self, name: str) -> str:
         """done (ran to its end on what is there now), failed or new."""
@@ -243,7 +246,8 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
                 break  # there is nothing to look at
             lessons = [name for name in phase if name in batch.lessons]
             counts["done"] += sum(batch.lesson_state(name) == "done" for name in lessons)
-            groups = [cells[first:first + together] for first in range(0, len(cells), together)]
+            alike = [list(same) for _, same in itertools.groupby(cells, lambda cell: (cell.threads, cell.device))]  # what one process has in common
+            groups = [same[first:first + together] for same in alike for first in range(0, len(same), together)]
             jobs.run([([batch.label(cell) for cell in group], _run_cells, batch, group) for group in groups]
                      + [([name], _run_lesson, batch, name) for name in lessons if batch.lesson_state(name) != "done"])
     finally:
@@ -283,7 +287,7 @@ class _Jobs:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def limits(self, batch, cells):
+    def limits(self, cells):
         """What the time that is left means for some cells that run together: (their parameters with it, None), or (None, why they are left)."""
         if self.deadline is None:
             return [cell.model_copy(update=self.changes) for cell in cells], None
@@ -291,11 +295,11 @@ class _Jobs:
         known = [took for cell in cells for took in self.took if took[0] == _kind(cell) and took[1] >= _forwards(cell)]
         needed = max((training + after for _, _, training, after in known), default=0)
         after = max((after for *_, after in known), default=left / 10)
-        goes_on = any(batch.state(cell) == "partial" for cell in cells)
-        if left <= 0 or (needed > left and not goes_on):
+        if left <= 0 or (needed > left and not all(map(_goes_on, cells))):
             return None, f"not started: {f'it needs {needed / 60:.1f} minutes, ' if needed else ''}{max(left, 0) / 60:.1f} are left"
-        changes = self.changes | {"max_minutes": max((left - after) / 60, 1e-3), "must_fit": not goes_on}
-        return [cell.model_copy(update=changes) for cell in cells], None
+        minutes = max((left - after) / 60, 1e-3)
+        return [cell.model_copy(update=self.changes | {"max_minutes": min(minutes, cell.max_minutes or minutes), "must_fit": not _goes_on(cell)})
+                for cell in cells], None
 
     def note(self, cell, training: float, after: float):
         """Remember how long a cell took, in seconds."""
@@ -332,6 +336,11 @@ def _kind(cell):
     return json.dumps(experiment(cell.config) | {"robustness": cell.robustness}, sort_keys=True)
 
 
+def _goes_on(cell):
+    """Whether something of a cell was computed before: it is then not begun but ended."""
+    return any((cell.folder / file).exists() for file in (records.CHECKPOINT, records.RECORD))
+
+
 def _forwards(cell):
     return 2 if cell.clean_weight else 1
 
@@ -340,26 +349,30 @@ def _run_cells(batch, cells, jobs):
     """Run some cells, trained together if there are several; returns [(outcome, one line of text)], one for each."""
     if jobs.stop.is_set():
         return [("stopped", "not started")] * len(cells)
-    ready, why = jobs.limits(batch, cells)
+    ready, why = jobs.limits(cells)
     if ready is None:
         return [("left", why)] * len(cells)
     begun = time.perf_counter()
-    if len(ready) > 1:
-        code, output = jobs.call(["rmlib.train", json.dumps([cell.model_dump() for cell in ready])], ready[0].threads)
-        if code and (jobs.stop.is_set() or code == STOPPED):
-            partial = any(batch.state(cell) == "partial" for cell in cells)
-            return [("stopped" if partial else "left", _last_line(output) or "no reason was given")] * len(cells)
-        if code:
-            return [_failed(cell, jobs, output) for cell in cells]
-    return [_run_cell(cell, jobs, begun) for cell in ready]
+    if len(ready) == 1:
+        return [_run_cell(ready[0], jobs, begun)]
+    for cell in cells:
+        (cell.folder / ERROR).unlink(missing_ok=True)
+    code, output = jobs.call(["rmlib.train", json.dumps([cell.model_dump() for cell in ready])], ready[0].threads)
+    return [_after_training_together(cell, jobs, begun, code, _last_line(output) or "no reason was given") for cell in ready]
 
 
-def _failed(cell, jobs, output):
-    """The outcome of a cell whose process of several ended with an error."""
-    if (cell.folder / records.RECORD).exists():
-        return "done", "its record is whole, its notebook has not run"
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    return _failure(jobs, cell.folder / f"{CELL}.ipynb", output, cell.folder / ERROR, _last_line(output))
+def _after_training_together(cell, jobs, begun, code, reason):
+    """What becomes of one of several cells whose process ended with a code: one that is trained gets its notebook, the one named in
+    the reason has failed, and the others were stopped because of it."""
+    if (cell.folder / records.RECORD).exists() and not jobs.stop.is_set():
+        return _run_cell(cell, jobs, begun)
+    named = re.search(r"run ([0-9a-f]{12}):", reason)  # none: killed, or an error of the program itself, which is everybody's
+    own = named is None or named[1] == cell.run_id
+    if jobs.stop.is_set() or code == STOPPED or not own:
+        return "stopped" if _goes_on(cell) else "left", reason
+    with contextlib.suppress(OSError):
+        (cell.folder / ERROR).write_text(f"{reason}\n")
+    return "failed", reason
 
 
 def _run_cell(cell, jobs, begun):
@@ -379,7 +392,9 @@ def _run_cell(cell, jobs, begun):
     except UserError as error:
         return _failure(jobs, executed, output, folder / ERROR, _last_line(output) if code else str(error))
     whole = time.perf_counter() - begun
-    if record.status == "done":
+    if code:  # trained, and then something went wrong, such as an attack
+        return _failure(jobs, executed, output, folder / ERROR, _last_line(output))
+    if record.status == "done" and not record.restarts:
         jobs.note(cell, min(record.seconds, whole), whole - min(record.seconds, whole))
     accuracy = f"{record.metrics['accuracy']:.2f} %" if record.status == "done" else record.status
     low = paper.below_band(record)

@@ -92,7 +92,11 @@ def keep(folder, model, data, layer: str, images: int, seed: int = 0) -> None:
 
 
 def kept(folder) -> dict[str, torch.Tensor]:
-    """The maps that :func:`keep` stored in a run's folder: layer -> (N, H, W) float32 in [0, 1], in steps of 1/255."""
+    """The maps that :func:`keep` stored in a run's folder: layer -> (N, H, W) float32 in [0, 1], in steps of 1/255; nothing stored: {}.
+
+    Raises:
+        UserError: the file is damaged or belongs to another run.
+    """
     found = records.measurements(folder, "cam")
     stored = {row.settings["layer"]: row.result for row in (found.measurements if found else []) if row.settings["measure"] == "maps"}
     return {layer: torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(result["maps"]))), dtype=torch.uint8).view(result["shape"]) / 255

@@ -120,7 +120,8 @@ def values(runs, attacks, metric: str, dataset: str, mixer: str, clean_weight: f
     runs = runs.sort_values("finished").drop_duplicates("config.seed", keep="last").set_index("run_id")
     if metric == "accuracy":
         found = runs["metrics.accuracy"] if len(runs) else pd.Series(dtype=float)
-    elif metric == "speed":  # of runs on one kind of device, the most common one
+    elif metric == "speed":  # of runs that had a device to themselves, of one kind, the most common one
+        runs = runs[runs["together"] == 1]
         device = runs["hardware.gpu"] if "hardware.gpu" in runs else runs["hardware.cpu"]
         found = runs.loc[device == device.mode().iloc[0], "images_per_second"] if device.notna().any() else pd.Series(dtype=float)
     elif not len(attacks):

@@ -55,6 +55,7 @@ class Record(Provenance):
     images_per_second: float = Field(description="training images (each seen clean and mixed) per second of training")
     peak_memory_mib: float = Field(description="of the process (CPU) or of the device (CUDA)")
     checkpoint_seconds: float = Field(0.0, description="of `seconds`, those that the checkpoints took")
+    together: int = Field(1, description="runs trained in one process at the same time: all of them share `seconds`")
     restarts: int = Field(description="times the run was resumed from a checkpoint")
 
     @model_validator(mode="after")

@@ -235,8 +235,8 @@ def costs(runs):
     """What every experiment took: runs, hours of training and evaluation, speed, hardware."""
     table = []
     for group in experiments(runs):
-        speed, spread = mean_std(group["images_per_second"])
-        table.append({"experiment": title(group), "runs": len(group), "hours": round(group["seconds"].sum() / 3600, 2),
+        speed, spread = mean_std(group["images_per_second"] * group["together"])
+        table.append({"experiment": title(group), "runs": len(group), "hours": round((group["seconds"] / group["together"]).sum() / 3600, 2),
                       "images_per_second": speed, "images_per_second_std": spread, "hardware": _hardware(group)})
     return pd.DataFrame(table)
 
@@ -258,7 +258,7 @@ def caption(group) -> str:
               if name not in told and value != DEFAULTS.get(name) and not (isinstance(value, float) and value != value) and value is not None]
     images = f"{_all(group, 'data.train_images')} training and {_all(group, 'data.test_images')} test images"
     return (f"{', '.join(first)}; {images}; seeds {_all(group, 'config.seed')}; mean ± sample standard deviation over n seeds; "
-            f"{group['seconds'].sum() / 60:.1f} minutes summed over the runs, on {_hardware(group)}, torch {_all(group, 'versions.torch')}")
+            f"{(group['seconds'] / group['together']).sum() / 60:.1f} minutes summed over the runs, on {_hardware(group)}, torch {_all(group, 'versions.torch')}")
 
 
 def _all(group, name):
@@ -326,7 +326,7 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
                 devices = pd.concat([rows for rows in (one_sample(group, measured[source]) for source in sources) if rows is not None])
                 found[kind].append((f"{title(group)}; {note}; n networks, mean ± sample standard deviation; on {_hardware(devices)}", table))
     found["precision"] = [(f"{title(group).removesuffix(', bfloat16')}; accuracy after training in each precision, evaluated in float32; mean ± sample standard deviation over n seeds; bfloat16 - float32 "
-                           f"in points, paired by seed; on {_hardware(group)}", table) for group, table in precisions(runs)]
+                           f"in points, paired by seed; equal within the spread: its interval lies within one standard deviation of the float32 seeds; on {_hardware(group)}", table) for group, table in precisions(runs)]
     attacks = measured["attacks"]
     found["paper"] = paper.tables(runs, attacks)
     found["eps"] = [("The paper gives no eps. Size of perturbation, in 255ths of the pixel range, at which our networks under its protocol give its numbers: for each "

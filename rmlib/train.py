@@ -91,6 +91,7 @@ class Run:
         self.progress = {"epoch": 0, "step": 0, "history": [], "snapshots": {}, "train_seconds": 0.0, "seconds": 0.0,
                          "checkpoint_seconds": 0.0, "restarts": 0}
         self.final = None  # evaluation after the last epoch
+        self.together = 1  # runs of this process that share its time
         self.saved, self.saving = time.perf_counter(), 0.0  # when the last checkpoint was written, seconds that it took
         self._restore()
 
@@ -146,13 +147,13 @@ class Run:
         return not bool(torch.isfinite(self.step.sums[1]))
 
     def go_or_not(self, train_seconds: float, seconds: float, so_far: float) -> None:
-        """Give a run up in its first minute rather than at the end of the night: after its second epoch, from the time that it took.
+        """Give a run up in its first minute rather than at the end of the night: after two epochs in this process, from the time of the second.
 
         Args:
             train_seconds: of the training in that epoch, shared among the runs of the process. seconds: of all of it. so_far: since the start.
 
         Raises:
-            UserError: slower than ``min_images_per_second``, or with it given a loss that does not fall, or a device nearly full.
+            UserError: slower than ``min_images_per_second``, or with it given a new run whose loss does not fall, or a device nearly full.
             DoesNotFit: with ``must_fit``, the rest of the schedule will take longer than ``max_minutes`` leaves.
         """
         params, history = self.params, self.progress["history"]
@@ -160,7 +161,7 @@ class Run:
             speed, wrong = len(self.train_set) / train_seconds, []
             if speed < params.min_images_per_second:
                 wrong.append(f"{speed:.0f} images/s, below min_images_per_second={params.min_images_per_second:g}")
-            if history[-1]["loss"] >= history[-2]["loss"]:
+            if history[-1]["epoch"] == 2 and history[-1]["loss"] >= history[-2]["loss"]:  # later on it falls too little to tell from noise
                 wrong.append(f"the loss does not fall ({history[-2]['loss']:.3f}, then {history[-1]['loss']:.3f})")
             if self.device.type == "cuda":
                 free, total = torch.cuda.mem_get_info()
@@ -227,7 +228,7 @@ class Run:
                   "classes": self.num_classes, "mean": self.channels[0], "std": self.channels[1]},
             seconds=place["seconds"] + time.perf_counter() - started,
             images_per_second=seen / place["train_seconds"] if place["train_seconds"] else 0.0,
-            peak_memory_mib=peak_memory_mib(self.device), checkpoint_seconds=place["checkpoint_seconds"], restarts=place["restarts"], **records.environment(self.device.type))
+            peak_memory_mib=peak_memory_mib(self.device), checkpoint_seconds=place["checkpoint_seconds"], together=self.together, restarts=place["restarts"], **records.environment(self.device.type))
         for kind in records.KINDS:  # of an earlier network in this folder
             (self.folder / f"{kind}.json").unlink(missing_ok=True)
         records.write(record, self.folder)
@@ -253,7 +254,17 @@ def train_together(cells: list[TrainParams], log=print) -> list[Record]:
     """Run several cells in one process, one step of each in turn; see :func:`train`.
 
     Every run gives what it gives alone, bit for bit on a CPU. On CUDA each has its own stream, so that the kernels of one fill the
-    card where those of another leave it idle. When one of them ends with an error, the others are stopped with a checkpoint.
+    card where those of another leave it idle.
+
+    Args:
+        cells: parameters of 02_training, on one device and with equal ``threads``. log: called with one line per epoch and run.
+
+    Returns:
+        Their records, in the same order.
+
+    Raises:
+        UserError: as for :func:`train`, with the run's id before it; the others are stopped with a checkpoint.
+        Stopped: one or more of them were stopped; the others went on to their end.
     """
     finished = {params.run_id: _finished(params, log) for params in cells if (params.folder / records.RECORD).exists()}
     waiting = {params.run_id: params for params in cells if params.run_id not in finished}
@@ -262,7 +273,9 @@ def train_together(cells: list[TrainParams], log=print) -> list[Record]:
         for run_id, params in waiting.items():
             held.enter_context(records.only_process(params.folder))
             told = log if len(waiting) == 1 else lambda line, name=f"{run_id} {params.mixer} seed {params.seed}": log(f"{name}: {line}")
-            courses[run_id] = _course(Run(params), len(waiting), begun, signals, told)
+            run = Run(params)
+            run.together = len(waiting)
+            courses[run_id] = _course(run, begun, signals, told)
             held.callback(courses[run_id].close)
         while courses:
             for run_id, course in list(courses.items()):
@@ -274,6 +287,8 @@ def train_together(cells: list[TrainParams], log=print) -> list[Record]:
                 except Stopped as reason:
                     stopped.append(reason)
                     del courses[run_id]
+                except UserError as error:
+                    raise UserError(f"run {run_id}: {error}" if len(waiting) > 1 else str(error)) from error
         if stopped:
             raise stopped[0]
     return [finished[params.run_id] for params in cells]
@@ -289,8 +304,8 @@ def _finished(params, log):
     return record
 
 
-def _course(run, runs, begun, signals, log):
-    """The rest of a run, one of ``runs``, as a generator that yields when it is ready and after every step, and returns the record."""
+def _course(run, begun, signals, log):
+    """The rest of a run as a generator that yields when it is ready and after every step, and returns the record."""
     params, place, earlier, first = run.params, run.progress, run.progress["seconds"], run.progress["epoch"]
     if place["restarts"]:
         log(f"run {params.run_id} goes on from epoch {place['epoch'] + 1}, step {place['step'] + 1}")
@@ -314,8 +329,8 @@ def _course(run, runs, begun, signals, log):
             if diverged:
                 log(f"run {params.run_id} diverged in epoch {row['epoch']}: the loss is no longer finite; try a smaller lr")
                 return run.finish("diverged")
-            if row["epoch"] == first + 2:
-                run.go_or_not((place["train_seconds"] - trained) / runs, time.perf_counter() - started, time.perf_counter() - begun)
+            if row["epoch"] == first + 2 < params.epochs:
+                run.go_or_not((place["train_seconds"] - trained) / run.together, time.perf_counter() - started, time.perf_counter() - begun)
             if row["epoch"] == params.epochs or (row["epoch"] % params.checkpoint_every == 0 and run.checkpoint_is_cheap()):
                 run.save()
     except (Stopped, GeneratorExit) as reason:

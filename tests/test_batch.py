@@ -33,6 +33,7 @@ if settings.seed == 3:
 from rmlib import records, sources
 checksum = str(sources.arrays(settings.dataset)["checksum"])
 records.write(make_record(80.0 + settings.seed, checksum=checksum, **settings.config), settings.folder)
+assert settings.seed != 5, "out of memory"
 """
 
 
@@ -315,25 +316,25 @@ def test_a_cell_starts_only_if_its_schedule_fits_into_the_time_left(tmp_path):
     batch = read_batch(write(tmp_path, "common: {mixer: mixup}\ngrid: [{seed: [0, 1, 2]}, {seed: 0, clean_weight: 0}, {seed: 0, epochs: 9}]"), tmp_path / "out")
     first, second, third, plain, longer = batch.cells
     lent = jobs(10)
-    (ready,), why = lent.limits(batch, [first])
+    (ready,), why = lent.limits([first])
     assert why is None and ready.must_fit and ready.max_minutes == pytest.approx(9, rel=0.01), "a tenth is kept for what follows, as long as nothing is known"
     assert ready.run_id == first.run_id, "limits are no part of a run's identity"
     lent.note(first, 6 * 60, 60)
-    (ready,), why = lent.limits(batch, [second])
+    (ready,), why = lent.limits([second])
     assert why is None and ready.max_minutes == pytest.approx(9, rel=0.01), "the minute that followed the training"
     lent.deadline -= 4 * 60
     for cell in (second, plain):  # one forward takes no longer than two
-        assert lent.limits(batch, [cell]) == (None, "not started: it needs 7.0 minutes, 6.0 are left")
-    assert lent.limits(batch, [longer])[1] is None, "nothing is known of this one: it finds out in its first minute"
+        assert lent.limits([cell]) == (None, "not started: it needs 7.0 minutes, 6.0 are left")
+    assert lent.limits([longer])[1] is None, "nothing is known of this one: it finds out in its first minute"
     lent.note(plain, 3 * 60, 60)
-    assert lent.limits(batch, [second])[1] is not None, "two forwards may take longer than one"
+    assert lent.limits([second])[1] is not None, "two forwards may take longer than one"
     third.folder.mkdir(parents=True)
     (third.folder / records.CHECKPOINT).write_text("")
-    (ready,), why = lent.limits(batch, [third])
+    (ready,), why = lent.limits([third])
     assert why is None and not ready.must_fit, "what has a checkpoint goes on"
     lent.deadline -= 6 * 60
-    assert lent.limits(batch, [third]) == (None, "not started: it needs 7.0 minutes, 0.0 are left")
-    assert jobs(None, compiled=True).limits(batch, [first])[0][0].compiled, "what the command line says of every cell"
+    assert lent.limits([third]) == (None, "not started: it needs 7.0 minutes, 0.0 are left")
+    assert jobs(None, compiled=True).limits([first])[0][0].compiled, "what the command line says of every cell"
 
 
 def test_cells_that_do_not_fit_are_left_and_told(project, lessons):
@@ -368,14 +369,48 @@ def test_cells_trained_together_have_the_records_of_cells_trained_alone(pictures
 
 
 def test_cells_that_fail_together_are_told_apart(pictures, tmp_path):
-    """A limit that no schedule fits leaves all; a speed that none reaches fails all, with the reason beside each."""
+    """A limit that no schedule fits leaves all; of two that are too slow the first one found has failed, the other was stopped for it, with a checkpoint."""
     block = dict(dataset=f"folder:{pictures}", width=2, epochs=10**6, batch_size=16, seed=[0, 1], train_images=None, eval_every=0)
     batch = read_batch(write(tmp_path, yaml.safe_dump({"grid": [block]})), tmp_path / "out")
     lines = []
     counts = run_batch(batch, together=2, workers=1, max_minutes=1, log=lines.append)
     assert counts["left"] == 2 and all("the rest of the 1000000 epochs needs" in line for line in lines[1:])
     counts = run_batch(batch, together=2, workers=1, min_images_per_second=1e9, log=lines.append)
-    assert counts["failed"] == 2 and "no go" in lines[-1] and "no go" in (batch.cells[0].folder / "error.txt").read_text()
+    assert counts["failed"] == counts["stopped"] == 1 and f"run {batch.cells[0].run_id}: no go" in lines[-1]
+    assert [batch.state(cell) for cell in batch.cells] == ["failed", "partial"] and "no go" in (batch.cells[0].folder / "error.txt").read_text()
+
+
+def test_a_cell_that_ended_before_the_others_were_stopped_gets_its_notebook(project, monkeypatch):
+    from test_records import make_record
+
+    from rmlib import sources
+
+    batch, call = read_batch(grid(project, seed=[0, 4]), "out"), batches._Jobs.call
+    first, second = batch.cells
+
+    def trained(self, words, threads):
+        if words[0] != "rmlib.train":
+            return call(self, words, threads)
+        records.write(make_record(80.0, checksum=str(sources.arrays("shapes")["checksum"]), **first.config), first.folder)
+        second.folder.mkdir(parents=True)
+        (second.folder / records.CHECKPOINT).write_text("")
+        return 75, "rmlib: stopped by max_minutes=1 in epoch 3 of 6"
+
+    monkeypatch.setattr(batches._Jobs, "call", trained)
+    counts = run_batch(batch, together=2, log=lambda line: None)
+    assert counts == {"done": 1, "failed": 0, "stopped": 1, "left": 0} and (first.folder / "02_training.ipynb").exists()
+    assert [batch.state(cell) for cell in batch.cells] == ["done", "partial"]
+
+
+def test_attacks_that_fail_after_a_training_are_no_success(project):
+    """The record is whole, the notebook is not: told as a failure; and with attacks asked for, the cell is not done without them."""
+    batch, lines = read_batch(grid(project, seed=[5], robustness=True), "out"), []
+    counts = run_batch(batch, log=lines.append)
+    assert counts["failed"] == 1 and "AssertionError: out of memory" in lines[-1] and batch.state(batch.cells[0]) == "failed"
+    (batch.cells[0].folder / "error.txt").unlink()
+    assert batch.state(batch.cells[0]) == "partial", "the power was cut during the attacks"
+    (batch.cells[0].folder / "cam.json").write_text("")
+    assert batch.state(batch.cells[0]) == "done"
 
 
 @pytest.mark.parametrize("words", [["--together", "0"], ["--max-minutes", "0"], ["--min-images-per-second", "-1"], ["--max-minutes", "nan"]])
