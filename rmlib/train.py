@@ -115,6 +115,7 @@ class Run:
                     return
                 yield
         finally:
+            shown.close()  # the bar, where there is one
             numbers.close()
             place["train_seconds"] = earlier + self.step.busy
 
