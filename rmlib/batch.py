@@ -234,9 +234,8 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
             images = sources.arrays(cell.dataset, cell.root, allow_partial=cell.allow_partial)
             records.check_images(cell, images["checksum"], records.read(cell.folder).data["checksum"])
     counts = {"done": done, "failed": 0, "stopped": 0}
-    changes = {"compiled": True} if compiled else {}
-    changes |= {} if min_images_per_second is None else {"min_images_per_second": min_images_per_second}
-    jobs = _Jobs(workers, counts, log, changes, max_minutes)
+    asked = {"compiled": compiled or None, "min_images_per_second": min_images_per_second}
+    jobs = _Jobs(workers, counts, log, {name: value for name, value in asked.items() if value is not None}, max_minutes)
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, _interrupt) for number in ENDING if main}
     try:

@@ -41,7 +41,7 @@ class Bare(Step):
     def batch(self, size, *_):
         return self.fixed[size]
 
-    def _count(self, *_):
+    def count(self, *_):
         pass
 
     def prepare(self, tables):
@@ -155,14 +155,14 @@ def parts(step: Step, repeats: int) -> dict[str, float]:
     if step.tables is None:
         step.begin(tables)
     row = [tensor[0].to(step.device) for tensor in tables.tensors()][:-1]
-    make = step._compiled[0]
+    make = step.of_whole_batches[0]
     images, labels, mixed, targets = make(BATCH, *row)
     logits, loss = torch.randn(BATCH, CLASSES, device=step.device), torch.ones((), device=step.device)
     begun = time.perf_counter()
     step.draw(1)
     return {"drawing": (time.perf_counter() - begun) / len(step.loader),
             "batch": seconds_of(lambda: make(BATCH, *row), step.device, repeats),
-            "totals": seconds_of(lambda: step._count(labels, targets, loss, logits, loss, logits, loss), step.device, repeats)}
+            "totals": seconds_of(lambda: step.count(labels, targets, loss, logits, loss, logits, loss), step.device, repeats)}
 
 
 def plain_loop(data: ImageSet, width: int, device: torch.device, precision: str, workers: int, epochs: int = 2) -> float:

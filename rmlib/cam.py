@@ -80,6 +80,9 @@ def keep(folder, model, data, layer: str, images: int, seed: int = 0) -> None:
 
     Args:
         folder: of the run, with its weights. data: the test set. images, seed: which of them, as in the figures of 04_cam.
+
+    Raises:
+        UserError: as :func:`maps`; the folder cannot be written.
     """
     some = data[sample(len(data), images, seed, PURPOSE)]
 

@@ -91,7 +91,7 @@ def differences(group):
 
 
 def precisions(runs):
-    """Training in bfloat16 beside float32: accuracy of runs that are equal in everything else, paired by seed, as [(runs, table)].
+    """Training in bfloat16 beside float32: accuracy of runs that are equal in everything else, paired by seed, as [(caption, table)].
 
     "equal within the spread": the 95 % interval of the paired difference lies within one sample standard deviation of the float32
     seeds either way. "differs": it excludes 0, and is not within that.
@@ -111,7 +111,9 @@ def precisions(runs):
                 table.append(row | {"n": len(seeds), "float32 (%)": mean, "float32 (%)_std": spread, "bfloat16 (%)": half_mean, "bfloat16 (%)_std": half_spread,
                                     "difference": f"{d.mean:+.2f}", "95 % interval": f"[{d.low:+.2f}, {d.high:+.2f}]", "state": state})
         if table:
-            found.append((group, pd.DataFrame(table)))
+            found.append((f"{title(group).removesuffix(', bfloat16')}; accuracy after training in each precision, evaluated in float32; mean ± sample standard deviation "
+                          "over n seeds; bfloat16 - float32 in points, paired by seed; equal within the spread: its interval lies within one standard deviation of the "
+                          f"float32 seeds; on {_hardware(group)}", pd.DataFrame(table)))
     return found
 
 
@@ -325,8 +327,7 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
             if table is not None:
                 devices = pd.concat([rows for rows in (one_sample(group, measured[source]) for source in sources) if rows is not None])
                 found[kind].append((f"{title(group)}; {note}; n networks, mean ± sample standard deviation; on {_hardware(devices)}", table))
-    found["precision"] = [(f"{title(group).removesuffix(', bfloat16')}; accuracy after training in each precision, evaluated in float32; mean ± sample standard deviation over n seeds; bfloat16 - float32 "
-                           f"in points, paired by seed; equal within the spread: its interval lies within one standard deviation of the float32 seeds; on {_hardware(group)}", table) for group, table in precisions(runs)]
+    found["precision"] = precisions(runs)
     attacks = measured["attacks"]
     found["paper"] = paper.tables(runs, attacks)
     found["eps"] = [("The paper gives no eps. Size of perturbation, in 255ths of the pixel range, at which our networks under its protocol give its numbers: for each "

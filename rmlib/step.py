@@ -136,6 +136,10 @@ class Step:
 
     ``sums`` (6,) float64 on the device are the totals since the caller last set them to 0: images, loss, clean loss, clean
     hits, mixed loss, mixed hits, each but the first weighted with its number of images. ``busy``: seconds spent in steps.
+    ``of_whole_batches``: what makes a batch, and the network, both compiled where that is asked for.
+
+    Raises:
+        UserError: ``compiled`` without a compiler.
     """
 
     def __init__(self, params: TrainParams, model, optimizer, mixer: Mixer, loader: Loader, recorded: bool | None = None):
@@ -146,7 +150,7 @@ class Step:
         self.index = torch.zeros(1, dtype=torch.int64, device=self.device)  # of the next step
         self.tables, self.graphs, self.busy = None, {}, 0.0
         self._ahead = None  # (epoch, its tables), drawn while the device was busy
-        self._compiled = self._functions()
+        self.of_whole_batches = self._functions()
         self.stream = torch.cuda.Stream() if self.device.type == "cuda" else None
 
     def steps(self, epoch: int, start: int = 0):
@@ -218,7 +222,7 @@ class Step:
 
     def compute(self, size: int) -> None:
         """One step on a batch of ``size`` images: reads its row of the tables, changes model, optimiser, sums and index in place."""
-        batch, network = self._compiled if size == self.loader.batch_size else (self.batch, self.model)
+        batch, network = self.of_whole_batches if size == self.loader.batch_size else (self.batch, self.model)
         *choices, rate = (tensor.index_select(0, self.index).squeeze(0) for tensor in self.tables.tensors())
         images, labels, mixed, targets = batch(size, *choices)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
@@ -231,7 +235,7 @@ class Step:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        self._count(labels, targets, loss, *parts)
+        self.count(labels, targets, loss, *parts)
         self.index += 1
 
     def batch(self, size, order, dy, dx, flip, boxes, lam, partners):
@@ -252,7 +256,8 @@ class Step:
         return compile_whole(self.batch) if self.recorded else self.batch, compile_whole(self.model)
 
     @torch.no_grad()
-    def _count(self, labels, targets, loss, clean_logits, clean_loss, mixed_logits, mixed_loss):
+    def count(self, labels, targets, loss, clean_logits, clean_loss, mixed_logits, mixed_loss):
+        """Add one step to ``sums``: labels (N,), targets (N, C), and what :func:`losses` returned."""
         mixed_hits = targets.gather(1, mixed_logits.argmax(1, keepdim=True)).double().mean()  # target's weight on the guess
         nothing = mixed_hits.new_zeros(())
         clean = (nothing, nothing) if clean_logits is None else (clean_loss, (clean_logits.argmax(1) == labels).double().mean())

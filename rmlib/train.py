@@ -229,7 +229,8 @@ class Run:
                   "classes": self.num_classes, "mean": self.channels[0], "std": self.channels[1]},
             seconds=place["seconds"] + time.perf_counter() - started,
             images_per_second=seen / place["train_seconds"] if place["train_seconds"] else 0.0,
-            peak_memory_mib=peak_memory_mib(self.device), checkpoint_seconds=place["checkpoint_seconds"], together=self.together, restarts=place["restarts"], **records.environment(self.device.type))
+            peak_memory_mib=peak_memory_mib(self.device), checkpoint_seconds=place["checkpoint_seconds"], together=self.together,
+            restarts=place["restarts"], **records.environment(self.device.type))
         for kind in records.KINDS:  # of an earlier network in this folder
             (self.folder / f"{kind}.json").unlink(missing_ok=True)
         records.write(record, self.folder)

@@ -112,7 +112,7 @@ def test_the_step_of_the_gpu_is_the_step_of_the_cpu(changes, monkeypatch):
 MISTAKES = {
     "the learning rate of the first step for all": ("compute", 'group["lr"].copy_(rate)', 'group["lr"] = rate.item()'),
     "the first row of the tables for all": ("compute", "self.index += 1", "pass"),
-    "totals of the last step alone": ("_count", "self.sums +=", "self.sums ="),
+    "totals of the last step alone": ("count", "self.sums +=", "self.sums ="),
     "a warm-up that is not undone": ("_record", "tensor.copy_(value)", "pass"),
     "a warm-up of the small batch on the row of a whole one": ("_record", "fill_(row)", "fill_(0)"),
     "the tables of this epoch for the next": ("steps", "self.draw(epoch + 1)", "self.draw(epoch)"),
@@ -244,7 +244,7 @@ def test_a_later_step_of_an_epoch_is_the_same(monkeypatch):
     seen = {}
     for start in (0, 2):
         step = make(Step, {"mixer": "region_mixup"}, recorded=False)
-        monkeypatch.setattr(step, "_count", lambda labels, targets, *rest, start=start: seen.update({start: targets}))
+        monkeypatch.setattr(step, "count", lambda labels, targets, *rest, start=start: seen.update({start: targets}))
         assert list(step.steps(0, start)) == [*range(start, 3)]
     assert torch.equal(seen[0], seen[2])
 
