@@ -118,7 +118,7 @@ def build_parser():
     report.add_argument("--into", metavar="FILE", help="fill the <!-- report FOLDER [KIND] --> blocks of a Markdown file instead")
     report.set_defaults(run=run_report)
 
-    bench = commands.add_parser("bench", help="measure speed", description="Speed of mixers, loader, training and attacks beside public implementations, as ratios in one run.")
+    bench = commands.add_parser("bench", help="measure speed", description="Speed of mixers, loader, training, attacks and maps beside public implementations, as ratios in one run.")
     bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
     bench.add_argument("--only", nargs="+", default=BENCHED, choices=BENCHED, metavar="|".join(BENCHED), help="some of the tables (default: all)")
     bench.add_argument("--rounds", type=int, default=60, help="interleaved repetitions (the median counts)")

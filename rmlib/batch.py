@@ -33,7 +33,6 @@ from rmlib.params import CELL, NOTEBOOKS, DataParams, NetworksParams, Params, Tr
 
 PHASES = (("01_method",), ("03_robustness", "04_cam"), ("05_results",))  # the others: beside the grid, after it, at last
 ERROR = "error.txt"
-LAST_MEASURED = "cam"  # the kind of measurement that ends :func:`rmlib.robustness.after_training`
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # also a closed terminal
 
 
@@ -72,7 +71,7 @@ class Batch:
         """done (a readable record, and the attacks that were asked for), failed, partial (a checkpoint or a part of the attacks) or new."""
         if (cell.folder / records.RECORD).exists():
             trained = records.read(cell.folder).status == "done"
-            if not (cell.robustness and trained and not (cell.folder / f"{LAST_MEASURED}.json").exists()):
+            if not (cell.robustness and trained) or records.measured_to_the_end(cell.folder):
                 return "done"
         if (cell.folder / ERROR).exists():
             return "failed"

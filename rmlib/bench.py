@@ -3,6 +3,7 @@
 Machines differ and are noisy; a ratio of two things measured in turn in one process is what can be compared.
 """
 
+import copy
 import platform
 import random
 import statistics
@@ -10,9 +11,11 @@ import time
 
 import torch
 import torchattacks
+from pytorch_grad_cam import GradCAMPlusPlus
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
-from rmlib import attacks, mixers, networks, records
+from rmlib import attacks, cam, mixers, networks, records
 from rmlib.bench_training import report as training_table
 from rmlib.data import ImageSet, Loader
 from rmlib.evaluate import predict, sample
@@ -23,6 +26,7 @@ from rmlib.stats import mean_std
 from rmlib.train import pick_device
 
 SHAPES = ((128, 3, 32, 32), (128, 3, 64, 64))
+MAPPED = {"cpu": (64, 64, 8), "cuda": (2_000, 500, 64)}  # images whose maps are made, in batches of, width of the network
 ATTACKED = {"cpu": (200, 64, 8), "cuda": (10_000, 10_000, 64)}  # images under FGSM, images under Square, width of the network
 
 
@@ -195,6 +199,39 @@ def agreement_rows(device, seeds: int = 20, queries: int = 100):
     return rows
 
 
+def map_rows(device, rounds):
+    """Rows (image size, maps, seconds per 10 000 images, multiple of a bare forward pass, times as fast as grad-cam alone)."""
+    count, batch_size, width = MAPPED[device.type]
+    rows = []
+    for size, classes in ((32, 10), (64, 200)):
+        images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(device)
+        true = torch.arange(count, device=device) % classes
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = preact_resnet18(classes, width).eval().to(device)
+
+        @torch.no_grad()
+        def forward():
+            for pixels in images.split(batch_size):
+                model(pixels)
+
+        def library(explainer):
+            for pixels, labels in zip(images.split(batch_size), true.split(batch_size)):
+                explainer(pixels, [ClassifierOutputTarget(int(label)) for label in labels])
+
+        calls = {"bare forward": forward}
+        for layer in ("layer4", "layer3"):
+            own = copy.deepcopy(model)  # an explainer's hooks slow every pass of its network down
+            explainer = GradCAMPlusPlus(own, [own.get_submodule(layer)])
+            calls[f"ours, {layer}"] = lambda layer=layer: cam.maps(model, images, true, layer, batch_size=batch_size)
+            calls[f"grad-cam, {layer}"] = lambda explainer=explainer: library(explainer)
+        seconds = interleaved(calls, max(5, rounds // 6), device, warmup=1)
+        for name, value in seconds.items():
+            peer = f"grad-cam, {name[-6:]}" if name.startswith("ours") else None
+            rows.append((size, name, value * 10_000 / count, value / seconds["bare forward"], seconds[peer] / value if peer else None))
+    return rows
+
+
 def mixer_table(device, rounds, compiled):
     """Mixing as multiples of a copy of the batch, beside torchvision and the textbook loop."""
     lines = ["| batch | mixing | times a clone | times as fast as | |", "|---|---|---:|---:|---|"]
@@ -217,6 +254,15 @@ def attack_table(device, rounds):
     return lines + [f"| {name} | {value:.3f} | {ratio:.2f} x {bare} | {1 / ratio:.2f} |" for name, value, bare, ratio in attack_rows(device, rounds)]
 
 
+def map_table(device, rounds):
+    """Grad-CAM++ as multiples of a forward pass, beside grad-cam."""
+    count, batch_size, width = MAPPED[device.type]
+    lines = [f"| Grad-CAM++, width {width}, {count} images in batches of {batch_size}, medians of {max(5, rounds // 6)} interleaved calls | pixels | s per 10 000 images | times a forward | times as fast as grad-cam |",
+             "|---|---:|---:|---:|---:|"]
+    return lines + [f"| {name} | {size} x {size} | {seconds:.1f} | {forwards:.2f} | {f'{faster:.2f}' if faster else ''} |"
+                    for size, name, seconds, forwards, faster in map_rows(device, rounds)]
+
+
 def agreement_table(device, seeds):
     """Our Square and torchattacks' on the same networks."""
     lines = [f"| network of `results/quick` | Square, eps 8/255, 100 queries | success (%), mean ± sd over {seeds} seeds | verdicts that flip between batches of 200 and 32 |", "|---|---|---:|---:|"]
@@ -234,7 +280,8 @@ def bench(device: str = "cpu", rounds: int = 60, compiled: bool = False, seeds: 
     device, threads = pick_device(device), torch.get_num_threads()
     make = {"mixers": lambda: mixer_table(device, rounds, compiled), "loader": lambda: loader_table(device, rounds),
             "training": lambda: [training_table(device, max(3, rounds // 10), width, compiled)],
-            "attacks": lambda: attack_table(device, rounds), "agreement": lambda: agreement_table(device, seeds)}
+            "attacks": lambda: attack_table(device, rounds), "maps": lambda: map_table(device, rounds),
+            "agreement": lambda: agreement_table(device, seeds)}
     torch.set_num_threads(1)
     try:
         tables = ["\n".join(make[name]()).rstrip() for name in BENCHED if name in only]

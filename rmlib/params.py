@@ -26,6 +26,8 @@ METHOD = ("mixer", "k", "alpha", "regions", "per_sample", "shared_partner", "sha
 # 03_robustness as the paper's networks are measured: by their batches, and by `rmlib train --robustness` right after a training
 FULL_ROBUSTNESS = {"images": None, "eps": ["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"], "square_eps": ["2/255", "4/255", "8/255"],
                    "check_images": 1000, "autoattack_images": 200, "autoattack_eps": ["8/255"], "batch_size": 500}
+# 04_cam on the paper's networks, in the same two ways; ROAD's list of images is that of `perturbed`
+FULL_CAM = {"measured": 1000, "perturbed": 500}
 # parameters that leave the trained network as it is
 WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
 
@@ -159,7 +161,7 @@ class TrainParams(DataParams):
     min_images_per_second: Optional[Float] = Field(None, gt=0, description="give up after the second epoch if slower (all runs of the process together), or if the loss does not fall")
     checkpoint_every: Int = Field(1, ge=1, description="least number of epochs between two checkpoints; more where one takes over 1 % of the time")
     half_weights: bool = Field(False, description="store the trained network in float16: half the size, nearly the same verdicts")
-    robustness: bool = Field(False, description="then attack and corrupt it as the paper's networks are (hours on a CPU), stored beside the record")
+    robustness: bool = Field(False, description="then attack it, corrupt its images and measure its maps as those of the paper's networks (hours on a CPU), stored beside the record")
 
     RUNTIME: ClassVar = ("root", "device", "compiled", "out", "max_minutes", "must_fit", "min_images_per_second", "checkpoint_every", "half_weights", "robustness")
 
@@ -237,9 +239,11 @@ class CamParams(NetworksParams):
     """Parameters of 04_cam."""
 
     images: Int = Field(6, ge=1, le=40, description="images in the figures, drawn by the seed")
-    measured: Limit = Field(200, ge=1, description="images of the measurement, drawn by the seed; None or all: every one")
+    measured: Limit = Field(200, ge=1, description="images whose maps are compared with the object and the grid, drawn by the seed; None or all: every one")
+    perturbed: Limit = Field(24, ge=1, description="how many of them are changed by their maps and shown to the network again; None or all: every one")
     layer: str = Field("layer4", description="module whose output is explained; layer4 in the paper")
     beside: str = Field("layer3", description="a second one, shown beside it")
+    k: Int = Field(2, ge=2, description="tiles per side of the grid whose trace is looked for in the maps")
 
 
 class ResultsParams(Params):
@@ -248,7 +252,7 @@ class ResultsParams(Params):
     runs: Optional[str] = Field(None, description="folder of the records (default: results/)")
 
 
-BENCHED = ("mixers", "loader", "training", "attacks", "agreement")  # the tables of `rmlib bench`
+BENCHED = ("mixers", "loader", "training", "attacks", "maps", "agreement")  # the tables of `rmlib bench`
 CELL = "02_training"  # the notebook that a grid runs for each of its cells
 NOTEBOOKS: dict[str, type[Params]] = {"01_method": MethodParams, "02_training": TrainParams, "03_robustness": RobustnessParams,
                                       "04_cam": CamParams, "05_results": ResultsParams}

@@ -25,6 +25,7 @@ from rmlib.params import complete, config_id, project_root
 RECORD, CHECKPOINT = "record.json", "checkpoint.pt"  # of a run that has ended, of one that goes on
 WEIGHTS = "weights.safetensors"
 KINDS = ("attacks", "cam", "corruptions")  # of measurements on a trained network
+KEPT = "maps"  # the measure in cam.json that ends :func:`rmlib.robustness.after_training`: small maps for figures
 
 
 class Provenance(BaseModel):
@@ -207,6 +208,15 @@ def measurements(folder: Path, kind: str) -> Measurements | None:
     if found.run_id != read(folder).run_id:
         raise UserError(f"{path} belongs to another run ({found.run_id}): delete it and measure again")
     return found
+
+
+def measured_to_the_end(folder: Path) -> bool:
+    """Whether everything that follows a training was measured on the network of a run; see KEPT."""
+    try:
+        found = measurements(folder, "cam")
+    except UserError:  # damaged: told when it is measured again
+        return False
+    return found is not None and any(row.settings.get("measure") == KEPT for row in found.measurements)
 
 
 def measure(folder: Path, kind: str, settings: dict, compute, device: str, save: bool) -> dict:

@@ -4,14 +4,15 @@ A table is a pandas DataFrame with unrounded numbers: a column X with its sample
 :func:`render` makes Markdown of it, :func:`write_tables` CSV.
 """
 
+import math
 import re
 from fractions import Fraction
 from pathlib import Path
 
 import pandas as pd
 
-from rmlib import UserError, masking, paper, records
-from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, nearest
+from rmlib import UserError, looks, masking, paper, records
+from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, method_name, nearest
 from rmlib.stats import holm, mean_std, paired, welch
 
 METRICS = ("accuracy", "nll", "ece")
@@ -132,7 +133,7 @@ def one_sample(group, measured):
     own = measured[measured["run_id"].isin(group["run_id"])].sort_values(["images", "finished"]) if len(measured) else measured
     if not len(own):
         return None
-    identity = [name for name in ("images", "image_seed", "checksum", "batch_size") if name in own]
+    identity = [name for name in ("images", "image_seed", "checksum", "batch_size", "maps", "k") if name in own]
     samples = [rows[(rows[identity].map(str) == rows[identity].map(str).iloc[-1]).all(axis=1)]
                for _, rows in (own.groupby("attack", sort=False) if "attack" in own else [("", own)])]
     return pd.concat(samples)
@@ -218,19 +219,48 @@ def corrupted(group, measured):
     return pd.DataFrame(table)
 
 
-def localization(group, cams):
-    """Share of the Grad-CAM++ map inside the object per method and layer; None if it was not measured."""
-    cams = one_sample(group, cams[cams["measure"] == "energy inside"] if len(cams) else cams)
+def looks_of(group, cams, measure: str) -> dict | None:
+    """The results of one measure of the maps, {name of the method: {seed: result}}, for :mod:`rmlib.looks`; None if it was not made."""
+    cams = one_sample(group, cams[cams["measure"] == measure] if len(cams) else cams)
     if cams is None:
         return None
-    table = []
-    for row, runs in methods(group):
-        for layer, own in cams[cams["run_id"].isin(runs["run_id"])].groupby("layer", sort=False):
-            energy, energy_std = mean_std(own["energy_inside"])
-            table.append(row | {"layer": layer, "n": len(own), "images": int(own["images"].min()), "inside the object (%)": energy,
-                                "inside the object (%)_std": energy_std, "area of the object (%)": round(own["object_area"].mean(), 1),
-                                "empty maps": round(own["empty_maps"].mean(), 1)})
-    return pd.DataFrame(table)
+    results = {run["run_id"]: {name: run[name] for name in run if run[name] == run[name]} for run in cams.to_dict("records")}
+    found = {}
+    for _, runs in methods(group):
+        own = runs[runs["run_id"].isin(results)].sort_values("config.seed")
+        if len(own):
+            label = method_name({name: own[f"config.{name}"].iloc[0] for name in METHOD})
+            found[label] = {run["config.seed"]: results[run["run_id"]] for run in own.to_dict("records")}
+    return found
+
+
+def localization(group, cams):
+    """Where the maps of the true classes lie, see :func:`rmlib.looks.table`; None if it was not measured."""
+    found = looks_of(group, cams, "localization")
+    return found and looks.table(found)
+
+
+def faithfulness(group, cams):
+    """What happens when images are changed by their maps, see :func:`rmlib.looks.table`; None if it was not measured."""
+    found = looks_of(group, cams, "faithfulness")
+    return found and looks.table(found)
+
+
+def sanity(group, cams):
+    """Maps of networks with shuffled weights, see :func:`rmlib.looks.sanity`; None if it was not measured."""
+    found = looks_of(group, cams, "sanity")
+    return found and looks.sanity(found)
+
+
+def eps_of_maps(group, cams):
+    """What the eps of Grad-CAM++ changes, see :func:`rmlib.looks.eps_table`; None if it was not measured."""
+    found = looks_of(group, cams, "guard")
+    return found and looks.eps_table(found)
+
+
+def looks_differences(group, cams):
+    """Region Mixup minus the other methods in the measures of the maps, see :func:`rmlib.looks.differences`; None if there is nothing to compare."""
+    return looks.differences([found for found in (looks_of(group, cams, measure) for measure in ("localization", "faithfulness")) if found])
 
 
 def costs(runs):
@@ -277,7 +307,7 @@ def _hardware(group):
 
 def render(table) -> str:
     """A table in Markdown: X and X_std become '82.31 ± 0.40', nothing known a dash."""
-    columns = [name for name in table.columns if not name.endswith("_std") and name not in HIDDEN]
+    columns = [name for name in table.columns if not name.endswith(("_std", "_low", "_high")) and name not in HIDDEN]
     spread = [f"{name}_std" in table.columns for name in columns]
     lines = [[HEADS.get(name, (name, None))[0] for name in columns],
              ["---:" if wide or pd.api.types.is_numeric_dtype(table[name]) and name not in METHOD else "---" for name, wide in zip(columns, spread)]]
@@ -285,7 +315,9 @@ def render(table) -> str:
         cells = []
         for name, wide in zip(columns, spread):
             decimals = HEADS.get(name, (name, None))[1]
-            cells.append(cell(row[name], row[f"{name}_std"], 1 if decimals is None else decimals) if wide else _plain(name, row[name]))
+            low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
+            cells.append(cell(row[name], row[f"{name}_std"], 1 if decimals is None else decimals) + (f" [{low:.1f}, {high:.1f}]" if low == low else "")
+                         if wide else _plain(name, row[name]))
             if name == "n" and row.get("diverged"):
                 cells[-1] += f" (+ {row['diverged']} diverged)"
         lines.append(cells)
@@ -306,14 +338,16 @@ def _plain(name, value):
         return "–"
     if name == "points":
         return f"{value:+.2f}"
+    if name == looks.CONTROL:
+        return f"{value:.1f}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     """Every table below a folder of records: kind -> list of (caption, DataFrame).
 
-    Kinds: ``accuracy``, ``differences``, ``robustness``, ``checks``, ``corrupted`` and ``localization`` with one table per experiment,
-    ``paper`` with the paper's Tables 1 to 4 beside ours, ``eps``, ``claims``, and ``costs``.
+    Kinds: ``accuracy``, ``differences``, ``robustness``, ``checks``, ``corrupted``, ``localization``, ``faithfulness``, ``sanity``, ``guard`` and ``looks``
+    with one table per experiment, ``precision``, ``paper`` with the paper's Tables 1 to 4 beside ours, ``eps``, ``claims``, and ``costs``.
     """
     runs = runs_below(root)
     measured = {kind: records.collect_measurements(root, kind) for kind in records.KINDS}
@@ -347,8 +381,16 @@ MEASURED = {
                "20 steps, and Square where it was run at this eps; AutoAttack on fewer images; a warning names what contradicts FGSM, or what cannot be told, "
                "with the number of networks", checks, ("attacks",)),
     "corrupted": ("accuracy in percent of `images` test images per network, mean over five severities", corrupted, ("corruptions",)),
-    "localization": ("Grad-CAM++, true class, mean over `images` test images; a map that knows nothing scores the area of the object; empty maps (number per network) "
-                     "have no positive evidence and are left out", localization, ("cam",))}
+    "localization": (f"maps of the true class; in brackets the 95 % interval over networks and images; {looks.CONTROL}: the same measure with the map of an "
+                     "image of another class; extent: the image's share above half of the map's maximum; trace of the grid: asymmetry between the tiles of a 2 x 2 grid minus that on the "
+                     "grid moved by half a tile; a map without any positive evidence counts as a flat one", localization, ("cam",)),
+    "faithfulness": ("maps of the predicted class; in brackets the 95 % interval over networks and images; Average Drop and deletion: less is more faithful; "
+                     "the others: more is; deletion and insertion: area under the curve of the probability in percent of that on the whole image; ROAD combined, in points of "
+                     "probability, over 20, 40, 60 and 80 % of the pixels", faithfulness, ("cam",)),
+    "sanity": ("rank correlation in hundredths of the maps of the true class with those of the network with shuffled weights, from the head down; a map that comes "
+               f"from what was learned falls to that with {looks.CONTROL} or below", sanity, ("cam",)),
+    "guard": ("Grad-CAM++ with eps = 1e-6 in the denominator of its weights, as grad-cam has it, beside eps = 0, as its paper has it, where a closed form gives both; maximum moves: by more than a pixel", eps_of_maps, ("cam",)),
+    "looks": ("differences paired by seed and image, with 95 % intervals over both; p corrected by Holm for the rows of this table, the intervals are not; resolved: p below 0.05", looks_differences, ("cam",))}
 
 
 def markdown(root: Path, kind: str = "accuracy") -> str:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from rmlib import attacks, cam, corruptions, networks, records
+from rmlib import attacks, corruptions, explanations, networks, records
 from rmlib.data import ImageSet
 from rmlib.evaluate import sample
 from rmlib.masking import PURPOSE
-from rmlib.params import FULL_ROBUSTNESS, CamParams, RobustnessParams, TrainParams
+from rmlib.params import FULL_ROBUSTNESS, RobustnessParams, TrainParams
 from rmlib.train import pick_device
 
 
@@ -61,17 +61,15 @@ def measure(folder: Path, model, test_set: ImageSet, settings: RobustnessParams,
 
 
 def after_training(params: TrainParams, log=print) -> None:
-    """Measure the network of a finished run as the paper's networks are measured (FULL_ROBUSTNESS), on its own device, and keep the
-    maps of the images that 04_cam shows."""
+    """Measure the network of a finished run as the paper's networks are measured, on its own device: attacks and corruptions
+    (FULL_ROBUSTNESS), then its maps (:func:`rmlib.explanations.after_training`)."""
     settings = RobustnessParams(**FULL_ROBUSTNESS, root=params.root, device=params.device, threads=params.threads, save=True)
     record = records.read(params.folder)
     root = params.dataset.removeprefix("folder:") if params.dataset.startswith("folder:") else params.root
     model = networks.load(params.folder).to(pick_device(params.device))
-    test_set, figure = networks.images_of(record, root), CamParams()
+    test_set = networks.images_of(record, root)
     measure(params.folder, model, test_set, settings, log)
-    for layer in (figure.layer, figure.beside):
-        cam.keep(params.folder, model, test_set, layer, figure.images)
-    log(f"Grad-CAM++: the maps of {figure.images} images are kept")
+    explanations.after_training(params, model, test_set, log)
 
 
 def _device(model):

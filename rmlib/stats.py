@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 from scipy.interpolate import PchipInterpolator
+from scipy.optimize import brentq
 from statsmodels.stats.multitest import multipletests
 
 
@@ -58,6 +59,39 @@ def paired(a, b) -> Difference:
     test = stats.ttest_rel(a, b)
     low, high = test.confidence_interval(0.95)
     return Difference(mean, float(low), float(high), float(test.pvalue), count, correlation)
+
+
+def crossed(values) -> Difference:
+    """The mean of values on the same images by several runs, with an interval over runs and images both: other seeds, other images.
+
+    Runs and images are crossed random effects: the mean's variance is that of the runs' means plus what the images add to it beyond the
+    rest, (MS_images - MS_rest) / (runs x images). Each part has its own t quantile and the squares of the two half widths are added, because a pooled
+    quantile covers too seldom with two or three runs (simulated in the tests). With one run the interval is over images alone, and says nothing
+    about other seeds.
+
+    Args:
+        values: (runs, images), at least one run and two images; for a difference of two methods, of runs in pairs.
+
+    Returns:
+        A Difference whose p is that of a mean of 0, and whose n is (runs, images); without any spread interval and p are NaN.
+    """
+    values = np.asarray(values, dtype=float)
+    runs, images = values.shape
+    mean, by_run, by_image = float(values.mean()), values.mean(1), values.mean(0)
+    parts, rest = [], 0.0  # (variance of the mean, degrees of freedom)
+    if runs > 1:
+        parts.append((by_run.var(ddof=1) / runs, runs - 1))
+        rest = ((values - by_run[:, None] - by_image + mean) ** 2).sum() / ((runs - 1) * (images - 1)) / (runs * images)
+    parts.append((max(by_image.var(ddof=1) / images - rest, 0.0), images - 1))
+
+    def half(level):
+        return math.sqrt(sum(variance * stats.t.isf(level / 2, degrees) ** 2 for variance, degrees in parts))
+
+    if not half(0.05) > 0:
+        return Difference(mean, math.nan, math.nan, math.nan, (runs, images))
+    lowest = 1e-12
+    p = lowest if half(lowest) < abs(mean) else brentq(lambda level: half(level) - abs(mean), lowest, 1.0) if mean else 1.0
+    return Difference(mean, mean - half(0.05), mean + half(0.05), float(p), (runs, images))
 
 
 def _between(sizes, values):

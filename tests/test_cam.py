@@ -1,14 +1,17 @@
-"""Maps against closed forms on networks small enough to know them, and against careless callers."""
+"""Maps against closed forms on networks small enough to know them, against grad-cam, and against careless callers."""
 
 import gc
 
+import numpy as np
 import pytest
 import torch
+from conftest import mutated
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 from torch.nn import functional as F
 
-from rmlib import UserError, cam
-from rmlib.data import load
+from rmlib import UserError, cam, localization, networks, params
+from rmlib.evaluate import predict, sample
 from rmlib.models import preact_resnet18
 
 
@@ -58,15 +61,106 @@ def test_closed_form_of_a_pooled_network():
     assert found.std((1, 2)).min() > 0.05, "the maps are not flat, so that the comparison says something"
 
 
-def test_closed_form_of_layer4():
+def oracle(activations, weights, eps):
+    """Grad-CAM++ by autograd alone, in float64: equation 19 on the gradient of a head that averages and multiplies."""
+    A = activations.double().requires_grad_()
+    (A.mean((2, 3)) * weights.double()).sum().backward()
+    g, total = A.grad, A.detach().sum((2, 3), keepdim=True)
+    alpha = torch.where(g != 0, g**2 / (2 * g**2 + total * g**3 + eps), 0)
+    return ((alpha * g.clamp(min=0)).sum((2, 3), keepdim=True) * A.detach()).sum(1).clamp(min=0)
+
+
+def stacks(seed=0):
+    """Activations of every sign in maps of 4 x 3 cells, and a head's weights, some of them 0."""
+    generator = torch.Generator().manual_seed(seed)
+    A, w = torch.randn(5, 7, 4, 3, generator=generator, dtype=torch.float64), torch.randn(5, 7, generator=generator, dtype=torch.float64)
+    return A, torch.where(w.abs() < 0.2, 0, w)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.0, 1e-2])
+def test_closed_form_is_equation_19(eps):
+    A, w = stacks()
+    assert (w == 0).any() and torch.allclose(cam.closed_form(A, w, eps=eps), oracle(A, w, eps), rtol=1e-9, atol=0)
+    hires = (w[:, :, None, None] / 12 * A).sum(1).clamp(min=0)  # gradient times activation
+    assert torch.allclose(cam.closed_form(A, w, "hirescam"), 12 * hires), "but for a factor that the scaling takes away"
+    assert cam.closed_form(A.bfloat16(), w.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("old, new", [
+    ("2 * square", "square"), ("square * gradient)", "square)"), (" + eps", " - eps"), ("cells * alpha * gradient.clamp(min=0)", "cells * alpha * gradient"),
+    ("gradient = weights / cells", "gradient = weights"), ("torch.where(gradient != 0, square / torch.where(denominator != 0, denominator, 1), 0)", "1 / (2 + values.sum((2, 3)))"),
+    (".clamp(min=0)\n", "\n"), ('"nk,nkhw->nhw", weights, values', '"nk,nkhw->nhw", weights, values.relu()')])
+def test_wrong_closed_forms_are_caught(old, new):
+    A, w = stacks()
+    if old == ".clamp(min=0)\n":  # the last one alone
+        old, new = ", values).clamp(min=0)", ", values)"
+    assert not torch.allclose(mutated(cam.closed_form, old, new)(A, w, eps=1e-2), oracle(A, w, 1e-2), rtol=1e-4, atol=0)
+
+
+def test_no_gradient_no_division():
+    """A denominator of exactly 0 (possible only without eps, where activations are negative) is no infinity."""
+    A, w = torch.full((1, 1, 2, 2), -2.0), torch.ones(1, 1)
+    assert cam.closed_form(A, w, eps=0.0).eq(0).all() and cam.closed_form(-A, 0 * w, eps=0.0).eq(0).all()
+
+
+@pytest.mark.parametrize("method", ["gradcam++", "hirescam"])
+@pytest.mark.parametrize("layer", ["layer4", "layer4.1", "layer3", "layer2.0.conv1"])
+def test_maps_are_those_of_grad_cam(method, layer):
+    """On a trained network, to 1e-5: in closed form without a backward pass, and through the library with the graph cut at the layer."""
+    folder, record = networks.find(params.networks_dir(), 1.0)[-1]
+    model, test_set = networks.load(folder), networks.images_of(record)
+    data = test_set[sample(len(test_set), 40, 0, "some")]
+    pixels, calls = data.images / 255, []
+    explainer = cam.LIBRARY[method](model, [model.get_submodule(layer)])
+    for classes in (data.labels, predict(model, data.images).argmax(1)):
+        expected = explainer(pixels, [ClassifierOutputTarget(int(c)) for c in classes])
+        found = cam.maps(model, pixels, None if len(calls) else classes, layer, method=method, batch_size=16)
+        assert np.abs(found.numpy() - expected).max() < 1e-5 and found.std((1, 2)).median() > 0.05
+        calls.append(found)
+    assert not torch.equal(*calls), "the true and the predicted class differ somewhere"
+    explainer.activations_and_grads.release()
+
+
+def test_the_last_stage_needs_no_library(monkeypatch):
+    """So it is as cheap as a forward pass; with a final norm, behind another head or in another network it is not the same, and the library is asked."""
+    asked = []
+    for name, explainer in list(cam.LIBRARY.items()):
+        monkeypatch.setitem(cam.LIBRARY, name, lambda *words, explainer=explainer, **more: asked.append(1) or explainer(*words, **more))
+    pixels, classes = images(2, 32)
+    plain, normed = preact_resnet18(3, 2), preact_resnet18(3, 2, final_norm=True)
+    cam.maps(plain, pixels, classes)
+    assert not asked
+    for model, layer in ((normed, "layer4"), (plain, "layer3"), (nn.Sequential(plain), "0.layer4")):
+        asked.clear()
+        cam.maps(model, pixels, classes, layer)
+        assert asked, layer
+
+
+def test_bfloat16_networks_work():
     torch.manual_seed(0)
-    model, kept = preact_resnet18(10, 4).eval(), []
-    pixels, classes = images(8, 32)
-    hook = model.layer4.register_forward_hook(lambda module, inputs, output: kept.append(output.detach()))
-    model(pixels)
-    hook.remove()
-    expected = enlarged(closed_form(kept[0], model.linear.weight.detach()[classes]), (32, 32))
-    assert torch.allclose(cam.maps(model, pixels, classes).double(), expected, atol=1e-3)
+    model = preact_resnet18(3, 8).eval()
+    pixels, classes = images(6, 32)
+    for layer in ("layer4", "layer3"):
+        exact, rough = cam.maps(model.float(), pixels, classes, layer), cam.maps(model.bfloat16(), pixels, classes, layer)
+        assert rough.dtype == torch.float32 and 0 < (exact - rough).abs().mean() < 0.05
+    with pytest.raises(UserError, match="float16"):
+        cam.maps(model.half(), pixels, classes)
+
+
+def test_an_activation_changed_in_place_is_explained_as_it_was():
+    """grad-cam keeps a reference on the CPU, so that an in-place operation behind the layer changes the map it draws."""
+    class InPlace(Pooled):
+        def forward(self, images):
+            features = self.features(images)
+            features += 1
+            return self.linear(features.relu_().mean((2, 3)))
+
+    class Copied(Pooled):
+        def forward(self, images):
+            return self.linear((self.features(images) + 1).relu().mean((2, 3)))
+
+    pixels, classes = images()
+    assert torch.equal(cam.maps(InPlace(), pixels, classes, "features"), cam.maps(Copied(), pixels, classes, "features"))
 
 
 def test_a_planted_detector_points_at_its_object():
@@ -82,41 +176,49 @@ def test_a_planted_detector_points_at_its_object():
         pixels[i, 0, y:y + 4, x:x + 4] = 1
         masks[i, y:y + 4, x:x + 4] = True
     found = cam.maps(model, pixels, torch.zeros(3, dtype=torch.int64), "features")
-    assert torch.equal(found > 0.5, masks) and (cam.energy_inside(found, masks) > 99).all()
+    assert torch.equal(found > 0.5, masks) and (localization.energy_inside(found, masks) > 99).all()
+    assert torch.equal(cam.maps(model, pixels, torch.zeros(3, dtype=torch.int64), "features", method="hirescam") > 0.5, masks)
     against = cam.maps(model, pixels, torch.ones(3, dtype=torch.int64), "features")
     assert against.max() == 0, "nothing speaks for the other class"
 
 
-def test_batches_do_not_matter():
+@pytest.mark.parametrize("layer", ["layer4", "layer3"])
+def test_batches_do_not_matter(layer):
     torch.manual_seed(1)
     model = preact_resnet18(3, 2).eval()
     pixels, classes = images(7)
-    whole = cam.maps(model, pixels, classes, "layer3")
-    single = torch.cat([cam.maps(model, pixels[i:i + 1], classes[i:i + 1], "layer3") for i in range(7)])
-    assert torch.allclose(whole, cam.maps(model, pixels, classes, "layer3", batch_size=3), atol=1e-4) and torch.allclose(whole, single, atol=1e-4)
-    assert torch.allclose(whole, cam.maps(model, (pixels * 255).round().byte(), classes, "layer3"), atol=0.2)
+    whole = cam.maps(model, pixels, classes, layer)
+    single = torch.cat([cam.maps(model, pixels[i:i + 1], classes[i:i + 1], layer) for i in range(7)])
+    assert torch.allclose(whole, cam.maps(model, pixels, classes, layer, batch_size=3), atol=1e-4) and torch.allclose(whole, single, atol=1e-4)
+    assert torch.allclose(whole, cam.maps(model, (pixels * 255).round().byte(), classes, layer), atol=0.2)
 
 
+@pytest.mark.parametrize("layer", ["layer4", "layer3"])
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_caller_finds_everything_as_it_was(fails, monkeypatch):
+def test_the_caller_finds_everything_as_it_was(fails, layer, monkeypatch):
     torch.manual_seed(0)
     model = preact_resnet18(3, 2).train()
     model.layer1[0].bn1.eval()
     model(torch.rand(4, 3, 16, 16)).sum().backward()
-    modes = [module.training for module in model.modules()]
-    gradients = [(p.grad, p.grad.clone()) for p in model.parameters()]
+    model.conv1.weight.requires_grad_(False)
+    model.layer3.register_forward_hook(own := lambda module, inputs, output: None)
+    modes, trainable = [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
+    gradients = [(p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     if fails:
         def explode(*_, **__):
             raise IndexError("a mistake inside")
         monkeypatch.setattr("pytorch_grad_cam.GradCAMPlusPlus.get_cam_weights", explode)
+        monkeypatch.setattr(cam, "closed_form", explode)
         with pytest.raises(IndexError, match="a mistake inside"):  # grad-cam's own `with` block would swallow it
-            cam.maps(model, *images())
+            cam.maps(model, *images(), layer)
     else:
         with torch.no_grad():
-            cam.maps(model, *images())
+            cam.maps(model, *images(), layer)
+    assert [p.requires_grad for p in model.parameters()] == trainable and list(model.layer3._forward_hooks.values()) == [own]
+    model.layer3._forward_hooks.clear()
     assert [module.training for module in model.modules()] == modes
-    assert all(p.grad is gradient and torch.equal(p.grad, value) for p, (gradient, value) in zip(model.parameters(), gradients))
+    assert all(p.grad is gradient and (gradient is None or torch.equal(p.grad, value)) for p, (gradient, value) in zip(model.parameters(), gradients))
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
     assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
 
@@ -129,24 +231,26 @@ def test_frozen_networks_and_inference_mode():
         assert torch.equal(cam.maps(model.requires_grad_(False), pixels.clone(), classes.clone(), "features"), expected)
 
 
-def test_nothing_piles_up():
-    model = Pooled()
+@pytest.mark.parametrize("model, layer", [(Pooled(), "features"), (preact_resnet18(3, 2), "layer4"), (preact_resnet18(3, 2), "layer2")], ids=["pooled", "closed", "library"])
+def test_nothing_piles_up(model, layer):
     pixels, classes = images(2)
 
     def tensors():
         gc.collect()
         return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
-    cam.maps(model, pixels, classes, "features")
+    cam.maps(model, pixels, classes, layer)
     before = tensors()
-    for _ in range(10):
-        cam.maps(model, pixels, classes, "features")
+    for _ in range(50):
+        cam.maps(model, pixels, classes, layer)
     assert tensors() <= before
 
 
 @pytest.mark.parametrize("change, words", [
     (dict(layer="layer5"), "did you mean 'layer"),
     (dict(layer=""), "layer=''"),
+    (dict(method="gradcam"), "did you mean 'gradcam[+][+]'"),
+    (dict(layer="layer3", classes=torch.tensor([0, 3, 1])), "class 3 cannot be explained: the network has 3"),
     (dict(layer="linear"), r"gives \(1, 3\): a map needs"),
     (dict(classes=torch.tensor([0, 3, 1])), "class 3 cannot be explained: the network has 3"),
     (dict(classes=torch.tensor([0, 1])), r"labels \(2,\)"),
@@ -157,30 +261,6 @@ def test_mistakes(change, words):
     arguments = {"images": pixels, "classes": classes, "layer": "layer4"} | change
     with pytest.raises(UserError, match=words):
         cam.maps(preact_resnet18(3, 2), **arguments)
-
-
-def test_energy_of_known_maps():
-    masks = torch.zeros(4, 6, 6, dtype=torch.bool)
-    masks[:, :3] = True
-    grids = torch.stack([masks[0].float(), torch.ones(6, 6), 1 - masks[0].float(), torch.zeros(6, 6)])
-    energy = cam.energy_inside(grids, masks)
-    assert energy[:3].tolist() == [100, 50, 0] and energy[3].isnan(), "perfect, uniform, inverted, empty"
-    with pytest.raises(UserError, match="expected bool"):
-        cam.energy_inside(grids, 255 * masks.byte())
-    with pytest.raises(UserError, match="same shape"):
-        cam.energy_inside(grids, masks[:2])
-
-
-def test_objects_are_masks_or_the_insides_of_boxes():
-    data = load("shapes", split="test")[torch.arange(0, 2000, 400)]
-    assert cam.object_masks(data) is data.masks
-    from dataclasses import replace
-
-    boxed = cam.object_masks(replace(data, masks=None))
-    x1, y1, x2, y2 = data.boxes[2].tolist()
-    assert boxed[2].sum() == (x2 - x1) * (y2 - y1) and boxed[2, y1:y2, x1:x2].all()
-    assert (boxed | ~data.masks).all(), "every mask lies in its box"
-    assert cam.object_masks(replace(data, masks=None, boxes=None)) is None
 
 
 @pytest.mark.cuda

@@ -1,0 +1,151 @@
+"""The battery of maps and measures on a trained network, as notebook 04 and the batches run it, stored beside its record.
+
+Every measure stands beside its control: the same measure with the map of another image, which knows where objects usually are and
+nothing of this one.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from rmlib import cam, faithfulness, localization, records
+from rmlib.data import ImageSet, to_float
+from rmlib.evaluate import evaluating, full_precision, pack_values, predict, sample
+from rmlib.params import FULL_CAM, CamParams, TrainParams
+
+PURPOSE = "measured images"  # of the stream that draws the images of the measures
+MEASURES = ("localization", "faithfulness", "sanity", "guard")
+
+
+def pairs(settings: CamParams) -> list[tuple[str, str]]:
+    """(method, layer) of the maps that are compared with objects and grid."""
+    return list(itertools.product(cam.LIBRARY, dict.fromkeys((settings.layer, settings.beside))))
+
+
+def measured_images(test_set: ImageSet, count: int | None, seed: int) -> ImageSet:
+    """The images of a measure; those of a smaller one are among those of a larger one."""
+    return test_set[sample(len(test_set), count, seed, PURPOSE)]
+
+
+def of_another(grids: torch.Tensor) -> torch.Tensor:
+    """To each image the map of another one, half of the set away: of another class, where the set is sorted by class."""
+    return grids.roll(len(grids) // 2, 0)
+
+
+def _entry(values: dict, control: dict, **more) -> dict:
+    """A stored measure: means, controls' means, and the values of single images."""
+    return {"mean": {name: each.mean().item() for name, each in values.items()}, "control": {name: each.mean().item() for name, each in control.items()},
+            "values": {name: pack_values(each) for name, each in values.items()}, **more}
+
+
+def locate(model, data: ImageSet, settings: CamParams) -> dict:
+    """Where the maps of the true classes lie: (method, layer) -> measures of :mod:`rmlib.localization`; those of the object where it is known."""
+    masks, found = localization.object_masks(data), {}
+    for method, layer in pairs(settings):
+        grids = cam.maps(model, data.images, data.labels, layer, method=method)
+
+        def against_objects(grids):
+            return {} if masks is None else {each.__name__: each(grids, masks) for each in (localization.energy_inside, localization.pointing_game, localization.iou)}
+
+        alone = {"extent": localization.extent(grids), "asymmetry": localization.asymmetry(grids, settings.k), "grid_trace": localization.grid_trace(grids, settings.k)}
+        found[f"{method} {layer}"] = _entry(against_objects(grids) | alone, against_objects(of_another(grids)), empty=int(localization.empty(grids).sum()))
+    return {"found": found} | ({} if masks is None else {"object_area": 100 * masks.double().mean().item()})
+
+
+def perturb(model, data: ImageSet, settings: CamParams) -> dict:
+    """Whether the maps of the predicted classes tell what the network looks at: measures of :mod:`rmlib.faithfulness`; ROAD at ``layer`` alone."""
+    pixels, found = to_float(data.images), {}
+    classes = predict(model, data.images).argmax(1)
+    for layer in dict.fromkeys((settings.layer, settings.beside)):
+        grids, shapes = cam.maps(model, pixels, classes, layer), {}
+
+        def change(grids):
+            drop, increase = faithfulness.drop_and_increase(model, pixels, grids, classes)
+            deletion, insertion = faithfulness.curves(model, pixels, grids, classes, settings.seed)
+            shapes.setdefault("curves", {"deletion": deletion.mean(0).tolist(), "insertion": insertion.mean(0).tolist()})
+            values = {"average_drop": drop, "increase": increase, "deletion": faithfulness.area(deletion), "insertion": faithfulness.area(insertion)}
+            return values | ({"road": faithfulness.road(model, pixels, grids, classes, settings.seed)} if layer == settings.layer else {})
+
+        found[f"gradcam++ {layer}"] = _entry(change(grids), change(of_another(grids)), **shapes)
+    return {"found": found, "right": 100 * (classes == data.labels).double().mean().item()}
+
+
+def check(model, data: ImageSet, settings: CamParams) -> dict:
+    """The sanity check: rank correlation (in hundredths) of the maps of the true classes with those of networks with shuffled weights, stage by stage."""
+    found = {}
+    for layer in dict.fromkeys((settings.layer, settings.beside)):
+        stages = faithfulness.sanity(model, data.images, data.labels, layer, seed=settings.seed)
+        own = cam.maps(model, data.images, data.labels, layer)
+        found[f"gradcam++ {layer}"] = _entry({"everything_shuffled": 100 * list(stages.values())[-1]}, {"everything_shuffled": 100 * faithfulness.correlation(own, of_another(own))},
+                                             stages={name: 100 * each.mean().item() for name, each in stages.items()})
+    return {"found": found}
+
+
+def guard(model, data: ImageSet, settings: CamParams) -> dict:
+    """What the eps in the denominator of Grad-CAM++ changes, where the closed form holds: rank correlation of the maps with and without it in hundredths
+    (mean and lowest), percent of the images whose maximum moves by more than a pixel, and percent of the activations that are negative."""
+    head = cam.head_behind(model, settings.layer)
+    if head is None:
+        return {}
+    with evaluating(model), full_precision():
+        parts = [cam.forward_to(model, model.get_submodule(settings.layer), to_float(images.to(head.weight.device)))[0].float()
+                 for images in data.images.split(200)]
+        activations, weights = torch.cat(parts), head.weight[data.labels.to(head.weight.device)]
+        with_eps, without = (cam.enlarge(cam.closed_form(activations, weights, eps=eps), data.images.shape[2:]).cpu() for eps in (cam.EPS, 0.0))
+    same = 100 * faithfulness.correlation(with_eps, without)
+    width = with_eps.shape[2]
+    places = [torch.stack((peak // width, peak % width)) for peak in (grids.flatten(1).argmax(1) for grids in (with_eps, without))]
+    return {"correlation": same.mean().item(), "lowest": same.min().item(), "moved": 100 * ((places[0] - places[1]).abs().amax(0) > 1).double().mean().item(),
+            "negative": 100 * (activations < 0).double().mean().item()}
+
+
+def measure(folder: Path, model, test_set: ImageSet, settings: CamParams, name: str) -> dict:
+    """One of MEASURES on the network of a run: the result of :func:`locate`, :func:`perturb`, :func:`check` or :func:`guard`.
+
+    With ``settings.save`` it is stored in the run's folder, and loaded if it is there. ``test_set``: all images the run was evaluated on.
+    """
+    make, count = {"localization": (locate, settings.measured), "faithfulness": (perturb, settings.perturbed),
+                   "sanity": (check, settings.perturbed), "guard": (guard, settings.measured)}[name]
+    data = measured_images(test_set, count, settings.seed)
+    layers = list(dict.fromkeys((settings.layer, settings.beside)))
+    maps = {"localization": [f"{method} {layer}" for method, layer in pairs(settings)], "guard": [f"gradcam++ {settings.layer}"]}
+    what = {"measure": name, "maps": maps.get(name, [f"gradcam++ {layer}" for layer in layers]), "from": cam.IDENTITY,
+            "class": "predicted" if name == "faithfulness" else "true", "images": len(data), "image_seed": settings.seed, "checksum": data.checksum}
+    if name == "localization":
+        what["k"] = settings.k
+    return records.measure(folder, "cam", what, lambda: make(model, data, settings), next(model.parameters()).device.type, settings.save)
+
+
+def measure_all(networks: list, test_set: ImageSet, settings: CamParams, watched: bool = False) -> list[dict[str, dict]]:
+    """Every measure on every network, as [{name of the measure: result}].
+
+    Args:
+        networks: (folder, model) pairs. watched: show a progress bar.
+    """
+    steps = tqdm(total=len(networks) * len(MEASURES), disable=not watched, leave=False, file=sys.stdout)
+    found = []
+    with steps:
+        for folder, model in networks:
+            found.append({})
+            for name in MEASURES:
+                found[-1][name] = measure(folder, model, test_set, settings, name)
+                steps.update()
+    return found
+
+
+def after_training(params: TrainParams, model, test_set: ImageSet, log=print) -> None:
+    """Measure the maps of a finished run's network as those of the paper's networks (FULL_CAM), and keep a few small ones, last."""
+    settings = CamParams(**FULL_CAM, root=params.root, device=params.device, threads=params.threads, save=True)
+    found = {name: measure(params.folder, model, test_set, settings, name) for name in MEASURES}
+    first = next(iter(found["localization"]["found"].values()))["mean"]
+    log("maps: " + ", ".join(f"{name} {value:.1f} %" for name, value in first.items()))
+    cam.keep(params.folder, model, test_set, [settings.layer, settings.beside], settings.images)
+    log(f"Grad-CAM++: the maps of {settings.images} images are kept")
+
+
+def disagreement(stacks: list[torch.Tensor]) -> torch.Tensor:
+    """How differently several networks look at each image: 1 - rank correlation of their maps (N, H, W), averaged over the pairs; (N,), 0 to 2."""
+    return torch.stack([1 - faithfulness.correlation(a, b) for a, b in itertools.combinations(stacks, 2)]).mean(0)

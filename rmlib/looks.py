@@ -1,0 +1,107 @@
+"""Tables of where networks look, from the results of :mod:`rmlib.explanations`: for notebook 04 and for reports.
+
+``found`` is always {name of the method: {seed: result}}, the results on the same images.
+"""
+
+import numpy as np
+import pandas as pd
+
+from rmlib import cam, stats
+from rmlib.evaluate import unpack_values
+
+NAMES = {"energy_inside": "energy inside the object (%)", "pointing_game": "pointing game (%)", "iou": "IoU with the object (%)",
+         "extent": "extent (%)", "asymmetry": "asymmetry between tiles (%)", "grid_trace": "trace of the grid (points)",
+         "average_drop": "Average Drop (%)", "increase": "Increase in Confidence (%)", "deletion": "deletion (%)", "insertion": "insertion (%)", "road": "ROAD (points)",
+         "everything_shuffled": "rank correlation with shuffled weights (%)"}
+COMPARED = ("energy_inside", "pointing_game", "extent", "grid_trace", "average_drop", "road")  # of :func:`differences`
+AGAINST, CONTROL = "Region Mixup", "another image's map"
+STAGES = {"linear": "head", "conv1": "stem"}  # names of parts of the network in words
+
+
+def title(key: str) -> str:
+    """'gradcam++ layer4' as a heading: 'Grad-CAM++ layer4'."""
+    method, layer = key.split(" ", 1)
+    return f"{cam.LABELS[method]} {layer}"
+
+
+def values(results: dict, key: str, name: str) -> np.ndarray:
+    """A measure of single images, (networks, images), from the results of a method's networks."""
+    return np.stack([unpack_values(result["found"][key]["values"][name]) for result in results.values()])
+
+
+def table(found: dict):
+    """A row for every map and measure, a column for every method: mean, sample standard deviation over its networks (X_std) and 95 % interval over
+    networks and images (X_low, X_high; see :func:`rmlib.stats.crossed`), and the mean of the control over all networks."""
+    first, rows = next(iter(next(iter(found.values())).values())), []
+    for key, entry in first["found"].items():
+        for name in entry["mean"]:
+            row = {"map": title(key), "measure": NAMES[name]} | _sizes(found, key, name)
+            for label, results in found.items():
+                row[label], row[f"{label}_std"] = stats.mean_std([result["found"][key]["mean"][name] for result in results.values()])
+                interval = stats.crossed(values(results, key, name))
+                row[f"{label}_low"], row[f"{label}_high"] = interval.low, interval.high
+            controls = [result["found"][key]["control"].get(name) for results in found.values() for result in results.values()]
+            row[CONTROL] = None if None in controls else float(np.mean(controls))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _sizes(found, key, name):
+    counts = sorted({len(results) for results in found.values()})
+    images = len(values(next(iter(found.values())), key, name)[0])
+    return {"n": str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}", "images": images}
+
+
+def sanity(found: dict):
+    """A row for every map and stage of the sanity check: mean rank correlation (hundredths) with the map of the trained network, and its standard
+    deviation over networks."""
+    first, rows = next(iter(next(iter(found.values())).values())), []
+    for key, entry in first["found"].items():
+        control = np.mean([result["found"][key]["control"]["everything_shuffled"] for results in found.values() for result in results.values()])
+        for number, stage in enumerate(entry["stages"]):
+            row = {"map": title(key), "shuffled": f"{'and ' if number else ''}{STAGES.get(stage, stage)}"} | _sizes(found, key, "everything_shuffled")
+            for label, results in found.items():
+                row[label], row[f"{label}_std"] = stats.mean_std([result["found"][key]["stages"][stage] for result in results.values()])
+            rows.append(row | {CONTROL: float(control)})
+    return pd.DataFrame(rows)
+
+
+def differences(several: list[dict]):
+    """Region Mixup minus every other method in the measures COMPARED of the first map, paired by seed and image, with 95 % intervals over both.
+
+    Args:
+        several: ``found`` of one or more measures (localization, faithfulness). "resolved": p below 0.05 after Holm's correction for the rows.
+
+    Returns:
+        DataFrame, or None if there is nothing to compare.
+    """
+    rows = []
+    for found in several:
+        if AGAINST not in found:
+            continue
+        key = next(iter(next(iter(found[AGAINST].values()))["found"]))
+        for name in [name for name in COMPARED if name in next(iter(found[AGAINST].values()))["found"][key]["mean"]]:
+            for label in found:
+                seeds = sorted(set(found[AGAINST]) & set(found[label]))
+                if label != AGAINST and seeds:
+                    a, b = (values({seed: found[each][seed] for seed in seeds}, key, name) for each in (AGAINST, label))
+                    d = stats.crossed(a - b)
+                    rows.append({"map": title(key), "measure": NAMES[name], "difference": f"{AGAINST} - {label}", "points": d.mean, "low": d.low, "high": d.high,
+                                 "95 % interval": f"[{d.low:+.1f}, {d.high:+.1f}]", "n": len(seeds), "images": d.n[1], "p (Holm)": d.p})
+    for row, p in zip(rows, stats.holm([row["p (Holm)"] for row in rows])):
+        row |= {"p (Holm)": round(p, 3), "state": ("resolved" if p < 0.05 else "unresolved") if row["n"] > 1 else "one network each"}
+    return pd.DataFrame(rows) if rows else None
+
+
+def eps_table(found: dict):
+    """What the eps of Grad-CAM++ changes per method (see :func:`rmlib.explanations.guard`), None where no network has a closed form."""
+    heads = {"correlation": "rank correlation of the maps (%)", "lowest": "lowest", "moved": "maximum moves (% of images)", "negative": "negative activations (%)"}
+    rows = []
+    for label, results in found.items():
+        own = [result for result in results.values() if result]
+        if own:
+            row = {"method": label, "n": len(own)}
+            for name, head in heads.items():
+                row[head], row[f"{head}_std"] = stats.mean_std([result[name] for result in own])
+            rows.append(row)
+    return pd.DataFrame(rows) if rows else None
