@@ -399,7 +399,10 @@ def markdown(root: Path, kind: str = "accuracy") -> str:
     Raises:
         UserError: unknown kind, no record, or nothing of this kind was measured.
     """
-    found = tables(root)
+    return _markdown(tables(root), root, kind)
+
+
+def _markdown(found, root, kind):
     if kind not in found:
         raise UserError(f"report {kind!r}: {nearest(kind, found)}")
     if not found[kind]:
@@ -424,7 +427,12 @@ def write_tables(found: dict, root: Path, folder: Path) -> list[Path]:
 
 def fill(document: str, base: Path) -> str:
     """A document with every ``<!-- report FOLDER [KIND] -->`` ... ``<!-- end -->`` block made anew (FOLDER relative to base)."""
+    found = {}
+
     def block(match):
-        return f"{match[1]}\n{markdown(base / match[2], match[3] or 'accuracy')}{match[4]}"
+        root = base / match[2]
+        if root not in found:
+            found[root] = tables(root)
+        return f"{match[1]}\n{_markdown(found[root], root, match[3] or 'accuracy')}{match[4]}"
 
     return re.sub(r"(<!-- report (\S+?)(?: (\w+))? -->)\n.*?(<!-- end -->)", block, document, flags=re.DOTALL)

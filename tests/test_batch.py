@@ -409,8 +409,14 @@ def test_attacks_that_fail_after_a_training_are_no_success(project):
     assert counts["failed"] == 1 and "AssertionError: out of memory" in lines[-1] and batch.state(batch.cells[0]) == "failed"
     (batch.cells[0].folder / "error.txt").unlink()
     assert batch.state(batch.cells[0]) == "partial", "the power was cut during the attacks"
-    (batch.cells[0].folder / "cam.json").write_text("")
+    what = {"measure": "localization", "images": 3}
+    (batch.cells[0].folder / records.WEIGHTS).write_bytes(b"weights")
+    records.measure(batch.cells[0].folder, "cam", what, lambda: {}, "cpu", save=True)
+    assert batch.state(batch.cells[0]) == "partial", "or during the measures of the maps"
+    records.measure(batch.cells[0].folder, "cam", what | {"measure": records.KEPT}, lambda: {}, "cpu", save=True)
     assert batch.state(batch.cells[0]) == "done"
+    (batch.cells[0].folder / "cam.json").write_text("{")
+    assert batch.state(batch.cells[0]) == "partial", "a damaged file is told when it is measured again"
 
 
 @pytest.mark.parametrize("words", [["--together", "0"], ["--max-minutes", "0"], ["--min-images-per-second", "-1"], ["--max-minutes", "nan"]])

@@ -10,7 +10,7 @@ from scipy import stats
 from test_records import make_record, save
 
 from rmlib import UserError, pages, records, report
-from rmlib.evaluate import pack_bits
+from rmlib.evaluate import pack_bits, pack_values
 from rmlib.params import project_root
 
 ROOT = project_root()
@@ -62,7 +62,7 @@ def measured(root, record, kind, *rows):
         records.measure(folder, kind, settings, lambda result=result: result, "cpu", save=True)
 
 
-def test_attacks_and_maps_stand_beside_their_method(tmp_path):
+def test_attacks_stand_beside_their_method(tmp_path):
     made = [make_record(80, seed=s) for s in range(3)]
     save(tmp_path, *made, make_record(75, mixer="mixup"))
     for accuracy, record in zip((40.0, 44.0, 48.0), made):
@@ -71,19 +71,62 @@ def test_attacks_and_maps_stand_beside_their_method(tmp_path):
                  ({"attack": "square", "eps": "8/255", "queries": 100}, {"images": 50, "clean_accuracy": 80.0, "accuracy_after": 50.0}))
         measured(tmp_path, record, "corruptions", ({"images": 50}, {"images": 50, "clean_accuracy": 80.0, "mean_accuracy": accuracy + 20,
                                                                     "accuracy": {"shot_noise": [60.0, 50.0, 40.0, 30.0, 20.0], "contrast": [accuracy] * 5}}))
-    measured(tmp_path, made[0], "cam", ({"measure": "energy inside", "layer": "layer4"}, {"images": 9, "energy_inside": 31.0, "object_area": 15.0, "empty_maps": 2}))
-    measured(tmp_path, made[1], "cam", ({"measure": "maps", "layer": "layer4"}, {"images": 99, "shape": [99, 32, 32], "maps": ""}))  # pictures, not a measure
     text = report.markdown(tmp_path, "robustness")
     for sample in ({"image_seed": 1, "images": 20}, {"image_seed": 0, "images": 20}, {"batch_size": 7, "images": 20}):
         measured(tmp_path, made[0], "attacks", ({"attack": "fgsm", "eps": "8/255", **sample}, {"images": 20, "clean_accuracy": 0.0, "accuracy_after": 0.0}))
-        measured(tmp_path, made[0], "cam", ({"measure": "energy inside", "layer": "layer4", **sample}, {"images": 5, "energy_inside": 1.0, "object_area": 15.0, "empty_maps": 0}))
     assert report.markdown(tmp_path, "robustness") == text, "a second, smaller sample is no second network"
     assert "| FGSM 8/255 | FGSM 16/255 | Square 8/255 (100 queries) | corrupted (mean) |" in text, "sizes in the order of their value"
     assert "| Region Mixup | 3 | 50 | 80.0 ± 0.0 | 44.0 ± 4.0 | 14.0 ± 4.0 | 50.0 ± 0.0 | 64.0 ± 4.0 |" in text and "| Mixup" not in text
     assert "| shot noise | contrast | mean |" in report.markdown(tmp_path, "corrupted")
     assert "| Region Mixup | 3 | 50 | 80.0 ± 0.0 | 40.0 ± 0.0 | 44.0 ± 4.0 | 64.0 ± 4.0 |" in report.markdown(tmp_path, "corrupted")
-    assert "| Region Mixup | layer4 | 1 | 9 | 31.0 | 15 | 2 |" in report.markdown(tmp_path, "localization")
     assert "| 4 | 0.07 |" in report.markdown(tmp_path, "costs")
+
+
+def looked(key="gradcam++ layer4", **values):
+    """A stored measure of maps: name -> values of single images."""
+    values = {name: torch.tensor(each, dtype=torch.float64) for name, each in values.items()}
+    entry = {"mean": {name: each.mean().item() for name, each in values.items()}, "control": {name: 20.0 for name in values if name != "extent"},
+             "values": {name: pack_values(each) for name, each in values.items()}, "stages": {"linear": 30.0, "conv1": -2.0}}
+    return {"found": {key: entry}}
+
+
+def test_maps_stand_beside_their_method(tmp_path):
+    """Numbers by hand: three networks and one of another method, four images; and what is no measure, or another sample, does not count."""
+    made, other = [make_record(80, seed=s) for s in range(3)], make_record(75, mixer="mixup", seed=1)
+    save(tmp_path, *made, other)
+    base = [10.0, 20.0, 30.0, 40.0]
+    what = {"measure": "localization", "maps": ["gradcam++ layer4"], "images": 4, "image_seed": 0, "checksum": "c"}
+    for shift, record in ((0.0, made[0]), (1.0, made[1]), (2.0, made[2]), (5.0, other)):
+        measured(tmp_path, record, "cam", (what, looked(energy_inside=[v + shift for v in base], extent=[50.0] * 4)),
+                 (what | {"measure": "sanity"}, looked(everything_shuffled=base)), (what | {"measure": "guard"}, {"correlation": 98.0 + shift, "lowest": 5.0, "moved": 1.0, "negative": 50.0}))
+        measured(tmp_path, record, "cam", (what | {"measure": "maps", "images": 99}, {"shape": [99, 32, 32], "layers": {}}),  # pictures, not a measure
+                 (what | {"images": 2}, looked(energy_inside=[0.0, 0.0], extent=[0.0, 0.0])))
+    text, (caption, table) = report.markdown(tmp_path, "localization"), report.tables(tmp_path)["localization"][0]
+    low, high = stats.ttest_1samp(base, 0).confidence_interval(0.95)
+    assert f"| Grad-CAM++ layer4 | energy inside the object (%) | 1 to 3 | 4 | 30.0 [{low + 5:.1f}, {high + 5:.1f}] | 26.0 ± 1.0 [" in text, "one network: over images alone"
+    seeds, pictures = stats.sem([0, 1, 2]) * stats.t.ppf(0.975, 2), stats.sem(base) * stats.t.ppf(0.975, 3)
+    assert table["Region Mixup_low"].iloc[0] == pytest.approx(26 - (seeds**2 + pictures**2) ** 0.5) and list(table["another image's map"])[0] == 20
+    assert "| Grad-CAM++ layer4 | extent (%) | 1 to 3 | 4 | 50.0 | 50.0 ± 0.0 | – |" in text and "interval over networks and images" in caption
+    (_, gaps), = report.tables(tmp_path)["looks"]
+    assert list(gaps["difference"]) == ["Region Mixup - Mixup"] * 2 and list(gaps["points"]) == [-4, 0] and set(gaps["n"]) == {1}, "seed 1 alone has both"
+    assert set(gaps["state"]) == {"one network each"}
+    assert "| Grad-CAM++ layer4 | and stem | 1 to 3 | 4 | -2.0 | -2.0 ± 0.0 | 20.0 |" in report.markdown(tmp_path, "sanity")
+    assert "| Region Mixup | 3 | 99.0 ± 1.0 | 5.0 ± 0.0 | 1.0 ± 0.0 | 50.0 ± 0.0 |" in report.markdown(tmp_path, "guard")
+
+
+def test_differences_of_maps_are_paired_by_seed_and_image(tmp_path):
+    """Networks and images that differ much, and a method that is better by one point on each: resolved; by chance: unresolved."""
+    rng, what = torch.Generator().manual_seed(0), {"measure": "faithfulness", "maps": ["gradcam++ layer4"], "images": 40, "image_seed": 0, "checksum": "c"}
+    for mixer, gain in (("region_mixup", 1.0), ("cutmix", 0.0)):
+        images = 30 * torch.rand(40, generator=torch.Generator().manual_seed(7)).double()
+        for seed in range(4):
+            record = make_record(80, seed=seed, mixer=mixer)
+            save(tmp_path, record)
+            noise = [torch.rand(40, generator=rng).double() for _ in range(2)]
+            measured(tmp_path, record, "cam", (what, looked(average_drop=(images + 9 * seed + 5 * gain + noise[0]).tolist(), road=(images + 9 * seed + noise[1]).tolist())))
+    (caption, gaps), = report.tables(tmp_path)["looks"]
+    assert list(gaps["state"]) == ["resolved", "unresolved"] and gaps["points"].iloc[0] == pytest.approx(5, abs=0.3) and set(gaps["n"]) == {4}
+    assert gaps["low"].iloc[0] > 4 and gaps["low"].iloc[1] < 0 < gaps["high"].iloc[1] and "corrected by Holm" in caption
 
 
 def test_checks_count_the_networks_behind_a_warning(tmp_path):

@@ -6,10 +6,10 @@ import torch
 from test_attacks import loud, touchy
 from test_networks import finished
 
-from rmlib import UserError, attacks, cam, masking, networks, paper, records, robustness
+from rmlib import UserError, attacks, cam, explanations, masking, networks, paper, records, robustness
 from rmlib.batch import read_batch
 from rmlib.evaluate import pack_bits, sample
-from rmlib.params import FULL_ROBUSTNESS, RobustnessParams, parse, project_root
+from rmlib.params import FULL_CAM, FULL_ROBUSTNESS, CamParams, RobustnessParams, parse, project_root
 from rmlib.train import train
 
 SMALL = dict(images=20, eps=["0", "4/255"], square_eps=["4/255"], queries=5, check_images=12, autoattack_images=0)
@@ -123,8 +123,10 @@ def test_right_after_a_training(tiny_run, monkeypatch):
     assert params.run_id == parse("02_training", tiny_run).run_id
     train(params, log=lambda line: None)
     monkeypatch.setattr(robustness, "FULL_ROBUSTNESS", FULL_ROBUSTNESS | SMALL)
+    monkeypatch.setattr(explanations, "FULL_CAM", {"measured": 10, "perturbed": 4})
     robustness.after_training(params, log=lambda line: None)
     assert len(records.collect_measurements(params.folder, "attacks")) == 5
+    assert list(records.collect_measurements(params.folder, "cam")["measure"]) == [*explanations.MEASURES, records.KEPT], "the maps for figures come last"
     shown = cam.kept(params.folder)
     assert set(shown) == {"layer4", "layer3"} and all(grids.shape == (6, 8, 12) for grids in shown.values())
     data = networks.images_of(records.read(params.folder), tiny_run["dataset"].removeprefix("folder:"))
@@ -142,4 +144,6 @@ def test_the_papers_batches_measure_what_a_training_would(name, tmp_path):
     right_after = RobustnessParams(**FULL_ROBUSTNESS)
     places = ("runs", "root", "device", "threads", "save", "clean_weight")
     assert lesson.model_dump(exclude=set(places)) == right_after.model_dump(exclude=set(places)) and lesson.save
+    lesson, right_after_cam = read_batch(project_root() / f"notebooks/batches/{name}.yaml", tmp_path).lessons["04_cam"], CamParams(**FULL_CAM)
+    assert lesson.model_dump(exclude=set(places)) == right_after_cam.model_dump(exclude=set(places)) and lesson.save and right_after_cam.perturbed == 500
     assert paper.QUERIES == right_after.queries and paper.EPS in right_after.eps and paper.EPS in right_after.square_eps and right_after.images is None

@@ -68,6 +68,34 @@ def test_interval_is_students():
     assert all(map(math.isnan, stats.interval([5.0])))
 
 
+def test_crossed_by_hand():
+    """Runs alone, images alone, both: the squares of the half widths add up."""
+    runs, images = np.array([0.0, 1.0, 2.0]), np.array([10.0, 20, 30, 40])
+    only = stats.crossed(images[None])
+    assert (only.mean, only.n) == (25, (1, 4)) and (only.low, only.high) == pytest.approx(stats.interval(images)) and only.p == pytest.approx(scipy_stats.ttest_1samp(images, 0).pvalue)
+    both = stats.crossed(runs[:, None] + images)
+    halves = [(stats.interval(each)[1] - stats.interval(each)[0]) / 2 for each in (runs, images)]
+    assert both.mean == 26 and both.high - both.mean == pytest.approx(math.hypot(*halves)), "no rest: each counts alone"
+    same = stats.crossed(np.repeat(images[None], 3, 0))
+    assert (same.low, same.high) == pytest.approx(stats.interval(images)), "networks without a spread"
+    assert math.isnan(stats.crossed(np.ones((3, 4))).low) and stats.crossed(runs[:, None] - 1 + 0 * images).p == 1
+
+
+@pytest.mark.parametrize("runs, images", [(1, 50), (2, 40), (3, 60), (6, 60)])
+@pytest.mark.parametrize("parts", [(0, 1, 0), (0, 0, 1), (0.3, 1, 1), (1, 1, 1), (1, 0, 0.1)])
+def test_crossed_covers_by_simulation(runs, images, parts):
+    """Whatever share of the spread is of runs, of images, and of neither: the interval holds the truth in about 19 of 20 cases or more."""
+    if runs == 1 and parts[0]:
+        parts = (0, *parts[1:])  # one run tells nothing about others
+    rng, hits, false = np.random.default_rng(runs), 0, 0
+    for _ in range(400):
+        values = parts[0] * rng.standard_normal((runs, 1)) + parts[1] * rng.standard_normal((1, images)) + parts[2] * rng.standard_normal((runs, images))
+        d = stats.crossed(values)
+        hits, false = hits + (d.low <= 0 <= d.high), false + (d.p < 0.05)
+        assert (d.p < 0.05) == (not d.low <= 0 <= d.high)
+    assert hits >= 365, "0.95 of 400, less 3.4 standard errors"
+
+
 def test_crossing():
     sizes = [0, 1, 2, 4, 8]
     assert stats.crossing(sizes, [90, 70, 50, 30, 10], 70) == pytest.approx(1, abs=0.01) and stats.crossing(sizes, [90, 70, 50, 30, 10], 90) == 0
