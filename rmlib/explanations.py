@@ -20,9 +20,14 @@ PURPOSE = "measured images"  # of the stream that draws the images of the measur
 MEASURES = ("localization", "faithfulness", "sanity", "guard")
 
 
+def layers(settings: CamParams) -> list[str]:
+    """The layers that are explained, once each."""
+    return list(dict.fromkeys((settings.layer, settings.beside)))
+
+
 def pairs(settings: CamParams) -> list[tuple[str, str]]:
     """(method, layer) of the maps that are compared with objects and grid."""
-    return list(itertools.product(cam.LIBRARY, dict.fromkeys((settings.layer, settings.beside))))
+    return list(itertools.product(cam.LIBRARY, layers(settings)))
 
 
 def measured_images(test_set: ImageSet, count: int | None, seed: int) -> ImageSet:
@@ -36,9 +41,10 @@ def of_another(grids: torch.Tensor) -> torch.Tensor:
 
 
 def _entry(values: dict, control: dict, **more) -> dict:
-    """A stored measure: means, controls' means, and the values of single images."""
+    """A stored measure: means, controls' means, and both for single images."""
     return {"mean": {name: each.mean().item() for name, each in values.items()}, "control": {name: each.mean().item() for name, each in control.items()},
-            "values": {name: pack_values(each) for name, each in values.items()}, **more}
+            "values": {name: pack_values(each) for name, each in values.items()},
+            "control_values": {name: pack_values(each) for name, each in control.items()}, **more}
 
 
 def locate(model, data: ImageSet, settings: CamParams) -> dict:
@@ -59,24 +65,24 @@ def perturb(model, data: ImageSet, settings: CamParams) -> dict:
     """Whether the maps of the predicted classes tell what the network looks at: measures of :mod:`rmlib.faithfulness`; ROAD at ``layer`` alone."""
     pixels, found = to_float(data.images), {}
     classes = predict(model, data.images).argmax(1)
-    for layer in dict.fromkeys((settings.layer, settings.beside)):
+    for layer in layers(settings):
         grids, shapes = cam.maps(model, pixels, classes, layer), {}
 
         def change(grids):
             drop, increase = faithfulness.drop_and_increase(model, pixels, grids, classes)
             deletion, insertion = faithfulness.curves(model, pixels, grids, classes, settings.seed)
-            shapes.setdefault("curves", {"deletion": deletion.mean(0).tolist(), "insertion": insertion.mean(0).tolist()})
+            shapes.setdefault("curves", {name: [round(value, 2) for value in curve.mean(0).tolist()] for name, curve in (("deletion", deletion), ("insertion", insertion))})
             values = {"average_drop": drop, "increase": increase, "deletion": faithfulness.area(deletion), "insertion": faithfulness.area(insertion)}
             return values | ({"road": faithfulness.road(model, pixels, grids, classes, settings.seed)} if layer == settings.layer else {})
 
         found[f"gradcam++ {layer}"] = _entry(change(grids), change(of_another(grids)), **shapes)
-    return {"found": found, "right": 100 * (classes == data.labels).double().mean().item()}
+    return {"found": found}
 
 
 def check(model, data: ImageSet, settings: CamParams) -> dict:
     """The sanity check: rank correlation (in hundredths) of the maps of the true classes with those of networks with shuffled weights, stage by stage."""
     found = {}
-    for layer in dict.fromkeys((settings.layer, settings.beside)):
+    for layer in layers(settings):
         stages = faithfulness.sanity(model, data.images, data.labels, layer, seed=settings.seed)
         own = cam.maps(model, data.images, data.labels, layer)
         found[f"gradcam++ {layer}"] = _entry({"everything_shuffled": 100 * list(stages.values())[-1]}, {"everything_shuffled": 100 * faithfulness.correlation(own, of_another(own))},
@@ -110,9 +116,8 @@ def measure(folder: Path, model, test_set: ImageSet, settings: CamParams, name: 
     make, count = {"localization": (locate, settings.measured), "faithfulness": (perturb, settings.perturbed),
                    "sanity": (check, settings.perturbed), "guard": (guard, settings.measured)}[name]
     data = measured_images(test_set, count, settings.seed)
-    layers = list(dict.fromkeys((settings.layer, settings.beside)))
     maps = {"localization": [f"{method} {layer}" for method, layer in pairs(settings)], "guard": [f"gradcam++ {settings.layer}"]}
-    what = {"measure": name, "maps": maps.get(name, [f"gradcam++ {layer}" for layer in layers]), "from": cam.IDENTITY,
+    what = {"measure": name, "maps": maps.get(name, [f"gradcam++ {layer}" for layer in layers(settings)]), "from": cam.IDENTITY,
             "class": "predicted" if name == "faithfulness" else "true", "images": len(data), "image_seed": settings.seed, "checksum": data.checksum}
     if name == "localization":
         what["k"] = settings.k
@@ -120,7 +125,7 @@ def measure(folder: Path, model, test_set: ImageSet, settings: CamParams, name: 
 
 
 def measure_all(networks: list, test_set: ImageSet, settings: CamParams, watched: bool = False) -> list[dict[str, dict]]:
-    """Every measure on every network, as [{name of the measure: result}].
+    """Every measure on every network, as [{name of the measure: result}]; with ``settings.save`` the maps of the figure are kept beside them, last.
 
     Args:
         networks: (folder, model) pairs. watched: show a progress bar.
@@ -133,19 +138,28 @@ def measure_all(networks: list, test_set: ImageSet, settings: CamParams, watched
             for name in MEASURES:
                 found[-1][name] = measure(folder, model, test_set, settings, name)
                 steps.update()
+            if settings.save:
+                keep(folder, model, test_set, settings)
     return found
 
 
 def after_training(params: TrainParams, model, test_set: ImageSet, log=print) -> None:
     """Measure the maps of a finished run's network as those of the paper's networks (FULL_CAM), and keep a few small ones, last."""
     settings = CamParams(**FULL_CAM, root=params.root, device=params.device, threads=params.threads, save=True)
-    found = {name: measure(params.folder, model, test_set, settings, name) for name in MEASURES}
-    first = next(iter(found["localization"]["found"].values()))["mean"]
-    log("maps: " + ", ".join(f"{name} {value:.1f} %" for name, value in first.items()))
-    cam.keep(params.folder, model, test_set, [settings.layer, settings.beside], settings.images)
+    for name in MEASURES:
+        log(f"maps: {name}")
+        measure(params.folder, model, test_set, settings, name)
+    keep(params.folder, model, test_set, settings)
     log(f"Grad-CAM++: the maps of {settings.images} images are kept")
 
 
+def keep(folder: Path, model, test_set: ImageSet, settings: CamParams) -> None:
+    """Keep the maps of the figure of 04_cam beside a run's record, see :func:`rmlib.cam.keep`."""
+    cam.keep(folder, model, test_set, layers(settings), settings.images, settings.seed)
+
+
 def disagreement(stacks: list[torch.Tensor]) -> torch.Tensor:
-    """How differently several networks look at each image: 1 - rank correlation of their maps (N, H, W), averaged over the pairs; (N,), 0 to 2."""
-    return torch.stack([1 - faithfulness.correlation(a, b) for a, b in itertools.combinations(stacks, 2)]).mean(0)
+    """How differently several networks look at each image: 1 - rank correlation of their maps (N, H, W), averaged over the pairs; (N,), 0 to 2. Where
+    one of the maps is empty there is nothing to compare: 0."""
+    apart = torch.stack([1 - faithfulness.correlation(a, b) for a, b in itertools.combinations(stacks, 2)]).mean(0)
+    return torch.where(torch.stack([localization.empty(grids) for grids in stacks]).any(0), 0.0, apart)

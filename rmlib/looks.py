@@ -8,11 +8,13 @@ import pandas as pd
 
 from rmlib import cam, stats
 from rmlib.evaluate import unpack_values
+from rmlib.params import LABELS
 
 NAMES = {"energy_inside": "energy inside the object (%)", "pointing_game": "pointing game (%)", "iou": "IoU with the object (%)",
          "extent": "extent (%)", "asymmetry": "asymmetry between tiles (%)", "grid_trace": "trace of the grid (points)",
          "average_drop": "Average Drop (%)", "increase": "Increase in Confidence (%)", "deletion": "deletion (%)", "insertion": "insertion (%)", "road": "ROAD (points)",
          "everything_shuffled": "rank correlation with shuffled weights (%)"}
+LOWER = ("average_drop", "deletion")  # less is better
 COMPARED = ("energy_inside", "pointing_game", "extent", "grid_trace", "average_drop", "road")  # of :func:`differences`
 AGAINST, CONTROL = "Region Mixup", "another image's map"
 STAGES = {"linear": "head", "conv1": "stem"}  # names of parts of the network in words
@@ -24,14 +26,20 @@ def title(key: str) -> str:
     return f"{cam.LABELS[method]} {layer}"
 
 
-def values(results: dict, key: str, name: str) -> np.ndarray:
-    """A measure of single images, (networks, images), from the results of a method's networks."""
-    return np.stack([unpack_values(result["found"][key]["values"][name]) for result in results.values()])
+def values(results: dict, key: str, name: str, kind: str = "values") -> np.ndarray:
+    """A measure of single images, (networks, images), from the results of a method's networks; of its control with kind="control_values"."""
+    return np.stack([unpack_values(result["found"][key][kind][name]) for result in results.values()])
+
+
+def better(results: dict, key: str, name: str) -> bool:
+    """Whether a method's maps score better than those of other images, paired by image and network, beyond the 95 % interval over both."""
+    gain = stats.crossed(values(results, key, name) - values(results, key, name, "control_values"))
+    return gain.high < 0 if name in LOWER else gain.low > 0
 
 
 def table(found: dict):
     """A row for every map and measure, a column for every method: mean, sample standard deviation over its networks (X_std) and 95 % interval over
-    networks and images (X_low, X_high; see :func:`rmlib.stats.crossed`), and the mean of the control over all networks."""
+    networks and images (X_low, X_high; see :func:`rmlib.stats.crossed`), X_better (see :func:`better`), and the mean of the control over all networks."""
     first, rows = next(iter(next(iter(found.values())).values())), []
     for key, entry in first["found"].items():
         for name in entry["mean"]:
@@ -40,6 +48,7 @@ def table(found: dict):
                 row[label], row[f"{label}_std"] = stats.mean_std([result["found"][key]["mean"][name] for result in results.values()])
                 interval = stats.crossed(values(results, key, name))
                 row[f"{label}_low"], row[f"{label}_high"] = interval.low, interval.high
+                row[f"{label}_better"] = name in entry["control"] and better(results, key, name)
             controls = [result["found"][key]["control"].get(name) for results in found.values() for result in results.values()]
             row[CONTROL] = None if None in controls else float(np.mean(controls))
             rows.append(row)
@@ -50,6 +59,44 @@ def _sizes(found, key, name):
     counts = sorted({len(results) for results in found.values()})
     images = len(values(next(iter(found.values())), key, name)[0])
     return {"n": str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}", "images": images}
+
+
+def panels(found: dict, names) -> list:
+    """For :func:`rmlib.plots.measures`: a panel for each of the measures that were made, for the first map, with the control's mean."""
+    key = next(iter(next(iter(next(iter(found.values())).values()))["found"]))
+    drawn = []
+    for name in names:
+        several = [result["found"][key] for results in found.values() for result in results.values()]
+        if name in several[0]["mean"]:
+            methods = {}
+            for label, results in found.items():
+                interval = stats.crossed(values(results, key, name))
+                methods[mixer_of(label), label] = [result["found"][key]["mean"][name] for result in results.values()], interval.low, interval.high
+            control = float(np.mean([each["control"][name] for each in several])) if name in several[0]["control"] else None
+            drawn.append((NAMES[name], control, methods))
+    return drawn
+
+
+def stages(found: dict) -> tuple[list, list[str]]:
+    """For :func:`rmlib.plots.lines`: a panel for each map of the sanity check, from the trained network (100) to one shuffled throughout; and the stages in words."""
+    first, drawn = next(iter(next(iter(found.values())).values()))["found"], []
+    for key in first:
+        methods = {(mixer_of(label), label): [100.0, *np.mean([list(result["found"][key]["stages"].values()) for result in results.values()], axis=0)]
+                   for label, results in found.items()}
+        drawn.append((title(key), float(np.mean([result["found"][key]["control"]["everything_shuffled"] for results in found.values() for result in results.values()])), methods))
+    return drawn, ["nothing", *(STAGES.get(stage, stage) for stage in next(iter(first.values()))["stages"])]
+
+
+def removal(found: dict) -> list:
+    """For :func:`rmlib.plots.lines`: the deletion and the insertion curve of the first map, mean over images and networks."""
+    key = next(iter(next(iter(next(iter(found.values())).values()))["found"]))
+    return [(name, None, {(mixer_of(label), label): np.mean([result["found"][key]["curves"][name] for result in results.values()], axis=0) for label, results in found.items()})
+            for name in ("deletion", "insertion")]
+
+
+def mixer_of(label: str) -> str:
+    """The mixer behind the name of a method, such as 'Region Mixup, k=4': its colour in figures."""
+    return next(mixer for mixer, name in LABELS.items() if label.split(",")[0] == name)
 
 
 def sanity(found: dict):

@@ -3,7 +3,9 @@
 ``python -m rmlib.notebooks run NOTEBOOK OUTPUT [JSON]`` and ``python -m rmlib.notebooks refresh NOTEBOOK ...``.
 """
 
+import base64
 import hashlib
+import io
 import json
 import os
 import signal
@@ -58,7 +60,7 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
 
 
 def tidy(path: Path, reset: bool = False) -> None:
-    """Take machine paths out of an executed notebook's metadata; ``reset`` takes everything but the outputs."""
+    """Take machine paths out of an executed notebook's metadata; ``reset`` takes everything but the outputs, and stores their figures in 256 colours."""
     notebook = nbformat.read(path, as_version=4)
     for name in ("input_path", "output_path"):
         if name in notebook.metadata.get("papermill", {}):
@@ -69,7 +71,20 @@ def tidy(path: Path, reset: bool = False) -> None:
         for cell in notebook.cells:
             tags = cell.metadata.get("tags", [])
             cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    output.data["image/png"] = in_few_colours(output.data["image/png"])
     records.atomic_write(path, (nbformat.writes(notebook) + "\n").encode())
+
+
+def in_few_colours(text: str) -> str:
+    """A figure (PNG in base64) in a palette of 256 colours: a third of the size; the colours of lines and letters stay."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
+    target = io.BytesIO()
+    picture.save(target, "PNG", optimize=True)
+    return base64.b64encode(target.getvalue()).decode()
 
 
 def refresh(paths) -> None:

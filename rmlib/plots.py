@@ -276,6 +276,95 @@ def cam_grid(images, titles, rows, masks=None):
     return figure
 
 
+def cells(image, title, rows):
+    """One image beside its maps, each as its cells and laid over the image: how few numbers a smooth picture is made of.
+
+    Args:
+        image: (3, H, W) float in [0, 1]; title: its name.
+        rows: list of (label, (h, w) map of the cells, (H, W) map as a picture in [0, 1]).
+    """
+    figure, axes = plt.subplots(2, 1 + len(rows), figsize=(1.45 * (1 + len(rows)), 3.1), squeeze=False)
+    show_image(axes[0, 0], image, title)
+    axes[1, 0].axis("off")
+    for (label, small, picture), (above, below) in zip(rows, axes.T[1:]):
+        above.imshow(small, cmap="turbo")
+        above.set_title(f"{label}\n{small.shape[0]} x {small.shape[1]} cells", fontsize=8)
+        show_image(below, image.mean(0, keepdim=True).expand(3, -1, -1))
+        below.imshow(picture, cmap="turbo", vmin=0, vmax=1, alpha=0.5)
+        above.set(xticks=[], yticks=[])
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def measures(panels: list):
+    """Measures of maps: every network as a circle, the mean of each method with its 95 % interval as a bar, the control as a dashed line.
+
+    Args:
+        panels: list of (title, control or None, {(mixer, name of the method): (means of the networks, low, high)}); low and high may be NaN.
+    """
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.25 * columns, 2.5 * rows), squeeze=False)
+    for axis in axes.flat[len(panels):]:
+        axis.axis("off")
+    for axis, (title, control, methods) in zip(axes.flat, panels):
+        for place, ((mixer, _), (networks, low, high)) in enumerate(methods.items()):
+            mean = np.mean(networks)
+            axis.plot([place - 0.12] * len(networks), networks, "o", color=COLOURS[mixer], ms=4, mfc="white")
+            axis.errorbar(place + 0.12, mean, yerr=None if low != low else [[mean - low], [high - mean]], fmt="_", color=COLOURS[mixer], lw=2, ms=8)
+        if control is not None:
+            axis.axhline(control, color="#888888", lw=1, ls="--")
+        axis.set(xticks=range(len(methods)), xlim=(-0.5, len(methods) - 0.5))
+        axis.set_xticklabels([name.replace(" ", "\n", 1) for _, name in methods], fontsize=6.5)
+        axis.set_title(title, fontsize=8)
+        axis.tick_params(axis="y", labelsize=7)
+    figure.tight_layout(pad=0.5)
+    return figure
+
+
+def lines(panels: list, steps: list, label: str, values: str, rotate: bool = False):
+    """Curves of several methods over the same steps, side by side.
+
+    Args:
+        panels: list of (title, control or None, {(mixer, name of the method): values, one for each step}). steps: numbers, or words.
+        label, values: of the axes. rotate: write the steps at an angle.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 2.9), squeeze=False, sharey=True)
+    places = range(len(steps)) if isinstance(steps[0], str) else steps
+    for axis, (title, control, methods) in zip(axes[0], panels):
+        for ((mixer, name), curve), style, marker in zip(methods.items(), ["-", "--", "-.", ":"] * 2, "osD^" * 2):
+            axis.plot(places, curve, style, marker=marker, ms=3, color=COLOURS[mixer], label=name)
+        if control is not None:
+            axis.axhline(control, color="#888888", lw=1, ls=":", label="another image's map")
+        if isinstance(steps[0], str):
+            axis.set_xticks(places, steps, fontsize=8, rotation=35 if rotate else 0, ha="right" if rotate else "center")
+        axis.set(xlabel=label)
+        axis.set_title(title, fontsize=9)
+    axes[0][0].set_ylabel(values)
+    axes[0][-1].legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+def mean_maps(columns: list, k: int):
+    """The mean of many maps for each method, with the borders of a k x k grid; all in one scale.
+
+    Args:
+        columns: list of (name, colour, (H, W) mean map).
+    """
+    figure, axes = plt.subplots(1, len(columns), figsize=(1.9 * len(columns) + 0.6, 2.1), squeeze=False, layout="constrained")
+    low, high = min(float(each.min()) for _, _, each in columns), max(float(each.max()) for _, _, each in columns)
+    for axis, (name, colour, grid) in zip(axes[0], columns):
+        shown = axis.imshow(grid, cmap="turbo", vmin=low, vmax=high)
+        for tile in range(1, k):
+            axis.axvline(tile * grid.shape[1] / k - 0.5, color="white", lw=0.8)
+            axis.axhline(tile * grid.shape[0] / k - 0.5, color="white", lw=0.8)
+        axis.set_title(name, fontsize=8, color=colour, fontweight="bold")
+        axis.set(xticks=[], yticks=[])
+    figure.colorbar(shown, ax=axes[0], shrink=0.8).ax.tick_params(labelsize=7)
+    return figure
+
+
 def seeds(groups: list):
     """Accuracy of every run, a dot for each, with the mean of each method as a bar.
 

@@ -307,7 +307,7 @@ def _hardware(group):
 
 def render(table) -> str:
     """A table in Markdown: X and X_std become '82.31 ± 0.40', nothing known a dash."""
-    columns = [name for name in table.columns if not name.endswith(("_std", "_low", "_high")) and name not in HIDDEN]
+    columns = [name for name in table.columns if not name.endswith(("_std", "_low", "_high", "_better")) and name not in HIDDEN]
     spread = [f"{name}_std" in table.columns for name in columns]
     lines = [[HEADS.get(name, (name, None))[0] for name in columns],
              ["---:" if wide or pd.api.types.is_numeric_dtype(table[name]) and name not in METHOD else "---" for name, wide in zip(columns, spread)]]
@@ -316,7 +316,7 @@ def render(table) -> str:
         for name, wide in zip(columns, spread):
             decimals = HEADS.get(name, (name, None))[1]
             low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
-            cells.append(cell(row[name], row[f"{name}_std"], 1 if decimals is None else decimals) + (f" [{low:.1f}, {high:.1f}]" if low == low else "")
+            cells.append(cell(row[name], row[f"{name}_std"], 1 if decimals is None else decimals) + (f" [{low:.1f}, {high:.1f}]" if low == low else "") + (" *" if row.get(f"{name}_better") else "")
                          if wide else _plain(name, row[name]))
             if name == "n" and row.get("diverged"):
                 cells[-1] += f" (+ {row['diverged']} diverged)"
@@ -373,6 +373,7 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     return found
 
 
+BETTER = f"* better than {looks.CONTROL}, paired by image and network, beyond the 95 % interval"
 # kind -> (what its numbers are, the function that makes it, the measurements it is made from)
 MEASURED = {
     "robustness": ("accuracy in percent of `images` test images per network; corrupted: mean over nine corruptions at five severities",
@@ -382,9 +383,9 @@ MEASURED = {
                "with the number of networks", checks, ("attacks",)),
     "corrupted": ("accuracy in percent of `images` test images per network, mean over five severities", corrupted, ("corruptions",)),
     "localization": (f"maps of the true class; in brackets the 95 % interval over networks and images; {looks.CONTROL}: the same measure with the map of an "
-                     "image of another class; extent: the image's share above half of the map's maximum; trace of the grid: asymmetry between the tiles of a 2 x 2 grid minus that on the "
+                     f"image of another class; {BETTER}; extent: the image's share above half of the map's maximum; trace of the grid: asymmetry between the tiles of a 2 x 2 grid minus that on the "
                      "grid moved by half a tile; a map without any positive evidence counts as a flat one", localization, ("cam",)),
-    "faithfulness": ("maps of the predicted class; in brackets the 95 % interval over networks and images; Average Drop and deletion: less is more faithful; "
+    "faithfulness": (f"maps of the predicted class; in brackets the 95 % interval over networks and images; {BETTER}; Average Drop and deletion: less is more faithful; "
                      "the others: more is; deletion and insertion: area under the curve of the probability in percent of that on the whole image; ROAD combined, in points of "
                      "probability, over 20, 40, 60 and 80 % of the pixels", faithfulness, ("cam",)),
     "sanity": ("rank correlation in hundredths of the maps of the true class with those of the network with shuffled weights, from the head down; a map that comes "

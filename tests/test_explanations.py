@@ -70,7 +70,8 @@ def test_everything_is_stored_once_and_loaded(tiny_run, monkeypatch):
     (found,) = explanations.measure_all([(params.folder, model)], test_set, settings)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     stored = records.collect_measurements(params.folder, "cam")
-    assert list(stored["measure"]) == list(explanations.MEASURES) and list(stored["images"]) == [10, 4, 4, 10] and list(stored["class"]) == ["true", "predicted", "true", "true"]
+    assert list(stored["measure"]) == [*explanations.MEASURES, records.KEPT] and list(stored["images"]) == [10, 4, 4, 10, 6]
+    assert list(stored["class"]) == ["true", "predicted", "true", "true", "true"] and set(cam.kept(params.folder)) == {"layer4", "layer3"}
     assert list(found["localization"]["found"]) == ["gradcam++ layer4", "gradcam++ layer3", "hirescam layer4", "hirescam layer3"]
     assert set(found["localization"]["found"]["hirescam layer3"]["mean"]) == {"extent", "asymmetry", "grid_trace"}, "no masks, no boxes: no measure against objects"
     assert set(found["faithfulness"]["found"]["gradcam++ layer4"]["mean"]) == {"average_drop", "increase", "deletion", "insertion", "road"}
@@ -102,7 +103,7 @@ def test_numbers_are_those_of_the_parts(tiny_run):
     other, _ = faithfulness.drop_and_increase(model, pixels, grids.roll(2, 0), classes)
     assert entry["control"]["average_drop"] == pytest.approx(other.mean().item())
     deletion, _ = faithfulness.curves(model, pixels, grids, classes)
-    assert entry["curves"]["deletion"] == pytest.approx(deletion.mean(0).tolist()) and entry["mean"]["deletion"] == pytest.approx(faithfulness.area(deletion).mean().item())
+    assert entry["curves"]["deletion"] == pytest.approx(deletion.mean(0).tolist(), abs=0.006) and entry["mean"]["deletion"] == pytest.approx(faithfulness.area(deletion).mean().item())
 
 
 def test_the_guard_is_known_only_where_a_closed_form_is(tiny_run):
@@ -119,9 +120,11 @@ def test_the_guard_is_known_only_where_a_closed_form_is(tiny_run):
 
 def test_images_on_which_networks_disagree():
     grids = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0))
-    other = torch.stack((grids[0], -grids[1], grids[2].flip(0)))
+    other = torch.stack((grids[0], 1 - grids[1], grids[2].flip(0)))
     found = explanations.disagreement([grids, other, grids])
     assert found[0] == pytest.approx(0) and found[1] == pytest.approx(4 / 3) and 0 < found[2] < 4 / 3
+    other[1] = 0
+    assert explanations.disagreement([grids, other, grids])[1] == 0, "an empty map has no opinion"
 
 
 def test_values_of_images_survive_packing():

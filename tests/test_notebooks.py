@@ -109,3 +109,31 @@ def test_the_picture_of_the_readme_is_made_by_the_code():
         plots.overview().savefig(buffer, dpi=110, metadata={"Software": None})
     committed, made = (np.asarray(Image.open(file).convert("RGB"), dtype=float) for file in (project_root() / "results/mixers.png", buffer))
     assert committed.shape == made.shape and np.abs(committed - made).mean() < 2, "run `make readme`"
+
+
+def test_stored_figures_are_small_and_keep_the_colours_of_the_methods():
+    import base64
+    import io
+
+    import matplotlib
+    import numpy as np
+    from PIL import Image
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    from rmlib import plots
+    from rmlib.notebooks import in_few_colours
+
+    figure, axes = plt.subplots(1, 2, dpi=90)
+    axes[0].imshow(np.random.default_rng(0).random((60, 60, 3)))  # many colours
+    for place, colour in enumerate(plots.COLOURS.values()):
+        axes[1].barh(place, 1, color=colour)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    stored = base64.b64decode(in_few_colours(base64.b64encode(buffer.getvalue()).decode()))
+    assert len(stored) < 0.5 * len(buffer.getvalue())
+    colours = np.asarray(Image.open(io.BytesIO(stored)).convert("RGB")).reshape(-1, 3).astype(int)
+    for wanted in (*plots.COLOURS.values(), "#ffffff"):
+        assert np.abs(colours - [int(wanted[i:i + 2], 16) for i in (1, 3, 5)]).max(1).min() <= 8, wanted

@@ -86,7 +86,8 @@ def looked(key="gradcam++ layer4", **values):
     """A stored measure of maps: name -> values of single images."""
     values = {name: torch.tensor(each, dtype=torch.float64) for name, each in values.items()}
     entry = {"mean": {name: each.mean().item() for name, each in values.items()}, "control": {name: 20.0 for name in values if name != "extent"},
-             "values": {name: pack_values(each) for name, each in values.items()}, "stages": {"linear": 30.0, "conv1": -2.0}}
+             "values": {name: pack_values(each) for name, each in values.items()},
+             "control_values": {name: pack_values(0 * each + 20) for name, each in values.items() if name != "extent"}, "stages": {"linear": 30.0, "conv1": -2.0}}
     return {"found": {key: entry}}
 
 
