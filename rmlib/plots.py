@@ -267,7 +267,7 @@ def cam_grid(images, titles, rows, masks=None):
         for i, axis in enumerate(line):
             show_image(axis, images[i].mean(0, keepdim=True).expand(3, -1, -1), notes[i])
             axis.imshow(grids[i], cmap="turbo", vmin=0, vmax=1, alpha=0.5)
-        line[0].set_ylabel(label, fontsize=8, color=colour, fontweight="bold")
+        line[0].set_ylabel(label.replace(", ", ",\n"), fontsize=8, color=colour, fontweight="bold")
     if masks is not None:
         for line in axes:
             for mask, axis in zip(masks, line):
