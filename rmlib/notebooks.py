@@ -60,20 +60,19 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
 
 
 def tidy(path: Path, reset: bool = False) -> None:
-    """Take machine paths out of an executed notebook's metadata; ``reset`` takes everything but the outputs, and stores their figures in 256 colours."""
+    """Take machine paths out of an executed notebook's metadata, and store its figures in 256 colours; ``reset`` takes all metadata."""
     notebook = nbformat.read(path, as_version=4)
     for name in ("input_path", "output_path"):
         if name in notebook.metadata.get("papermill", {}):
             notebook.metadata.papermill[name] = Path(notebook.metadata.papermill[name]).name
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})):
+        output.data["image/png"] = in_few_colours(output.data["image/png"])
     if reset:
         notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"},
                                                 "rmlib": {FRESH: source_hash(notebook)}})
         for cell in notebook.cells:
             tags = cell.metadata.get("tags", [])
             cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-            for output in cell.get("outputs", []):
-                if "image/png" in output.get("data", {}):
-                    output.data["image/png"] = in_few_colours(output.data["image/png"])
     records.atomic_write(path, (nbformat.writes(notebook) + "\n").encode())
 
 

@@ -263,7 +263,7 @@ def test_all_five_notebooks_end_to_end(pictures, tmp_path):
     """The command line, papermill and the notebooks as they are, on a tiny folder of pictures without masks; dry run first."""
     block = dict(dataset=f"folder:{pictures}", width=2, epochs=2, batch_size=16, mixer="cutmix", train_images=None)
     lessons = {"01_method": {"draws": 100}, "03_robustness": {"images": 12, "eps": [0, "8/255"], "queries": 5},
-               "04_cam": {"images": 3, "measured": 5}, "05_results": {}}
+               "04_cam": {"images": 3, "measured": 5, "perturbed": 3}, "05_results": {}}
     path = write(tmp_path, yaml.safe_dump({"grid": [block], "notebooks": lessons}))
     command = [sys.executable, "-m", "rmlib", "batch", str(path), "--out", str(tmp_path / "out")]
     dry = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, cwd=project_root())
@@ -282,6 +282,7 @@ def test_all_five_notebooks_end_to_end(pictures, tmp_path):
     assert sorted((row.settings["attack"], row.settings["eps"]) for row in stored.measurements) == [  # three classes: no AutoAttack
         ("fgsm", "0"), ("fgsm", "8/255"), ("fgsm_margin", "8/255"), ("pgd", "8/255"), ("square", "8/255")]
     assert all(row.result["images"] == 12 for row in stored.measurements)
+    assert list(records.collect_measurements(tmp_path / "out", "cam")["images"]) == [5, 3, 3, 5, 3] and (tmp_path / "out" / "maps-layer4.png").exists()
     assert "| CutMix | 1 | 12 |" in (tmp_path / "out" / "report" / "tables" / "tables.md").read_text()
 
 

@@ -75,10 +75,11 @@ def test_bench_prints_ratios(capsys, monkeypatch, tmp_path):
 
     monkeypatch.setattr(bench, "SHAPES", ((8, 3, 8, 8),))
     monkeypatch.setitem(bench.ATTACKED, "cpu", (6, 3, 2))
-    assert main(["bench", "--rounds", "2", "--only", "mixers", "loader", "attacks", "--out", str(tmp_path / "bench.md")]) == 0
+    monkeypatch.setitem(bench.MAPPED, "cpu", (6, 4, 2))
+    assert main(["bench", "--rounds", "2", "--only", "mixers", "loader", "attacks", "maps", "--out", str(tmp_path / "bench.md")]) == 0
     text = capsys.readouterr().out
     for name in ("Region Mixup k=4", "naive loop k=4", "torchvision v2.MixUp", "on-device loader", "PIL + DataLoader",
-                 "FGSM", "Square, no image falls", "Square, eps 8/255, torchattacks alone"):
+                 "FGSM", "Square, no image falls", "Square, eps 8/255, torchattacks alone", "ours, layer4", "grad-cam, layer3"):
         assert f"| {name} |" in text
     assert (tmp_path / "bench.md").read_text().strip() == text.strip()
     assert "103 bare forwards per image" in text, "the library asks 103 times for a budget of 100"
