@@ -20,6 +20,7 @@ LIBRARY = {"gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM}  # method -> grad
 LABELS = {"gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}
 EPS = 1e-6  # of grad-cam, in the denominator of the weights
 IDENTITY = f"grad-cam {version('grad-cam')}"  # whose maps these are, in records
+KEPT_PIXELS = 32  # a side, of the maps that are kept when the weights are gone
 PURPOSE = "images of the maps"  # of the stream that draws the images in figures
 
 
@@ -185,9 +186,12 @@ def keep(folder, model, data, layers: list[str], images: int, seed: int = 0) -> 
     some = data[sample(len(data), images, seed, PURPOSE)]
 
     def compute():
-        grids = {layer: (maps(model, some.images, some.labels, layer) * 255).round().to(torch.uint8) for layer in layers}
-        return {"shape": list(grids[layers[0]].shape),
-                "layers": {layer: base64.b64encode(zlib.compress(each.numpy().tobytes(), 9)).decode() for layer, each in grids.items()}}
+        size = [min(each, KEPT_PIXELS) for each in some.images.shape[2:]]
+        stored = {}
+        for layer in layers:
+            small = F.adaptive_avg_pool2d(maps(model, some.images, some.labels, layer), size)
+            stored[layer] = base64.b64encode(zlib.compress((small * 255).round().to(torch.uint8).numpy().tobytes(), 9)).decode()
+        return {"shape": list(some.images.shape[2:]), "stored": size, "layers": stored}
 
     what = {"measure": KEPT, "maps": [f"gradcam++ {layer}" for layer in layers], "from": IDENTITY, "class": "true", "images": len(some),
             "image_seed": seed, "checksum": data.checksum}
@@ -195,12 +199,15 @@ def keep(folder, model, data, layers: list[str], images: int, seed: int = 0) -> 
 
 
 def kept(folder) -> dict[str, torch.Tensor]:
-    """The maps that :func:`keep` stored in a run's folder: layer -> (N, H, W) float32 in [0, 1], in steps of 1/255; nothing stored: {}.
+    """The maps that :func:`keep` stored in a run's folder: layer -> (N, H, W) float32 in [0, 1], in steps of 1/255, and for larger images from
+    at most KEPT_PIXELS pixels a side; nothing stored: {}.
 
     Raises:
         UserError: the file is damaged or belongs to another run.
     """
     found = records.measurements(folder, "cam")
     stored = [row.result for row in (found.measurements if found else []) if row.settings["measure"] == KEPT]
-    return {layer: torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(text))), dtype=torch.uint8).view(result["shape"]) / 255
-            for result in stored for layer, text in result["layers"].items()}
+    found = {layer: (torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(text))), dtype=torch.uint8).view(-1, 1, *result["stored"]) / 255, result["shape"])
+             for result in stored for layer, text in result["layers"].items()}
+    return {layer: F.interpolate(grids, shape, mode="bilinear", align_corners=False)[:, 0] if list(grids.shape[2:]) != shape else grids[:, 0]
+            for layer, (grids, shape) in found.items()}

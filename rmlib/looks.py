@@ -3,6 +3,8 @@
 ``found`` is always {name of the method: {seed: result}}, the results on the same images.
 """
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -117,7 +119,8 @@ def differences(several: list[dict]):
     """Region Mixup minus every other method in the measures COMPARED of the first map, paired by seed and image, with 95 % intervals over both.
 
     Args:
-        several: ``found`` of one or more measures (localization, faithfulness). "resolved": p below 0.05 after Holm's correction for the rows.
+        several: ``found`` of one or more measures (localization, faithfulness). "resolved": p below 0.05 after Holm's correction for the rows. With
+            one network each there is no p: the interval is about two networks, not about two methods.
 
     Returns:
         DataFrame, or None if there is nothing to compare.
@@ -134,9 +137,9 @@ def differences(several: list[dict]):
                     a, b = (values({seed: found[each][seed] for seed in seeds}, key, name) for each in (AGAINST, label))
                     d = stats.crossed(a - b)
                     rows.append({"map": title(key), "measure": NAMES[name], "difference": f"{AGAINST} - {label}", "points": d.mean, "low": d.low, "high": d.high,
-                                 "95 % interval": f"[{d.low:+.1f}, {d.high:+.1f}]", "n": len(seeds), "images": d.n[1], "p (Holm)": d.p})
+                                 "95 % interval": f"[{d.low:+.1f}, {d.high:+.1f}]", "n": len(seeds), "images": d.n[1], "p (Holm)": d.p if len(seeds) > 1 else math.nan})
     for row, p in zip(rows, stats.holm([row["p (Holm)"] for row in rows])):
-        row |= {"p (Holm)": round(p, 3), "state": ("resolved" if p < 0.05 else "unresolved") if row["n"] > 1 else "one network each"}
+        row |= {"p (Holm)": round(p, 4), "state": ("resolved" if p < 0.05 else "unresolved") if row["n"] > 1 else "one network each"}
     return pd.DataFrame(rows) if rows else None
 
 

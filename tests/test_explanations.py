@@ -143,3 +143,25 @@ def test_cuda_measures_what_the_cpu_measures(tiny_run):
             assert on_cuda[name]["found"][key]["mean"] == pytest.approx(entry["mean"], abs=2)
 
 
+
+
+def test_maps_of_large_images_are_kept_small(tmp_path, monkeypatch):
+    """40 x 64 pixels are stored as 32 x 32 and come back in their size, nearly the same."""
+    from test_records import make_record, save
+
+    from rmlib.data import ImageSet
+    from rmlib.models import preact_resnet18
+
+    record = make_record()
+    save(tmp_path, record)
+    folder = tmp_path / record.run_id
+    (folder / records.WEIGHTS).write_bytes(b"weights")
+    torch.manual_seed(0)
+    model, pixels = preact_resnet18(10, 2).eval(), (255 * torch.rand(9, 3, 40, 64)).byte()
+    data = ImageSet(pixels, torch.arange(9), tuple("abcdefghi"), "c")
+    cam.keep(folder, model, data, ["layer4", "layer3"], 9)
+    stored = cam.kept(folder)
+    assert (folder / "cam.json").stat().st_size < 15_000
+    for layer, grids in stored.items():
+        exact = cam.maps(model, pixels, data.labels, layer)
+        assert grids.shape == (9, 40, 64) and (grids - exact).abs().mean() < 0.02 and exact.std() > 0.1
