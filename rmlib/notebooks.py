@@ -66,7 +66,7 @@ def tidy(path: Path, reset: bool = False) -> None:
         if name in notebook.metadata.get("papermill", {}):
             notebook.metadata.papermill[name] = Path(notebook.metadata.papermill[name]).name
     for output in (output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})):
-        output.data["image/png"] = in_few_colours(output.data["image/png"])
+        output.data["image/png"] = base64.b64encode(in_few_colours(base64.b64decode(output.data["image/png"]))).decode()
     if reset:
         notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"},
                                                 "rmlib": {FRESH: source_hash(notebook)}})
@@ -76,14 +76,25 @@ def tidy(path: Path, reset: bool = False) -> None:
     records.atomic_write(path, (nbformat.writes(notebook) + "\n").encode())
 
 
-def in_few_colours(text: str) -> str:
-    """A figure (PNG in base64) in a palette of 256 colours: a third of the size; the colours of lines and letters stay."""
+def in_few_colours(png: bytes) -> bytes:
+    """A figure in a palette of 256 colours: a third of the size; the colours of lines and letters stay."""
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
+    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
     target = io.BytesIO()
     picture.save(target, "PNG", optimize=True)
-    return base64.b64encode(target.getvalue()).decode()
+    return target.getvalue()
+
+
+def save_figure(figure, path: Path) -> None:
+    """Store a figure as a small PNG.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    target = io.BytesIO()
+    figure.savefig(target, format="png")
+    records.atomic_write(Path(path), in_few_colours(target.getvalue()))
 
 
 def refresh(paths) -> None:

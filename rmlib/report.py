@@ -383,8 +383,8 @@ MEASURED = {
                "with the number of networks", checks, ("attacks",)),
     "corrupted": ("accuracy in percent of `images` test images per network, mean over five severities", corrupted, ("corruptions",)),
     "localization": (f"maps of the true class; in brackets the 95 % interval over networks and images; {looks.CONTROL}: the same measure with the map of an "
-                     f"image of another class; {BETTER}; extent: the image's share above half of the map's maximum; trace of the grid: asymmetry between the tiles of a 2 x 2 grid minus that on the "
-                     "grid moved by half a tile; a map without any positive evidence counts as a flat one", localization, ("cam",)),
+                     f"image of another class; {BETTER}; extent: the image's share above half of the map's maximum; trace of the grid: asymmetry between the tiles of the 2 x 2 grid (or k x k, as measured) "
+                     "minus that on the grid moved by half a tile; a map without any positive evidence counts as a flat one", localization, ("cam",)),
     "faithfulness": (f"maps of the predicted class; in brackets the 95 % interval over networks and images; {BETTER}; Average Drop and deletion: less is more faithful; "
                      "the others: more is; deletion and insertion: area under the curve of the probability in percent of that on the whole image; ROAD combined, in points of "
                      "probability, over 20, 40, 60 and 80 % of the pixels", faithfulness, ("cam",)),
