@@ -20,7 +20,7 @@ LIBRARY = {"gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM}  # method -> grad
 LABELS = {"gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}
 EPS = 1e-6  # of grad-cam, in the denominator of the weights
 IDENTITY = f"grad-cam {version('grad-cam')}"  # whose maps these are, in records
-KEPT_PIXELS = 32  # a side, of the maps that are kept when the weights are gone
+KEPT_PIXELS = 16  # a side, of the maps that are kept when the weights are gone
 PURPOSE = "images of the maps"  # of the stream that draws the images in figures
 
 

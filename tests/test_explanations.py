@@ -146,7 +146,7 @@ def test_cuda_measures_what_the_cpu_measures(tiny_run):
 
 
 def test_maps_of_large_images_are_kept_small(tmp_path, monkeypatch):
-    """40 x 64 pixels are stored as 32 x 32 and come back in their size, nearly the same."""
+    """40 x 64 pixels are stored as 16 x 16 and come back in their size, nearly the same."""
     from test_records import make_record, save
 
     from rmlib.data import ImageSet
@@ -161,7 +161,7 @@ def test_maps_of_large_images_are_kept_small(tmp_path, monkeypatch):
     data = ImageSet(pixels, torch.arange(9), tuple("abcdefghi"), "c")
     cam.keep(folder, model, data, ["layer4", "layer3"], 9)
     stored = cam.kept(folder)
-    assert (folder / "cam.json").stat().st_size < 15_000
+    assert (folder / "cam.json").stat().st_size < 8_000
     for layer, grids in stored.items():
         exact = cam.maps(model, pixels, data.labels, layer)
-        assert grids.shape == (9, 40, 64) and (grids - exact).abs().mean() < 0.02 and exact.std() > 0.1
+        assert grids.shape == (9, 40, 64) and (grids - exact).abs().mean() < 0.03 and exact.std() > 0.1
