@@ -139,7 +139,7 @@ def differences(several: list[dict]):
                     rows.append({"map": title(key), "measure": NAMES[name], "difference": f"{AGAINST} - {label}", "points": d.mean, "low": d.low, "high": d.high,
                                  "95 % interval": f"[{d.low:+.1f}, {d.high:+.1f}]", "n": len(seeds), "images": d.n[1], "p (Holm)": d.p if len(seeds) > 1 else math.nan})
     for row, p in zip(rows, stats.holm([row["p (Holm)"] for row in rows])):
-        row |= {"p (Holm)": round(p, 4), "state": ("resolved" if p < 0.05 else "unresolved") if row["n"] > 1 else "one network each"}
+        row |= {"p (Holm)": "–" if p != p else f"{p:.3f}", "state": ("resolved" if p < 0.05 else "unresolved") if row["n"] > 1 else "one network each"}
     return pd.DataFrame(rows) if rows else None
 
 

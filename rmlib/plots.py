@@ -1,5 +1,6 @@
 """Every figure of the study, one colour per method everywhere. Functions draw and return a figure; the notebook shows it."""
 
+import textwrap
 from fractions import Fraction
 
 import matplotlib.pyplot as plt
@@ -315,7 +316,7 @@ def measures(panels: list):
         if control is not None:
             axis.axhline(control, color="#888888", lw=1, ls="--")
         axis.set(xticks=range(len(methods)), xlim=(-0.5, len(methods) - 0.5))
-        axis.set_xticklabels([name.replace(" ", "\n", 1) for _, name in methods], fontsize=6.5)
+        axis.set_xticklabels([textwrap.fill(name.replace("_", " "), 8, break_long_words=False) for _, name in methods], fontsize=6.5)
         axis.set_title(title, fontsize=8)
         axis.tick_params(axis="y", labelsize=7)
     figure.tight_layout(pad=0.5)

@@ -360,7 +360,8 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
             table = make(group, *(measured[source] for source in sources))
             if table is not None:
                 devices = pd.concat([rows for rows in (one_sample(group, measured[source]) for source in sources) if rows is not None])
-                found[kind].append((f"{title(group)}; {note}; n networks, mean ± sample standard deviation; on {_hardware(devices)}", table))
+                spread = "" if kind == "looks" else "n networks, mean ± sample standard deviation; "
+                found[kind].append((f"{title(group)}; {note}; {spread}on {_hardware(devices)}", table))
     found["precision"] = precisions(runs)
     attacks = measured["attacks"]
     found["paper"] = paper.tables(runs, attacks)
@@ -391,7 +392,7 @@ MEASURED = {
     "sanity": ("rank correlation in hundredths of the maps of the true class with those of the network with shuffled weights, from the head down; a map that comes "
                f"from what was learned falls to that with {looks.CONTROL} or below", sanity, ("cam",)),
     "guard": ("Grad-CAM++ with eps = 1e-6 in the denominator of its weights, as grad-cam has it, beside eps = 0, as its paper has it, where a closed form gives both; maximum moves: by more than a pixel", eps_of_maps, ("cam",)),
-    "looks": ("differences paired by seed and image, with 95 % intervals over both; p corrected by Holm for the rows of this table, the intervals are not; resolved: p below 0.05", looks_differences, ("cam",))}
+    "looks": ("differences of n pairs of networks, paired by seed and image, with 95 % intervals over both; p corrected by Holm for the rows of this table, the intervals are not; resolved: p below 0.05", looks_differences, ("cam",))}
 
 
 def markdown(root: Path, kind: str = "accuracy") -> str:
