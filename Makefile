@@ -19,7 +19,7 @@ test: env  ## pytest, and nbval over the notebooks
 MINUTES =
 gpu: env  ## on a GPU: its tests, what is fast there, then `make grid`; MINUTES=25 limits the grid alone: no network is begun that will not end in time
 	$(BIN) -m pytest tests -m cuda
-	$(BIN) -m rmlib bench --device cuda --only training --rounds 30 $(COMPILE) --out results/bench-cuda.md
+	$(BIN) -m rmlib bench --device cuda --only training maps --rounds 30 $(COMPILE) --out results/bench-cuda.md
 	$(MAKE) grid
 
 grid: env  ## the paper's CIFAR-10 grid, or what is left of it; stopped by the limit it ends well, and the same command goes on

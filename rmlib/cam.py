@@ -17,7 +17,6 @@ from rmlib.params import nearest
 from rmlib.records import KEPT
 
 LIBRARY = {"gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM}  # method -> grad-cam's class
-LABELS = {"gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}
 EPS = 1e-6  # of grad-cam, in the denominator of the weights
 IDENTITY = f"grad-cam {version('grad-cam')}"  # whose maps these are, in records
 KEPT_PIXELS = 16  # a side, of the maps that are kept when the weights are gone

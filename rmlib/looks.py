@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pandas as pd
 
-from rmlib import cam, stats
+from rmlib import stats
 from rmlib.evaluate import unpack_values
-from rmlib.params import LABELS
+from rmlib.params import LABELS, MAPS
 
 NAMES = {"energy_inside": "energy inside the object (%)", "pointing_game": "pointing game (%)", "iou": "IoU with the object (%)",
          "extent": "extent (%)", "asymmetry": "asymmetry between tiles (%)", "grid_trace": "trace of the grid (points)",
@@ -25,7 +25,7 @@ STAGES = {"linear": "head", "conv1": "stem"}  # names of parts of the network in
 def title(key: str) -> str:
     """'gradcam++ layer4' as a heading: 'Grad-CAM++ layer4'."""
     method, layer = key.split(" ", 1)
-    return f"{cam.LABELS[method]} {layer}"
+    return f"{MAPS[method]} {layer}"
 
 
 def values(results: dict, key: str, name: str, kind: str = "values") -> np.ndarray:

@@ -21,6 +21,7 @@ from rmlib import UserError
 DATASETS = ("shapes", "cifar10", "cifar100", "tiny-imagenet")
 LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mixup": "Region Mixup"}
 MIXERS = tuple(LABELS)
+MAPS = {"gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}  # methods of explanation
 # parameters of 02_training that make a method; runs that differ in these and the seed alone form one experiment
 METHOD = ("mixer", "k", "alpha", "regions", "per_sample", "shared_partner", "shared_weight", "cutmix_prob", "clean_weight", "average")
 # 03_robustness as the paper's networks are measured: by their batches, and by `rmlib train --robustness` right after a training

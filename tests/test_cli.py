@@ -94,3 +94,10 @@ def test_bench_compares_two_squares(monkeypatch):
     monkeypatch.setattr(networks, "find", lambda *_: one)
     rows = bench.agreement_rows(torch.device("cpu"), seeds=2, queries=2)
     assert [row[1] for row in rows] == ["square", "square_torchattacks"] and all(0 < row[2] < 100 and row[4] <= row[5] == 200 for row in rows)
+
+
+def test_reports_need_no_library_of_attacks_or_maps():
+    """`pip install .` without the extras can make tables of records."""
+    code = "import sys, rmlib.report, rmlib.pages; print([name for name in ('pytorch_grad_cam', 'torchattacks', 'cv2') if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout.strip() == "[]", answer.stderr
