@@ -19,12 +19,11 @@ from rmlib.records import KEPT
 LIBRARY = {"gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM}  # method -> grad-cam's class
 EPS = 1e-6  # of grad-cam, in the denominator of the weights
 IDENTITY = f"grad-cam {version('grad-cam')}"  # whose maps these are, in records
-KEPT_PIXELS = 16  # a side, of the maps that are kept when the weights are gone
 PURPOSE = "images of the maps"  # of the stream that draws the images in figures
 
 
 def maps(model, images: torch.Tensor, classes: torch.Tensor | None = None, layer: str = "layer4", *, method: str = "gradcam++",
-         batch_size: int = 100) -> torch.Tensor:
+         cells: bool = False, batch_size: int = 100) -> torch.Tensor:
     """Where a network finds evidence for a class, at the output of one of its modules.
 
     "gradcam++": Chattopadhay et al. 2018, https://arxiv.org/abs/1710.11063, equation 19, as grad-cam computes it: on the logit
@@ -48,10 +47,12 @@ def maps(model, images: torch.Tensor, classes: torch.Tensor | None = None, layer
         classes: (N,) int64, the class that each map explains, such as the true one; None: the one that the network predicts.
         layer: name of a module whose output is (N, K, h, w), such as "layer4" or "layer3.1".
         method: "gradcam++" or "hirescam".
+        cells: return the cells of the layer, (N, h, w), each map scaled to 0..1, instead of pictures.
         batch_size: images per pass.
 
     Returns:
-        (N, H, W) float32 on the CPU, 0 to 1 in every map; a map without any positive evidence is 0 everywhere.
+        (N, H, W) float32 on the CPU, 0 to 1 in every map; a map without any positive evidence is 0 everywhere, and so is, by the scaling, one
+        that is the same in all cells.
 
     Raises:
         UserError: unknown layer, method or class, a layer whose output is not a stack of maps, images outside [0, 1].
@@ -64,14 +65,14 @@ def maps(model, images: torch.Tensor, classes: torch.Tensor | None = None, layer
     known = torch.zeros(len(images), dtype=torch.int64) if classes is None else classes
     pixels = as_pixels(model, images, known, kinds=(torch.float32, torch.float64, torch.bfloat16))
     head = head_behind(model, layer)
-    parameter, size = next(model.parameters()), pixels.shape[2:]
+    parameter, size = next(model.parameters()), None if cells else pixels.shape[2:]
     batches = [(batch.to(parameter), None if classes is None else some.to(parameter.device))
                for batch, some in zip(pixels.split(batch_size), known.split(batch_size))]
     with with_gradients(model):
         if head is not None:
             return torch.cat([_without_backward(model, modules[layer], head, *batch, method, size) for batch in batches])
         _check_output(model, modules[layer], batches[0][0][:1], int(known.max()), layer)
-        return _through_library(model, modules[layer], batches, method)
+        return _through_library(model, modules[layer], batches, method, cells)
 
 
 def head_behind(model, layer: str):
@@ -106,13 +107,13 @@ def closed_form(activations: torch.Tensor, weights: torch.Tensor, method: str = 
     return torch.einsum("nk,nkhw->nhw", weights, values).clamp(min=0)
 
 
-def enlarge(grids: torch.Tensor, size) -> torch.Tensor:
-    """Maps (N, h, w) as pictures of a size (H, W): scaled to 0..1 each, enlarged bilinearly, scaled again, as grad-cam does."""
+def enlarge(grids: torch.Tensor, size=None) -> torch.Tensor:
+    """Maps (N, h, w) as pictures of a size (H, W): scaled to 0..1 each, enlarged bilinearly, scaled again, as grad-cam does; without a size, scaled alone."""
     def scaled(values):
         values = values - values.amin((1, 2), keepdim=True)
         return values / (1e-7 + values.amax((1, 2), keepdim=True))
 
-    return scaled(F.interpolate(scaled(grids)[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0])
+    return scaled(grids) if size is None else scaled(F.interpolate(scaled(grids)[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0])
 
 
 @torch.no_grad()
@@ -135,7 +136,7 @@ def _without_backward(model, module, head, pixels, classes, method, size):
         return enlarge(closed_form(activations, weights, method), size).float().cpu()
 
 
-def _through_library(model, module, batches, method):
+def _through_library(model, module, batches, method, cells):
     def cut(_, __, output):  # what comes before the layer is a constant; the copy may be changed in place
         return output.detach().requires_grad_().clone()
 
@@ -147,8 +148,10 @@ def _through_library(model, module, batches, method):
     try:
         model.requires_grad_(False)
         explainer = LIBRARY[method](model, [module], reshape_transform=as_float)
+        if cells:  # the size that it enlarges to: that of the activation
+            explainer.get_target_width_height = lambda _: tuple(explainer.activations_and_grads.activations[0].shape[:1:-1])
         for pixels, classes in batches:
-            targets = None if classes is None else [ClassifierOutputTarget(int(target)) for target in classes]
+            targets = [torch.max] * len(pixels) if classes is None else [ClassifierOutputTarget(int(target)) for target in classes]
             found.append(torch.from_numpy(np.asarray(explainer(pixels, targets), dtype=np.float32)))
     finally:
         hook.remove()
@@ -185,12 +188,11 @@ def keep(folder, model, data, layers: list[str], images: int, seed: int = 0) -> 
     some = data[sample(len(data), images, seed, PURPOSE)]
 
     def compute():
-        size = [min(each, KEPT_PIXELS) for each in some.images.shape[2:]]
         stored = {}
         for layer in layers:
-            small = F.adaptive_avg_pool2d(maps(model, some.images, some.labels, layer), size)
-            stored[layer] = base64.b64encode(zlib.compress((small * 255).round().to(torch.uint8).numpy().tobytes(), 9)).decode()
-        return {"shape": list(some.images.shape[2:]), "stored": size, "layers": stored}
+            small = (maps(model, some.images, some.labels, layer, cells=True) * 255).round().to(torch.uint8)
+            stored[layer] = {"cells": list(small.shape[1:]), "values": base64.b64encode(zlib.compress(small.numpy().tobytes(), 9)).decode()}
+        return {"shape": list(some.images.shape[2:]), "layers": stored}
 
     what = {"measure": KEPT, "maps": [f"gradcam++ {layer}" for layer in layers], "from": IDENTITY, "class": "true", "images": len(some),
             "image_seed": seed, "checksum": data.checksum}
@@ -198,15 +200,12 @@ def keep(folder, model, data, layers: list[str], images: int, seed: int = 0) -> 
 
 
 def kept(folder) -> dict[str, torch.Tensor]:
-    """The maps that :func:`keep` stored in a run's folder: layer -> (N, H, W) float32 in [0, 1], in steps of 1/255, and for larger images from
-    at most KEPT_PIXELS pixels a side; nothing stored: {}.
+    """The maps that :func:`keep` stored in a run's folder, enlarged from their cells: layer -> (N, H, W) float32 in [0, 1]; nothing stored: {}.
 
     Raises:
         UserError: the file is damaged or belongs to another run.
     """
     found = records.measurements(folder, "cam")
     stored = [row.result for row in (found.measurements if found else []) if row.settings["measure"] == KEPT]
-    found = {layer: (torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(text))), dtype=torch.uint8).view(-1, 1, *result["stored"]) / 255, result["shape"])
-             for result in stored for layer, text in result["layers"].items()}
-    return {layer: F.interpolate(grids, shape, mode="bilinear", align_corners=False)[:, 0] if list(grids.shape[2:]) != shape else grids[:, 0]
-            for layer, (grids, shape) in found.items()}
+    return {layer: enlarge(torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(each["values"]))), dtype=torch.uint8).view(-1, *each["cells"]) / 255, result["shape"])
+            for result in stored for layer, each in result["layers"].items()}

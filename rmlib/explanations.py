@@ -1,7 +1,7 @@
 """The battery of maps and measures on a trained network, as notebook 04 and the batches run it, stored beside its record.
 
-Every measure stands beside its control: the same measure with the map of another image, which knows where objects usually are and
-nothing of this one.
+Every measure against the object or the network stands beside its control: the same measure with the map of another image, for another
+class, which knows where objects usually are and nothing of this one.
 """
 
 import itertools
@@ -35,9 +35,12 @@ def measured_images(test_set: ImageSet, count: int | None, seed: int) -> ImageSe
     return test_set[sample(len(test_set), count, seed, PURPOSE)]
 
 
-def of_another(grids: torch.Tensor) -> torch.Tensor:
-    """To each image the map of another one, half of the set away: of another class, where the set is sorted by class."""
-    return grids.roll(len(grids) // 2, 0)
+def partners(classes: torch.Tensor) -> torch.Tensor:
+    """For each image the place of another one whose map explains another class: the next such, from half of the set away. Where there is no
+    other class, the image half of the set away."""
+    count = len(classes)
+    places = (torch.arange(count)[:, None] + count // 2 + torch.arange(count)) % count  # (N, N): every image's candidates, in turn
+    return places.gather(1, (classes[places] != classes[:, None]).int().argmax(1, keepdim=True))[:, 0]
 
 
 def _entry(values: dict, control: dict, **more) -> dict:
@@ -49,15 +52,18 @@ def _entry(values: dict, control: dict, **more) -> dict:
 
 def locate(model, data: ImageSet, settings: CamParams) -> dict:
     """Where the maps of the true classes lie: (method, layer) -> measures of :mod:`rmlib.localization`; those of the object where it is known."""
-    masks, found = localization.object_masks(data), {}
+    masks, found, others = localization.object_masks(data), {}, partners(data.labels)
     for method, layer in pairs(settings):
-        grids = cam.maps(model, data.images, data.labels, layer, method=method)
+        cells = cam.maps(model, data.images, data.labels, layer, method=method, cells=True)
+        grids = cam.enlarge(cells, data.images.shape[2:])
 
         def against_objects(grids):
             return {} if masks is None else {each.__name__: each(grids, masks) for each in (localization.energy_inside, localization.pointing_game, localization.iou)}
 
-        alone = {"extent": localization.extent(grids), "asymmetry": localization.asymmetry(grids, settings.k), "grid_trace": localization.grid_trace(grids, settings.k)}
-        found[f"{method} {layer}"] = _entry(against_objects(grids) | alone, against_objects(of_another(grids)), empty=int(localization.empty(grids).sum()))
+        alone = {"extent": localization.extent(grids), "empty": 100 * localization.empty(grids).double(), "asymmetry": localization.asymmetry(grids, settings.k)}
+        if localization.shows_grid(cells.shape[1:], settings.k):
+            alone["grid_trace"] = localization.grid_trace(cells, settings.k)
+        found[f"{method} {layer}"] = _entry(against_objects(grids) | alone, against_objects(grids[others]))
     return {"found": found} | ({} if masks is None else {"object_area": 100 * masks.double().mean().item()})
 
 
@@ -65,6 +71,7 @@ def perturb(model, data: ImageSet, settings: CamParams) -> dict:
     """Whether the maps of the predicted classes tell what the network looks at: measures of :mod:`rmlib.faithfulness`; ROAD at ``layer`` alone."""
     pixels, found = to_float(data.images), {}
     classes = predict(model, data.images).argmax(1)
+    others = partners(classes)
     for layer in layers(settings):
         grids, shapes = cam.maps(model, pixels, classes, layer), {}
 
@@ -75,28 +82,36 @@ def perturb(model, data: ImageSet, settings: CamParams) -> dict:
             values = {"average_drop": drop, "increase": increase, "deletion": faithfulness.area(deletion), "insertion": faithfulness.area(insertion)}
             return values | ({"road": faithfulness.road(model, pixels, grids, classes, settings.seed)} if layer == settings.layer else {})
 
-        found[f"gradcam++ {layer}"] = _entry(change(grids), change(of_another(grids)), **shapes)
+        found[f"gradcam++ {layer}"] = _entry(change(grids), change(grids[others]), **shapes)
     return {"found": found}
 
 
+def _mean(values: torch.Tensor) -> float | None:
+    """Mean of what is known; None if nothing is."""
+    return values.nanmean().item() if not values.isnan().all() else None
+
+
 def check(model, data: ImageSet, settings: CamParams) -> dict:
-    """The sanity check: rank correlation (in hundredths) of the maps of the true classes with those of networks with shuffled weights, stage by stage."""
+    """The sanity check: rank correlation (in hundredths) of the maps of the true classes with those of networks with shuffled weights, stage by stage. Pairs in
+    which a map is flat or empty are left out, and counted."""
     found = {}
     for layer in layers(settings):
-        stages = faithfulness.sanity(model, data.images, data.labels, layer, seed=settings.seed)
         own = cam.maps(model, data.images, data.labels, layer)
-        found[f"gradcam++ {layer}"] = _entry({"everything_shuffled": 100 * list(stages.values())[-1]}, {"everything_shuffled": 100 * faithfulness.correlation(own, of_another(own))},
-                                             stages={name: 100 * each.mean().item() for name, each in stages.items()})
+        stages = faithfulness.sanity(model, data.images, data.labels, layer, seed=settings.seed)
+        means = {name: _mean(100 * each) for name, each in stages.items()}
+        found[f"gradcam++ {layer}"] = {"stages": means, "control": _mean(100 * faithfulness.correlation(own, own[partners(data.labels)])),
+                                       "left_out": {name: int(each.isnan().sum()) for name, each in stages.items()}}
     return {"found": found}
 
 
 def guard(model, data: ImageSet, settings: CamParams) -> dict:
     """What the eps in the denominator of Grad-CAM++ changes, where the closed form holds: rank correlation of the maps with and without it in hundredths
-    (mean and lowest), percent of the images whose maximum moves by more than a pixel, and percent of the activations that are negative."""
+    (mean and lowest), percent of the images whose maximum moves by more than a pixel, of the images where neither is empty; and percent of the activations
+    that are negative. {} where there is no closed form, or nothing to compare."""
     head = cam.head_behind(model, settings.layer)
     if head is None:
         return {}
-    with evaluating(model), full_precision():
+    with evaluating(model), full_precision(), torch.autocast(head.weight.device.type, enabled=False):
         parts = [cam.forward_to(model, model.get_submodule(settings.layer), to_float(images.to(head.weight.device)))[0].float()
                  for images in data.images.split(200)]
         activations, weights = torch.cat(parts), head.weight[data.labels.to(head.weight.device)]
@@ -104,8 +119,11 @@ def guard(model, data: ImageSet, settings: CamParams) -> dict:
     same = 100 * faithfulness.correlation(with_eps, without)
     width = with_eps.shape[2]
     places = [torch.stack((peak // width, peak % width)) for peak in (grids.flatten(1).argmax(1) for grids in (with_eps, without))]
-    return {"correlation": same.mean().item(), "lowest": same.min().item(), "moved": 100 * ((places[0] - places[1]).abs().amax(0) > 1).double().mean().item(),
-            "negative": 100 * (activations < 0).double().mean().item()}
+    known = ~same.isnan()  # both empty: nothing to compare
+    if not known.any():
+        return {}
+    return {"correlation": same[known].mean().item(), "lowest": same[known].min().item(), "compared": int(known.sum()),
+            "moved": 100 * ((places[0] - places[1]).abs().amax(0) > 1)[known].double().mean().item(), "negative": 100 * (activations < 0).double().mean().item()}
 
 
 def measure(folder: Path, model, test_set: ImageSet, settings: CamParams, name: str) -> dict:
@@ -161,5 +179,4 @@ def keep(folder: Path, model, test_set: ImageSet, settings: CamParams) -> None:
 def disagreement(stacks: list[torch.Tensor]) -> torch.Tensor:
     """How differently several networks look at each image: 1 - rank correlation of their maps (N, H, W), averaged over the pairs; (N,), 0 to 2. Where
     one of the maps is empty there is nothing to compare: 0."""
-    apart = torch.stack([1 - faithfulness.correlation(a, b) for a, b in itertools.combinations(stacks, 2)]).mean(0)
-    return torch.where(torch.stack([localization.empty(grids) for grids in stacks]).any(0), 0.0, apart)
+    return torch.stack([1 - faithfulness.correlation(a, b) for a, b in itertools.combinations(stacks, 2)]).mean(0).nan_to_num(0)

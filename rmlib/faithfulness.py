@@ -1,7 +1,7 @@
 """Whether a map tells what the network looks at: measures that change the image, or the network, and look again.
 
-All take float images (N, C, H, W) in [0, 1], maps (N, H, W) from 0 to 1 and the classes that the maps explain, and return values for each image.
-The network is asked for probabilities (softmax), in eval mode and in float32 without TF32.
+All take images (N, C, H, W), floating point in [0, 1] or uint8, maps (N, H, W) from 0 to 1 and the classes that the maps explain, (N,), on any device, and return
+values for each image on the CPU. The network is asked for probabilities (softmax), in eval mode and in its own type, without autocast or TF32.
 """
 
 import copy
@@ -13,9 +13,9 @@ from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from scipy.stats import rankdata
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from rmlib import cam
+from rmlib import UserError, cam
 from rmlib.data import image_keys, stream
-from rmlib.evaluate import evaluating, full_precision
+from rmlib.evaluate import as_pixels, evaluating, full_precision
 
 STEPS = 16  # of the deletion and insertion curves: a sixteenth of the pixels each
 PERCENTILES = (20, 40, 60, 80)  # of ROAD: shares of the pixels that stay
@@ -25,18 +25,27 @@ NOISE = 0.01  # of ROAD's imputed pixels, grad-cam's
 def probability(model, pixels: torch.Tensor, classes: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
     """Probability (N,) float64 on the CPU that a network gives to a class of each image (N, C, H, W) in [0, 1]."""
     parameter = next(model.parameters())
-    with evaluating(model), full_precision():
+    with evaluating(model), full_precision(), torch.autocast(parameter.device.type, enabled=False):
         logits = torch.cat([model(batch.to(parameter)).double().cpu() for batch in pixels.split(batch_size)])
     return logits.softmax(1).gather(1, classes[:, None].cpu())[:, 0]
+
+
+def _on_cpu(model, pixels, grids, classes):
+    """What the measures work on: checked, pixels floating point in [0, 1], all on the CPU."""
+    pixels = as_pixels(model, pixels, classes, kinds=(torch.float32, torch.float64, torch.bfloat16)).cpu()
+    if grids.shape != pixels[:, 0].shape:
+        raise UserError(f"maps {tuple(grids.shape)} do not fit images {tuple(pixels.shape)}: expected (N, H, W)")
+    return pixels, grids.cpu(), classes.cpu()
 
 
 def drop_and_increase(model, pixels, grids, classes) -> tuple[torch.Tensor, torch.Tensor]:
     """Average Drop % and Increase in Confidence %: what happens to the probability where the image is multiplied by its map.
 
     Chattopadhay et al. 2018, "Grad-CAM++", section 4.1.1: drop = 100 max(0, Y - O) / Y, increase = 100 where O > Y else 0; Y is the
-    probability of the class on the image, O on the product. Black is the pixel value 0, before the network's own normalisation. grad-cam's
+    probability of the class on the image, O on the product (an empty map leaves nothing of the image). Black is the pixel value 0, before the network's own normalisation. grad-cam's
     ``DropInConfidence`` is the absolute drop, and takes logits if it is handed the usual target.
     """
+    pixels, grids, classes = _on_cpu(model, pixels, grids, classes)
     whole, part = probability(model, pixels, classes), probability(model, pixels * grids[:, None], classes)
     return 100 * (whole - part).clamp(min=0) / whole, 100 * (part > whole).double()
 
@@ -60,6 +69,7 @@ def curves(model, pixels, grids, classes, seed: int = 0) -> tuple[torch.Tensor, 
     starts from the image blurred by a Gaussian of an eighth of its width; and the probability is relative to that of the whole
     image, since methods that mix images make networks less confident. The area under a curve is its mean by the trapezoidal rule (:func:`area`).
     """
+    pixels, grids, classes = _on_cpu(model, pixels, grids, classes)
     whole, total = probability(model, pixels, classes), grids.shape[1] * grids.shape[2]
     places, sigma = ranks(grids, seed), pixels.shape[3] / 8
     width = 2 * math.ceil(2 * sigma) + 1
@@ -87,6 +97,7 @@ def road(model, pixels, grids, classes, seed: int = 0) -> torch.Tensor:
 
     Cost: a sparse system for each image and percentile, on one core: some 25 ms per image of 32 x 32 pixels and 85 ms of 64 x 64, all together.
     """
+    pixels, grids, classes = _on_cpu(model, pixels, grids, classes)
     impute, places, total = NoisyLinearImputer(NOISE), ranks(grids, seed), grids.shape[1] * grids.shape[2]
     score = torch.zeros(len(pixels), dtype=torch.float64)
     seeds = [int.from_bytes(key[:8], "big") >> 1 for key in image_keys(pixels, seed, "noise of ROAD")]
@@ -94,20 +105,20 @@ def road(model, pixels, grids, classes, seed: int = 0) -> torch.Tensor:
         stay = total * percentile // 100
         for sign, kept in ((-1, places < stay), (1, places >= total - stay)):  # the most important go first; the least important
             images = []
-            for image, keep, own in zip(pixels.float().cpu(), kept.float(), seeds):
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(own)
+            for image, keep, own in zip(pixels.float(), kept.float(), seeds):
+                with torch.random.fork_rng(devices=[]):  # of the CPU alone; torch.manual_seed would seed a GPU too
+                    torch.default_generator.manual_seed(own)
                     images.append(impute(image, keep))
             score += sign * probability(model, torch.stack(images), classes)
     return 100 * score / (2 * len(PERCENTILES))
 
 
 def correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Spearman's rank correlation (N,) of two stacks of maps (N, H, W), pixel by pixel; 0 where one of the two is flat."""
+    """Spearman's rank correlation (N,) of two stacks of maps (N, H, W), pixel by pixel; NaN where one of the two is flat."""
     a, b = (rankdata(each.flatten(1).numpy(), axis=1) for each in (first, second))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     scale = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return torch.from_numpy(np.divide((a * b).sum(1), scale, out=np.zeros_like(scale), where=scale > 0))
+    return torch.from_numpy(np.divide((a * b).sum(1), scale, out=np.full_like(scale, np.nan), where=scale > 0))
 
 
 def randomised(model, seed: int = 0):

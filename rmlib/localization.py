@@ -23,7 +23,7 @@ def _checked(grids, masks=None):
 
 
 def empty(grids: torch.Tensor) -> torch.Tensor:
-    """Which maps are 0 everywhere: (N,) bool."""
+    """Which maps are 0 everywhere: (N,) bool, no evidence at all for the class."""
     return grids.amax((1, 2)) == 0
 
 
@@ -61,16 +61,16 @@ def iou(grids: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def extent(grids: torch.Tensor) -> torch.Tensor:
-    """Share of the image above half of each map's maximum, in percent: small for a map that is focused, 100 for a flat one."""
-    grids = _checked(grids)
-    return 100 * (grids >= HALF * grids.amax((1, 2), keepdim=True)).double().mean((1, 2))
+    """Share of the image above half of each map's maximum, in percent: small for a map that is focused, 100 for a flat one; 0 for an
+    empty one, which marks nothing."""
+    region = _checked(grids) >= HALF * _checked(grids).amax((1, 2), keepdim=True)
+    return 100 * torch.where(empty(grids), 0.0, region.double().mean((1, 2)))
 
 
-def asymmetry(grids: torch.Tensor, k: int = 2, moved: bool = False) -> torch.Tensor:
+def asymmetry(grids: torch.Tensor, k: int = 2) -> torch.Tensor:
     """How unequally each map is spread over the tiles of a k x k grid, in percent: half the sum of |share - 1/k^2| over the tiles.
 
-    0 for a flat map, 100 (1 - 1/k^2) for one that lies in a single tile. Tiles as in Region Mixup. ``moved``: the grid half a tile further
-    down and to the right, on the image closed to a ring.
+    0 for a flat map, 100 (1 - 1/k^2) for one that lies in a single tile. Tiles as in Region Mixup.
 
     Raises:
         UserError: more tiles than pixels, negative maps.
@@ -79,8 +79,6 @@ def asymmetry(grids: torch.Tensor, k: int = 2, moved: bool = False) -> torch.Ten
     count, height, width = grids.shape
     if not 1 <= k <= min(height, width):
         raise UserError(f"k={k}: expected 1 to {min(height, width)} tiles per side for maps of {height} x {width}")
-    if moved:
-        grids = grids.roll((-(height // (2 * k)), -(width // (2 * k))), (1, 2))
     shares = []
     for row in range(k):
         for column in range(k):
@@ -89,14 +87,35 @@ def asymmetry(grids: torch.Tensor, k: int = 2, moved: bool = False) -> torch.Ten
     return 50 * (torch.stack(shares) - 1 / k**2).abs().sum(0)
 
 
-def grid_trace(grids: torch.Tensor, k: int = 2) -> torch.Tensor:
-    """What is special about the borders of the k x k grid: :func:`asymmetry` on it minus that on the grid moved by half a tile, in points.
+def shows_grid(shape, k: int) -> bool:
+    """Whether cells of a shape (h, w) can show the trace of a k x k grid: the tiles must have halves."""
+    return all(size % (2 * k) == 0 for size in shape)
 
-    A map that keeps to single tiles, as a network might learn from tiles with different labels, is above 0; one in the middle of the image, where
-    photographers put things, lies across the borders and is below. So the number of one network says little: it is the difference
-    between methods on the same images that would show a trace.
+
+def grid_trace(cells: torch.Tensor, k: int = 2) -> torch.Tensor:
+    """Whether a map changes more across the crossings of a k x k grid than inside its tiles, in points.
+
+    Windows of a tile's size, each cut into four quarters, and in each the :func:`asymmetry` between the quarters: the mean over the windows around
+    the crossings of the grid's borders minus the mean over the tiles themselves. A map that knows no borders scores 0 on average, focused or
+    not, smooth or not; one that keeps to single tiles is above. An object that is always in the middle of the image lies evenly around
+    the crossing and is below, whatever the method: compare methods on the same images.
+
+    Args:
+        cells: (N, h, w) of the layer itself (``cam.maps(..., cells=True)``), since enlarged maps are smoother inside than at the edge.
+            h and w multiples of 2 k.
+
+    Raises:
+        UserError: other sizes, negative maps.
     """
-    return asymmetry(grids, k) - asymmetry(grids, k, moved=True)
+    cells = _checked(cells)
+    count, height, width = cells.shape
+    if not shows_grid((height, width), k):
+        raise UserError(f"k={k} on maps of {height} x {width} cells: expected sides that are multiples of {2 * k}")
+    quarters = cells.view(count, 2 * k, height // (2 * k), 2 * k, width // (2 * k)).sum((2, 4))
+    windows = quarters.unfold(1, 2, 1).unfold(2, 2, 1).flatten(3)  # (N, 2k - 1, 2k - 1, 4): tiles at even places, crossings at odd ones
+    total = windows.sum(3, keepdim=True)
+    uneven = 50 * (torch.where(total > 0, windows / total, 0.25) - 0.25).abs().sum(3)
+    return uneven[:, 1::2, 1::2].mean((1, 2)) - uneven[:, ::2, ::2].mean((1, 2))
 
 
 def object_masks(data) -> torch.Tensor | None:

@@ -13,12 +13,12 @@ from rmlib.evaluate import unpack_values
 from rmlib.params import LABELS, MAPS
 
 NAMES = {"energy_inside": "energy inside the object (%)", "pointing_game": "pointing game (%)", "iou": "IoU with the object (%)",
-         "extent": "extent (%)", "asymmetry": "asymmetry between tiles (%)", "grid_trace": "trace of the grid (points)",
-         "average_drop": "Average Drop (%)", "increase": "Increase in Confidence (%)", "deletion": "deletion (%)", "insertion": "insertion (%)", "road": "ROAD (points)",
-         "everything_shuffled": "rank correlation with shuffled weights (%)"}
+         "extent": "extent (%)", "empty": "empty maps (%)", "asymmetry": "asymmetry between tiles (%)", "grid_trace": "trace of the grid (points)",
+         "average_drop": "Average Drop (%)", "increase": "Increase in Confidence (%)", "deletion": "deletion (%)", "insertion": "insertion (%)", "road": "ROAD (points)"}
 LOWER = ("average_drop", "deletion")  # less is better
-COMPARED = ("energy_inside", "pointing_game", "extent", "grid_trace", "average_drop", "road")  # of :func:`differences`
-AGAINST, CONTROL = "Region Mixup", "another image's map"
+COMPARED = ("energy_inside", "pointing_game", "extent", "grid_trace", "deletion", "road")  # of :func:`differences`
+BEYOND = ("deletion", "road")  # of these, compared is what a map does beyond the map of another image: they depend on how confident a network is
+CONTROL = "another image's map"
 STAGES = {"linear": "head", "conv1": "stem"}  # names of parts of the network in words
 
 
@@ -41,30 +41,29 @@ def better(results: dict, key: str, name: str) -> bool:
 
 def table(found: dict):
     """A row for every map and measure, a column for every method: mean, sample standard deviation over its networks (X_std) and 95 % interval over
-    networks and images (X_low, X_high; see :func:`rmlib.stats.crossed`), X_better (see :func:`better`), and the mean of the control over all networks."""
+    networks and images (X_low, X_high; see :func:`rmlib.stats.crossed`), the mean of its own control (X_control) and X_better (see :func:`better`)."""
     first, rows = next(iter(next(iter(found.values())).values())), []
     for key, entry in first["found"].items():
         for name in entry["mean"]:
-            row = {"map": title(key), "measure": NAMES[name]} | _sizes(found, key, name)
+            row = {"map": title(key), "measure": NAMES[name], "n": _counts(found), "images": len(values(next(iter(found.values())), key, name)[0])}
             for label, results in found.items():
                 row[label], row[f"{label}_std"] = stats.mean_std([result["found"][key]["mean"][name] for result in results.values()])
                 interval = stats.crossed(values(results, key, name))
                 row[f"{label}_low"], row[f"{label}_high"] = interval.low, interval.high
-                row[f"{label}_better"] = name in entry["control"] and better(results, key, name)
-            controls = [result["found"][key]["control"].get(name) for results in found.values() for result in results.values()]
-            row[CONTROL] = None if None in controls else float(np.mean(controls))
+                if name in entry["control"]:
+                    row[f"{label}_control"] = float(np.mean([result["found"][key]["control"][name] for result in results.values()]))
+                    row[f"{label}_better"] = better(results, key, name)
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _sizes(found, key, name):
+def _counts(found):
     counts = sorted({len(results) for results in found.values()})
-    images = len(values(next(iter(found.values())), key, name)[0])
-    return {"n": str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}", "images": images}
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def panels(found: dict, names) -> list:
-    """For :func:`rmlib.plots.measures`: a panel for each of the measures that were made, for the first map, with the control's mean."""
+    """For :func:`rmlib.plots.measures`: a panel for each of the measures that were made, for the first map, with every method's control."""
     key = next(iter(next(iter(next(iter(found.values())).values()))["found"]))
     drawn = []
     for name in names:
@@ -73,9 +72,9 @@ def panels(found: dict, names) -> list:
             methods = {}
             for label, results in found.items():
                 interval = stats.crossed(values(results, key, name))
-                methods[mixer_of(label), label] = [result["found"][key]["mean"][name] for result in results.values()], interval.low, interval.high
-            control = float(np.mean([each["control"][name] for each in several])) if name in several[0]["control"] else None
-            drawn.append((NAMES[name], control, methods))
+                control = np.mean([result["found"][key]["control"].get(name, math.nan) for result in results.values()])
+                methods[mixer_of(label), label] = [result["found"][key]["mean"][name] for result in results.values()], interval.low, interval.high, float(control)
+            drawn.append((NAMES[name], methods))
     return drawn
 
 
@@ -83,9 +82,9 @@ def stages(found: dict) -> tuple[list, list[str]]:
     """For :func:`rmlib.plots.lines`: a panel for each map of the sanity check, from the trained network (100) to one shuffled throughout; and the stages in words."""
     first, drawn = next(iter(next(iter(found.values())).values()))["found"], []
     for key in first:
-        methods = {(mixer_of(label), label): [100.0, *np.mean([list(result["found"][key]["stages"].values()) for result in results.values()], axis=0)]
+        methods = {(mixer_of(label), label): [100.0, *(_known([result["found"][key]["stages"][stage] for result in results.values()])[0] for stage in first[key]["stages"])]
                    for label, results in found.items()}
-        drawn.append((title(key), float(np.mean([result["found"][key]["control"]["everything_shuffled"] for results in found.values() for result in results.values()])), methods))
+        drawn.append((title(key), _known([result["found"][key]["control"] for results in found.values() for result in results.values()])[0], methods))
     return drawn, ["nothing", *(STAGES.get(stage, stage) for stage in next(iter(first.values()))["stages"])]
 
 
@@ -101,22 +100,29 @@ def mixer_of(label: str) -> str:
     return next(mixer for mixer, name in LABELS.items() if label.split(",")[0] == name)
 
 
+def _known(values):
+    """Mean and sample standard deviation of the values that are known (not None)."""
+    return stats.mean_std([value for value in values if value is not None])
+
+
 def sanity(found: dict):
     """A row for every map and stage of the sanity check: mean rank correlation (hundredths) with the map of the trained network, and its standard
     deviation over networks."""
     first, rows = next(iter(next(iter(found.values())).values())), []
     for key, entry in first["found"].items():
-        control = np.mean([result["found"][key]["control"]["everything_shuffled"] for results in found.values() for result in results.values()])
+        control = _known([result["found"][key]["control"] for results in found.values() for result in results.values()])[0]
         for number, stage in enumerate(entry["stages"]):
-            row = {"map": title(key), "shuffled": f"{'and ' if number else ''}{STAGES.get(stage, stage)}"} | _sizes(found, key, "everything_shuffled")
+            row = {"map": title(key), "shuffled": f"{'and ' if number else ''}{STAGES.get(stage, stage)}", "n": _counts(found)}
             for label, results in found.items():
-                row[label], row[f"{label}_std"] = stats.mean_std([result["found"][key]["stages"][stage] for result in results.values()])
-            rows.append(row | {CONTROL: float(control)})
+                row[label], row[f"{label}_std"] = _known([result["found"][key]["stages"][stage] for result in results.values()])
+            left = [result["found"][key]["left_out"][stage] for results in found.values() for result in results.values()]
+            rows.append(row | {CONTROL: control, "left out": round(float(np.mean(left)), 1)})
     return pd.DataFrame(rows)
 
 
 def differences(several: list[dict]):
-    """Region Mixup minus every other method in the measures COMPARED of the first map, paired by seed and image, with 95 % intervals over both.
+    """Region Mixup minus every other method that treats the clean batch as it does, in the measures COMPARED of the first map, paired by seed and
+    image, with 95 % intervals over both.
 
     Args:
         several: ``found`` of one or more measures (localization, faithfulness). "resolved": p below 0.05 after Holm's correction for the rows. With
@@ -127,28 +133,33 @@ def differences(several: list[dict]):
     """
     rows = []
     for found in several:
-        if AGAINST not in found:
-            continue
-        key = next(iter(next(iter(found[AGAINST].values()))["found"]))
-        for name in [name for name in COMPARED if name in next(iter(found[AGAINST].values()))["found"][key]["mean"]]:
-            for label in found:
-                seeds = sorted(set(found[AGAINST]) & set(found[label]))
-                if label != AGAINST and seeds:
-                    a, b = (values({seed: found[each][seed] for seed in seeds}, key, name) for each in (AGAINST, label))
+        key, entry = next(iter(next(iter(next(iter(found.values())).values()))["found"].items()))
+        for name in [name for name in COMPARED if name in entry["mean"]]:
+            for own, label in [(own, label) for own in found for label in found if mixer_of(own) == "region_mixup" != mixer_of(label) and _loss(own) == _loss(label)]:
+                seeds = sorted(set(found[own]) & set(found[label]))
+                if seeds:
+                    a, b = (values({seed: found[each][seed] for seed in seeds}, key, name) - (
+                        values({seed: found[each][seed] for seed in seeds}, key, name, "control_values") if name in BEYOND else 0) for each in (own, label))
                     d = stats.crossed(a - b)
-                    rows.append({"map": title(key), "measure": NAMES[name], "difference": f"{AGAINST} - {label}", "points": d.mean, "low": d.low, "high": d.high,
-                                 "95 % interval": f"[{d.low:+.1f}, {d.high:+.1f}]", "n": len(seeds), "images": d.n[1], "p (Holm)": d.p if len(seeds) > 1 else math.nan})
+                    rows.append({"map": title(key), "measure": NAMES[name] + (f", beyond {CONTROL}" if name in BEYOND else ""), "difference": f"{own} - {label}",
+                                 "points": d.mean, "low": d.low, "high": d.high, "95 % interval": f"[{d.low:+.1f}, {d.high:+.1f}]", "n": len(seeds), "images": d.n[1],
+                                 "p (Holm)": d.p if len(seeds) > 1 else math.nan})
     for row, p in zip(rows, stats.holm([row["p (Holm)"] for row in rows])):
         row |= {"p (Holm)": "–" if p != p else f"{p:.3f}", "state": ("resolved" if p < 0.05 else "unresolved") if row["n"] > 1 else "one network each"}
     return pd.DataFrame(rows) if rows else None
 
 
+def _loss(label):
+    """The parts of a method's name that say how the clean batch counts."""
+    return [part for part in label.split(", ")[1:] if part.startswith(("clean_weight", "average"))]
+
+
 def eps_table(found: dict):
     """What the eps of Grad-CAM++ changes per method (see :func:`rmlib.explanations.guard`), None where no network has a closed form."""
-    heads = {"correlation": "rank correlation of the maps (%)", "lowest": "lowest", "moved": "maximum moves (% of images)", "negative": "negative activations (%)"}
+    heads = {"correlation": "rank correlation of the maps (%)", "lowest": "lowest", "compared": "images compared", "moved": "maximum moves (% of images)", "negative": "negative activations (%)"}
     rows = []
     for label, results in found.items():
-        own = [result for result in results.values() if result]
+        own = [result for result in results.values() if "correlation" in result]
         if own:
             row = {"method": label, "n": len(own)}
             for name, head in heads.items():

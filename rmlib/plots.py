@@ -1,5 +1,6 @@
 """Every figure of the study, one colour per method everywhere. Functions draw and return a figure; the notebook shows it."""
 
+import itertools
 import textwrap
 from fractions import Fraction
 
@@ -298,23 +299,22 @@ def cells(image, title, rows):
 
 
 def measures(panels: list):
-    """Measures of maps: every network as a circle, the mean of each method with its 95 % interval as a bar, the control as a dashed line.
+    """Measures of maps: every network as a circle, the mean of each method with its 95 % interval as a bar, its control as a grey dash.
 
     Args:
-        panels: list of (title, control or None, {(mixer, name of the method): (means of the networks, low, high)}); low and high may be NaN.
+        panels: list of (title, {(mixer, name of the method): (means of the networks, low, high, control)}); all but the means may be NaN.
     """
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.25 * columns, 2.5 * rows), squeeze=False)
     for axis in axes.flat[len(panels):]:
         axis.axis("off")
-    for axis, (title, control, methods) in zip(axes.flat, panels):
-        for place, ((mixer, _), (networks, low, high)) in enumerate(methods.items()):
+    for axis, (title, methods) in zip(axes.flat, panels):
+        for place, ((mixer, _), (networks, low, high, control)) in enumerate(methods.items()):
             mean = np.mean(networks)
+            axis.plot([place - 0.3, place + 0.3], [control] * 2, color="#888888", lw=1.2, ls=(0, (3, 1.5)))
             axis.plot([place - 0.12] * len(networks), networks, "o", color=COLOURS[mixer], ms=4, mfc="white")
             axis.errorbar(place + 0.12, mean, yerr=None if low != low else [[mean - low], [high - mean]], fmt="_", color=COLOURS[mixer], lw=2, ms=8)
-        if control is not None:
-            axis.axhline(control, color="#888888", lw=1, ls="--")
         axis.set(xticks=range(len(methods)), xlim=(-0.5, len(methods) - 0.5))
         axis.set_xticklabels([textwrap.fill(name.replace("_", " "), 8, break_long_words=False) for _, name in methods], fontsize=6.5)
         axis.set_title(title, fontsize=8)
@@ -333,9 +333,9 @@ def lines(panels: list, steps: list, label: str, values: str, rotate: bool = Fal
     figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 2.9), squeeze=False, sharey=True)
     places = range(len(steps)) if isinstance(steps[0], str) else steps
     for axis, (title, control, methods) in zip(axes[0], panels):
-        for ((mixer, name), curve), style, marker in zip(methods.items(), ["-", "--", "-.", ":"] * 2, "osD^" * 2):
+        for ((mixer, name), curve), style, marker in zip(methods.items(), itertools.cycle(["-", "--", "-.", ":"]), itertools.cycle("osD^vP*X")):
             axis.plot(places, curve, style, marker=marker, ms=3, color=COLOURS[mixer], label=name)
-        if control is not None:
+        if control is not None and control == control:
             axis.axhline(control, color="#888888", lw=1, ls=":", label="another image's map")
         if isinstance(steps[0], str):
             axis.set_xticks(places, steps, fontsize=8, rotation=35 if rotate else 0, ha="right" if rotate else "center")

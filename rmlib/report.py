@@ -260,7 +260,7 @@ def eps_of_maps(group, cams):
 
 def looks_differences(group, cams):
     """Region Mixup minus the other methods in the measures of the maps, see :func:`rmlib.looks.differences`; None if there is nothing to compare."""
-    return looks.differences([found for found in (looks_of(group, cams, measure) for measure in ("localization", "faithfulness")) if found])
+    return looks.differences([found for found in (looks_of(group, cams, measure) for measure in LOOKS["looks"]) if found])
 
 
 def costs(runs):
@@ -307,7 +307,7 @@ def _hardware(group):
 
 def render(table) -> str:
     """A table in Markdown: X and X_std become '82.31 ± 0.40', nothing known a dash."""
-    columns = [name for name in table.columns if not name.endswith(("_std", "_low", "_high", "_better")) and name not in HIDDEN]
+    columns = [name for name in table.columns if not name.endswith(("_std", "_low", "_high", "_better", "_control")) and name not in HIDDEN]
     spread = [f"{name}_std" in table.columns for name in columns]
     lines = [[HEADS.get(name, (name, None))[0] for name in columns],
              ["---:" if wide or pd.api.types.is_numeric_dtype(table[name]) and name not in METHOD else "---" for name, wide in zip(columns, spread)]]
@@ -316,12 +316,17 @@ def render(table) -> str:
         for name, wide in zip(columns, spread):
             decimals = HEADS.get(name, (name, None))[1]
             low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
-            cells.append(cell(row[name], row[f"{name}_std"], 1 if decimals is None else decimals) + (f" [{low:.1f}, {high:.1f}]" if low == low else "") + (" *" if row.get(f"{name}_better") else "")
+            cells.append(cell(row[name], row[f"{name}_std"], 1 if decimals is None else decimals) + (f" [{low:.1f}, {high:.1f}]" if low == low else "") + _beside(row.get(f"{name}_control"), row.get(f"{name}_better"))
                          if wide else _plain(name, row[name]))
             if name == "n" and row.get("diverged"):
                 cells[-1] += f" (+ {row['diverged']} diverged)"
         lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _beside(control, better):
+    """' (20.8)*': the control of a measure, with a star where the measure beats it."""
+    return "" if control is None or control != control else f" ({control:.1f})" + ("*" if better is True else "")
 
 
 def cell(mean, std, decimals: int) -> str:
@@ -359,7 +364,10 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
         for kind, (note, make, sources) in MEASURED.items():
             table = make(group, *(measured[source] for source in sources))
             if table is not None:
-                devices = pd.concat([rows for rows in (one_sample(group, measured[source]) for source in sources) if rows is not None])
+                behind = [measured[source] for source in sources]
+                if kind in LOOKS:
+                    behind = [each[each["measure"].isin(LOOKS[kind])] for each in behind]
+                devices = pd.concat([rows for rows in (one_sample(group, each) for each in behind) if rows is not None])
                 spread = "" if kind == "looks" else "n networks, mean ± sample standard deviation; "
                 found[kind].append((f"{title(group)}; {note}; {spread}on {_hardware(devices)}", table))
     found["precision"] = precisions(runs)
@@ -374,7 +382,9 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     return found
 
 
-BETTER = f"* better than {looks.CONTROL}, paired by image and network, beyond the 95 % interval"
+LOOKS = {"localization": ("localization",), "faithfulness": ("faithfulness",), "sanity": ("sanity",), "guard": ("guard",), "looks": ("localization", "faithfulness")}  # measures in cam.json
+BETTER = (f"in brackets the 95 % interval over networks and images (over images alone where n is 1), in parentheses the same measure with {looks.CONTROL}, explained for "
+          "another class, and a star where the map does better than that, paired by image and network, beyond such an interval")
 # kind -> (what its numbers are, the function that makes it, the measurements it is made from)
 MEASURED = {
     "robustness": ("accuracy in percent of `images` test images per network; corrupted: mean over nine corruptions at five severities",
@@ -383,16 +393,15 @@ MEASURED = {
                "20 steps, and Square where it was run at this eps; AutoAttack on fewer images; a warning names what contradicts FGSM, or what cannot be told, "
                "with the number of networks", checks, ("attacks",)),
     "corrupted": ("accuracy in percent of `images` test images per network, mean over five severities", corrupted, ("corruptions",)),
-    "localization": (f"maps of the true class; in brackets the 95 % interval over networks and images; {looks.CONTROL}: the same measure with the map of an "
-                     f"image of another class; {BETTER}; extent: the image's share above half of the map's maximum; trace of the grid: asymmetry between the tiles of the 2 x 2 grid (or k x k, as measured) "
-                     "minus that on the grid moved by half a tile; a map without any positive evidence counts as a flat one", localization, ("cam",)),
-    "faithfulness": (f"maps of the predicted class; in brackets the 95 % interval over networks and images; {BETTER}; Average Drop and deletion: less is more faithful; "
+    "localization": (f"maps of the true class; {BETTER}; extent: the image's share above half of the map's maximum; trace of the grid: asymmetry between the quarters of a window around the "
+                     "middle (k = 2) minus that within the tiles, on the cells of the layer; an empty map (no evidence for the class) has no extent, and elsewhere counts as a flat one", localization, ("cam",)),
+    "faithfulness": (f"maps of the predicted class; {BETTER}; Average Drop and deletion: less is more faithful; "
                      "the others: more is; deletion and insertion: area under the curve of the probability in percent of that on the whole image; ROAD combined, in points of "
                      "probability, over 20, 40, 60 and 80 % of the pixels", faithfulness, ("cam",)),
     "sanity": ("rank correlation in hundredths of the maps of the true class with those of the network with shuffled weights, from the head down; a map that comes "
-               f"from what was learned falls to that with {looks.CONTROL} or below", sanity, ("cam",)),
-    "guard": ("Grad-CAM++ with eps = 1e-6 in the denominator of its weights, as grad-cam has it, beside eps = 0, as its paper has it, where a closed form gives both; maximum moves: by more than a pixel", eps_of_maps, ("cam",)),
-    "looks": ("differences of n pairs of networks, paired by seed and image, with 95 % intervals over both; p corrected by Holm for the rows of this table, the intervals are not; resolved: p below 0.05", looks_differences, ("cam",))}
+               f"from what was learned falls to that with {looks.CONTROL} or below; left out: pairs per network in which a map is empty", sanity, ("cam",)),
+    "guard": ("Grad-CAM++ with eps = 1e-6 in the denominator of its weights, as grad-cam has it, beside eps = 0, as its paper has it, where a closed form gives both; images compared: those whose map is not empty; maximum moves: by more than a pixel", eps_of_maps, ("cam",)),
+    "looks": ("differences of n pairs of networks, paired by seed and image, with 95 % intervals over both (over images alone where n is 1); p corrected by Holm for the rows of this table, the intervals are not; resolved: p below 0.05", looks_differences, ("cam",))}
 
 
 def markdown(root: Path, kind: str = "accuracy") -> str:

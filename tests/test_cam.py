@@ -136,6 +136,17 @@ def test_the_last_stage_needs_no_library(monkeypatch):
         assert asked, layer
 
 
+@pytest.mark.parametrize("layer, shape", [("layer4", (4, 6)), ("layer3", (8, 12)), ("layer1", (32, 48))])
+def test_cells_are_what_the_pictures_are_made_of(layer, shape):
+    """Through the closed form and through the library, at the resolution of the layer; not square, so that no side is taken for the other."""
+    torch.manual_seed(0)
+    model, pixels = preact_resnet18(3, 2).eval(), torch.rand(5, 3, 32, 48)
+    for method in ("gradcam++", "hirescam"):
+        cells = cam.maps(model, pixels, torch.arange(5) % 3, layer, method=method, cells=True)
+        assert cells.shape == (5, *shape) and cells.max() <= 1
+        assert torch.allclose(cam.enlarge(cells, (32, 48)), cam.maps(model, pixels, torch.arange(5) % 3, layer, method=method), atol=1e-5)
+
+
 def test_bfloat16_networks_work():
     torch.manual_seed(0)
     model = preact_resnet18(3, 8).eval()
@@ -143,6 +154,7 @@ def test_bfloat16_networks_work():
     for layer in ("layer4", "layer3"):
         exact, rough = cam.maps(model.float(), pixels, classes, layer), cam.maps(model.bfloat16(), pixels, classes, layer)
         assert rough.dtype == torch.float32 and 0 < (exact - rough).abs().mean() < 0.05
+        assert cam.maps(model, pixels, None, layer).std((1, 2)).max() > 0.05, "of the predicted class, too"
     with pytest.raises(UserError, match="float16"):
         cam.maps(model.half(), pixels, classes)
 

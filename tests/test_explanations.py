@@ -45,14 +45,19 @@ def test_a_network_whose_attention_is_known_points_inside():
         assert localization.pointing_game(grids, data.masks).eq(energy).all() and localization.iou(grids, data.masks).eq(energy).all()
     settings = CamParams(layer="layer", beside="layer", **SMALL)
     (entry,) = {key: value for key, value in explanations.locate(Detector(data), data, settings)["found"].items() if key.startswith("gradcam")}.values()
-    assert entry["mean"]["energy_inside"] == pytest.approx(100, abs=1e-3) and 10 < entry["control"]["energy_inside"] < 70 and entry["empty"] == 0
+    assert entry["mean"]["energy_inside"] == pytest.approx(100, abs=1e-3) and 10 < entry["control"]["energy_inside"] < 70 and entry["mean"]["empty"] == 0
     assert set(entry["control"]) == {"energy_inside", "pointing_game", "iou"} and len(unpack_values(entry["values"]["extent"])) == 20
 
 
-def test_another_image_is_of_another_class():
-    data = some_shapes()
-    moved = explanations.of_another(data.labels.view(-1, 1, 1))
-    assert (moved.flatten() != data.labels).all()
+@pytest.mark.parametrize("classes", [[0] * 8 + [1] * 3, [0, 1], list(range(7)), [2, 0, 0, 1, 0, 0], [0] * 30 + [1]])
+def test_another_image_is_explained_for_another_class(classes):
+    classes = torch.tensor(classes)
+    others = explanations.partners(classes)
+    assert (classes[others] != classes).all()
+
+
+def test_without_another_class_another_image():
+    assert explanations.partners(torch.zeros(4, dtype=torch.int64)).tolist() == [2, 3, 0, 1]
 
 
 def test_the_same_images_in_small_and_large_measures():
@@ -73,7 +78,7 @@ def test_everything_is_stored_once_and_loaded(tiny_run, monkeypatch):
     assert list(stored["measure"]) == [*explanations.MEASURES, records.KEPT] and list(stored["images"]) == [10, 4, 4, 10, 6]
     assert list(stored["class"]) == ["true", "predicted", "true", "true", "true"] and set(cam.kept(params.folder)) == {"layer4", "layer3"}
     assert list(found["localization"]["found"]) == ["gradcam++ layer4", "gradcam++ layer3", "hirescam layer4", "hirescam layer3"]
-    assert set(found["localization"]["found"]["hirescam layer3"]["mean"]) == {"extent", "asymmetry", "grid_trace"}, "no masks, no boxes: no measure against objects"
+    assert set(found["localization"]["found"]["hirescam layer3"]["mean"]) == {"extent", "empty", "asymmetry"}, "no masks, no boxes: no measure against objects; too few cells for a grid"
     assert set(found["faithfulness"]["found"]["gradcam++ layer4"]["mean"]) == {"average_drop", "increase", "deletion", "insertion", "road"}
     assert "road" not in found["faithfulness"]["found"]["gradcam++ layer3"]["mean"], "its cost is paid for one layer"
     assert list(found["sanity"]["found"]["gradcam++ layer4"]["stages"]) == ["linear", "layer4", "layer3", "layer2", "layer1", "conv1"]
@@ -100,7 +105,7 @@ def test_numbers_are_those_of_the_parts(tiny_run):
     grids = cam.maps(model, pixels, classes)
     drop, _ = faithfulness.drop_and_increase(model, pixels, grids, classes)
     assert entry["mean"]["average_drop"] == pytest.approx(drop.mean().item()) and unpack_values(entry["values"]["average_drop"]) == pytest.approx(drop.numpy(), abs=0.126)
-    other, _ = faithfulness.drop_and_increase(model, pixels, grids.roll(2, 0), classes)
+    other, _ = faithfulness.drop_and_increase(model, pixels, grids[explanations.partners(classes)], classes)
     assert entry["control"]["average_drop"] == pytest.approx(other.mean().item())
     deletion, _ = faithfulness.curves(model, pixels, grids, classes)
     assert entry["curves"]["deletion"] == pytest.approx(deletion.mean(0).tolist(), abs=0.006) and entry["mean"]["deletion"] == pytest.approx(faithfulness.area(deletion).mean().item())
@@ -111,11 +116,14 @@ def test_the_guard_is_known_only_where_a_closed_form_is(tiny_run):
     data = networks.images_of(record, tiny_run["dataset"].removeprefix("folder:"))
     model = networks.load(params.folder)
     found = explanations.guard(model, data, CamParams())
-    assert 0 < found["correlation"] <= 100 and found["lowest"] <= found["correlation"] and 0 < found["negative"] < 100 and 0 <= found["moved"] <= 100
+    assert 0 < found["compared"] <= len(data) and 0 < found["correlation"] <= 100 and found["lowest"] <= found["correlation"] and 0 < found["negative"] < 100 and 0 <= found["moved"] <= 100
     assert explanations.guard(model, data, CamParams(layer="layer3")) == {}
     with torch.no_grad():
-        model.linear.weight.mul_(1e-3)
+        model.linear.weight.mul_(1e-2)
     assert explanations.guard(model, data, CamParams())["correlation"] < found["correlation"], "the smaller the gradients, the more eps decides"
+    with torch.no_grad():
+        model.linear.weight.zero_()
+    assert explanations.guard(model, data, CamParams()) == {}, "all maps empty: nothing to compare"
 
 
 def test_images_on_which_networks_disagree():
@@ -140,13 +148,14 @@ def test_cuda_measures_what_the_cpu_measures(tiny_run):
     on_cpu, on_cuda = (explanations.measure_all([(params.folder, networks.load(params.folder).to(device))], test_set, settings)[0] for device in ("cpu", "cuda"))
     for name in ("localization", "faithfulness", "sanity"):
         for key, entry in on_cpu[name]["found"].items():
-            assert on_cuda[name]["found"][key]["mean"] == pytest.approx(entry["mean"], abs=2)
+            part = "stages" if name == "sanity" else "mean"
+            assert on_cuda[name]["found"][key][part] == pytest.approx(entry[part], abs=2)
 
 
 
 
 def test_maps_of_large_images_are_kept_small(tmp_path, monkeypatch):
-    """40 x 64 pixels are stored as 16 x 16 and come back in their size, nearly the same."""
+    """Of 40 x 64 pixels the cells are stored, a few hundred bytes an image, and they come back as pictures, nearly the same."""
     from test_records import make_record, save
 
     from rmlib.data import ImageSet
@@ -161,7 +170,7 @@ def test_maps_of_large_images_are_kept_small(tmp_path, monkeypatch):
     data = ImageSet(pixels, torch.arange(9), tuple("abcdefghi"), "c")
     cam.keep(folder, model, data, ["layer4", "layer3"], 9)
     stored = cam.kept(folder)
-    assert (folder / "cam.json").stat().st_size < 8_000
+    assert (folder / "cam.json").stat().st_size < 5_000
     for layer, grids in stored.items():
         exact = cam.maps(model, pixels, data.labels, layer)
-        assert grids.shape == (9, 40, 64) and (grids - exact).abs().mean() < 0.03 and exact.std() > 0.1
+        assert grids.shape == (9, 40, 64) and (grids - exact).abs().max() < 0.01 and exact.std() > 0.1

@@ -12,7 +12,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from scipy.stats import spearmanr
 from torch import nn
 
-from rmlib import cam, faithfulness
+from rmlib import UserError, cam, faithfulness
 from rmlib.models import preact_resnet18
 
 
@@ -132,11 +132,33 @@ def test_an_image_of_its_own():
     assert model.training and not any(module._forward_hooks for module in model.modules())
 
 
+def test_types_and_devices_of_the_caller():
+    """uint8 images are images, autocast around changes nothing, and a GPU's random state would not be touched."""
+    pixels, right, wrong, classes = scenes()
+    grey = (pixels * 255).round().byte()
+    for measure in (lambda images: faithfulness.drop_and_increase(Red(), images, wrong, classes)[0], lambda images: faithfulness.road(Red(), images, right, classes),
+                    lambda images: faithfulness.area(faithfulness.curves(Red(), images, right, classes)[0])):
+        assert torch.allclose(measure(grey), measure(grey / 255), atol=1e-6)
+    torch.manual_seed(0)
+    model, images = preact_resnet18(3, 2).eval(), torch.rand(4, 3, 16, 16)
+    plain = faithfulness.probability(model, images, torch.arange(4) % 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(faithfulness.probability(model, images, torch.arange(4) % 3), plain)
+    with pytest.raises(UserError, match="do not fit"):
+        faithfulness.road(Red(), pixels, right[:2], classes)
+
+
+def test_the_noise_seeds_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeds every device, and only the CPU is restored"))
+    pixels, right, _, classes = scenes(2)
+    faithfulness.road(Red(), pixels, right, classes)
+
+
 def test_correlation_is_spearmans():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.rand(4, 5, 6, generator=generator).clamp(min=0.3), torch.rand(4, 5, 6, generator=generator)
     assert np.allclose(faithfulness.correlation(a, b), [spearmanr(x.flatten(), y.flatten()).statistic for x, y in zip(a, b)])
-    assert torch.allclose(faithfulness.correlation(a, a**3), torch.ones(4).double()) and faithfulness.correlation(a, 0 * b).eq(0).all()
+    assert torch.allclose(faithfulness.correlation(a, a**3), torch.ones(4).double()) and faithfulness.correlation(a, 0 * b).isnan().all()
 
 
 def test_shuffled_weights_destroy_the_map_of_a_network_that_learned():
