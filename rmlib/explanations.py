@@ -39,8 +39,13 @@ def partners(classes: torch.Tensor) -> torch.Tensor:
     """For each image the place of another one whose map explains another class: the next such, from half of the set away. Where there is no
     other class, the image half of the set away."""
     count = len(classes)
-    places = (torch.arange(count)[:, None] + count // 2 + torch.arange(count)) % count  # (N, N): every image's candidates, in turn
-    return places.gather(1, (classes[places] != classes[:, None]).int().argmax(1, keepdim=True))[:, 0]
+    places = (torch.arange(count) + count // 2) % count
+    for _ in range(count if (classes != classes[0]).any() else 0):
+        same = classes[places] == classes
+        if not same.any():
+            break
+        places = torch.where(same, (places + 1) % count, places)
+    return places
 
 
 def _entry(values: dict, control: dict, **more) -> dict:
