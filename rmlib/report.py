@@ -234,28 +234,13 @@ def looks_of(group, cams, measure: str) -> dict | None:
     return found
 
 
-def localization(group, cams):
-    """Where the maps of the true classes lie, see :func:`rmlib.looks.table`; None if it was not measured."""
-    found = looks_of(group, cams, "localization")
-    return found and looks.table(found)
+def of_maps(measure: str, make):
+    """The function (group, cams) behind a table of :mod:`rmlib.looks`, made from the results of one measure; it gives None if that was not made."""
+    def table(group, cams):
+        found = looks_of(group, cams, measure)
+        return found and make(found)
 
-
-def faithfulness(group, cams):
-    """What happens when images are changed by their maps, see :func:`rmlib.looks.table`; None if it was not measured."""
-    found = looks_of(group, cams, "faithfulness")
-    return found and looks.table(found)
-
-
-def sanity(group, cams):
-    """Maps of networks with shuffled weights, see :func:`rmlib.looks.sanity`; None if it was not measured."""
-    found = looks_of(group, cams, "sanity")
-    return found and looks.sanity(found)
-
-
-def eps_of_maps(group, cams):
-    """What the eps of Grad-CAM++ changes, see :func:`rmlib.looks.eps_table`; None if it was not measured."""
-    found = looks_of(group, cams, "guard")
-    return found and looks.eps_table(found)
+    return table
 
 
 def looks_differences(group, cams):
@@ -394,13 +379,17 @@ MEASURED = {
                "with the number of networks", checks, ("attacks",)),
     "corrupted": ("accuracy in percent of `images` test images per network, mean over five severities", corrupted, ("corruptions",)),
     "localization": (f"maps of the true class; {BETTER}; extent: the image's share above half of the map's maximum; trace of the grid: asymmetry between the quarters of a window around the "
-                     "middle (k = 2) minus that within the tiles, on the cells of the layer; an empty map (no evidence for the class) has no extent, and elsewhere counts as a flat one", localization, ("cam",)),
+                     "middle (k = 2) minus that within the tiles, on the cells of the layer; an empty map (no evidence for the class) has no extent, and elsewhere counts as a flat one",
+                     of_maps("localization", looks.table), ("cam",)),
     "faithfulness": (f"maps of the predicted class; {BETTER}; Average Drop and deletion: less is more faithful; "
                      "the others: more is; deletion and insertion: area under the curve of the probability in percent of that on the whole image; ROAD combined, in points of "
-                     "probability, over 20, 40, 60 and 80 % of the pixels", faithfulness, ("cam",)),
+                     "probability, over 20, 40, 60 and 80 % of the pixels",
+                     of_maps("faithfulness", looks.table), ("cam",)),
     "sanity": ("rank correlation in hundredths of the maps of the true class with those of the network with shuffled weights, from the head down; a map that comes "
-               f"from what was learned falls to that with {looks.CONTROL} or below; left out: pairs per network in which a map is empty", sanity, ("cam",)),
-    "guard": ("Grad-CAM++ with eps = 1e-6 in the denominator of its weights, as grad-cam has it, beside eps = 0, as its paper has it, where a closed form gives both; images compared: those whose map is not empty; maximum moves: by more than a pixel", eps_of_maps, ("cam",)),
+               f"from what was learned falls to that with {looks.CONTROL} or below; left out: pairs per network in which a map is empty",
+               of_maps("sanity", looks.sanity), ("cam",)),
+    "guard": ("Grad-CAM++ with eps = 1e-6 in the denominator of its weights, as grad-cam has it, beside eps = 0, as its paper has it, where a closed form gives both; images compared: those whose map is not empty; maximum moves: by more than a pixel",
+              of_maps("guard", looks.eps_table), ("cam",)),
     "looks": ("differences of n pairs of networks, paired by seed and image, with 95 % intervals over both (over images alone where n is 1); p corrected by Holm for the rows of this table, the intervals are not; resolved: p below 0.05", looks_differences, ("cam",))}
 
 
