@@ -15,7 +15,7 @@ from pytorch_grad_cam import GradCAMPlusPlus
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
-from rmlib import attacks, cam, mixers, networks, records
+from rmlib import attacks, cam, faithfulness, mixers, networks, records
 from rmlib.bench_training import report as training_table
 from rmlib.data import ImageSet, Loader
 from rmlib.evaluate import predict, sample
@@ -229,6 +229,10 @@ def map_rows(device, rounds):
         for name, value in seconds.items():
             peer = f"grad-cam, {name[-6:]}" if name.startswith("ours") else None
             rows.append((size, name, value * 10_000 / count, value / seconds["bare forward"], seconds[peer] / value if peer else None))
+        few = min(count, 16)
+        grids = cam.maps(model, images[:few], true[:few])
+        value = interleaved({"ROAD": lambda: faithfulness.road(model, images[:few], grids, true[:few])}, 3, device, warmup=1)["ROAD"] / few
+        rows.append((size, "ROAD of a map, layer4", value * 10_000, value * count / seconds["bare forward"], None))
     return rows
 
 
@@ -255,7 +259,7 @@ def attack_table(device, rounds):
 
 
 def map_table(device, rounds):
-    """Grad-CAM++ as multiples of a forward pass, beside grad-cam."""
+    """Grad-CAM++ as multiples of a forward pass, beside grad-cam, and what the ROAD of a map costs."""
     count, batch_size, width = MAPPED[device.type]
     lines = [f"| Grad-CAM++, width {width}, {count} images in batches of {batch_size}, medians of {max(5, rounds // 6)} interleaved calls | pixels | s per 10 000 images | times a forward | times as fast as grad-cam |",
              "|---|---:|---:|---:|---:|"]

@@ -28,7 +28,7 @@ def maps(model, images: torch.Tensor, classes: torch.Tensor | None = None, layer
 
     "gradcam++": Chattopadhay et al. 2018, https://arxiv.org/abs/1710.11063, equation 19, as grad-cam computes it: on the logit
     itself (the paper takes its exponential, which cancels in the weights), with eps = 1e-6 in the denominator of the weights,
-    which is not small beside squared gradients behind a global pooling (:func:`closed_form` takes another eps, notebook 04_cam
+    which can weigh as much as squared gradients behind a global pooling (:func:`closed_form` takes another eps, notebook 04_cam
     shows what changes). "hirescam": Draelos & Carin 2020, https://arxiv.org/abs/2011.08891: gradient times activation, cell by cell.
     Then ReLU, min-max scaling per image, bilinear resizing, and scaling again; the strength of a map is lost.
 

@@ -162,23 +162,16 @@ def measure_all(networks: list, test_set: ImageSet, settings: CamParams, watched
                 found[-1][name] = measure(folder, model, test_set, settings, name)
                 steps.update()
             if settings.save:
-                keep(folder, model, test_set, settings)
+                cam.keep(folder, model, test_set, layers(settings), settings.images, settings.seed)
     return found
 
 
 def after_training(params: TrainParams, model, test_set: ImageSet, log=print) -> None:
     """Measure the maps of a finished run's network as those of the paper's networks (FULL_CAM), and keep a few small ones, last."""
     settings = CamParams(**FULL_CAM, root=params.root, device=params.device, threads=params.threads, save=True)
-    for name in MEASURES:
-        log(f"maps: {name}")
-        measure(params.folder, model, test_set, settings, name)
-    keep(params.folder, model, test_set, settings)
+    log(f"maps: {', '.join(MEASURES)}")
+    measure_all([(params.folder, model)], test_set, settings)
     log(f"Grad-CAM++: the maps of {settings.images} images are kept")
-
-
-def keep(folder: Path, model, test_set: ImageSet, settings: CamParams) -> None:
-    """Keep the maps of the figure of 04_cam beside a run's record, see :func:`rmlib.cam.keep`."""
-    cam.keep(folder, model, test_set, layers(settings), settings.images, settings.seed)
 
 
 def disagreement(stacks: list[torch.Tensor]) -> torch.Tensor:

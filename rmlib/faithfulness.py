@@ -42,8 +42,15 @@ def drop_and_increase(model, pixels, grids, classes) -> tuple[torch.Tensor, torc
     """Average Drop % and Increase in Confidence %: what happens to the probability where the image is multiplied by its map.
 
     Chattopadhay et al. 2018, "Grad-CAM++", section 4.1.1: drop = 100 max(0, Y - O) / Y, increase = 100 where O > Y else 0; Y is the
-    probability of the class on the image, O on the product (an empty map leaves nothing of the image). Black is the pixel value 0, before the network's own normalisation. grad-cam's
-    ``DropInConfidence`` is the absolute drop, and takes logits if it is handed the usual target.
+    probability of the class on the image, O on the product (an empty map leaves nothing of the image). Black is the pixel value 0,
+    before the network's own normalisation. grad-cam's ``DropInConfidence`` is the absolute drop, and takes logits if it is handed the
+    usual target.
+
+    Returns:
+        Both (N,) float64, 0 to 100.
+
+    Raises:
+        UserError: images outside [0, 1], maps or classes that do not fit them; so do :func:`curves` and :func:`road`.
     """
     pixels, grids, classes = _on_cpu(model, pixels, grids, classes)
     whole, part = probability(model, pixels, classes), probability(model, pixels * grids[:, None], classes)
@@ -95,7 +102,10 @@ def road(model, pixels, grids, classes, seed: int = 0) -> torch.Tensor:
     pixels are equal than a percentile, as the zeros of a map, grad-cam's comparison with it removes all pixels or none. The noise
     is a function of the seed and the image, not of the global state. A map that tells nothing scores 0 on average.
 
-    Cost: a sparse system for each image and percentile, on one core: some 25 ms per image of 32 x 32 pixels and 85 ms of 64 x 64, all together.
+    Cost: a sparse system for each image, direction and percentile, on one CPU core (timed in results/bench-maps-cpu.md).
+
+    Returns:
+        (N,) float64, -100 to 100.
     """
     pixels, grids, classes = _on_cpu(model, pixels, grids, classes)
     impute, places, total = NoisyLinearImputer(NOISE), ranks(grids, seed), grids.shape[1] * grids.shape[2]

@@ -1,7 +1,7 @@
 """Where a map lies: measures of class activation maps for each image, against the object, and against the grid of Region Mixup.
 
 All take maps (N, H, W) that are not negative, in any scale, and return (N,) float64. An empty map, 0 everywhere, knows nothing and counts as a
-flat one, so that every image counts for every network.
+flat one, so that every image counts for every network; its :func:`extent` alone is 0.
 """
 
 import torch
@@ -47,6 +47,7 @@ def pointing_game(grids: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
     Zhang et al. 2016, https://arxiv.org/abs/1608.00507, section 4.1; without their tolerance of 15 pixels, which is half of a small
     image. Enlarged maps reach their maximum on several pixels at the border; their share inside counts, so a flat map scores the object's share.
+    Masks and errors as :func:`energy_inside`.
     """
     grids = _checked(grids, masks)
     highest = grids == grids.amax((1, 2), keepdim=True)
@@ -54,7 +55,11 @@ def pointing_game(grids: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def iou(grids: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Overlap of the region above half of each map's maximum with the object: intersection over union in percent; flat: the object's share."""
+    """Overlap of the region above half of each map's maximum with the object: intersection over union in percent; flat: the object's share.
+
+    The overlap of weakly supervised localization (Zhou et al. 2016, https://arxiv.org/abs/1512.04150, section 3.2), here with the region itself
+    instead of the box around it, and half of the maximum instead of a fifth. Masks and errors as :func:`energy_inside`.
+    """
     grids = _checked(grids, masks)
     region = grids >= HALF * grids.amax((1, 2), keepdim=True)
     return 100 * (region & masks).sum((1, 2)).double() / (region | masks).sum((1, 2))

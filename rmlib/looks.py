@@ -3,6 +3,7 @@
 ``found`` is always {name of the method: {seed: result}}, the results on the same images.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -20,6 +21,11 @@ COMPARED = ("energy_inside", "pointing_game", "extent", "grid_trace", "deletion"
 BEYOND = ("deletion", "road")  # of these, compared is what a map does beyond the map of another image: they depend on how confident a network is
 CONTROL = "another image's map"
 STAGES = {"linear": "head", "conv1": "stem"}  # names of parts of the network in words
+
+
+def _one(found):
+    """What one of the networks was found to look at: what its maps are called, and which measures were made."""
+    return next(iter(next(iter(found.values())).values()))["found"]
 
 
 def title(key: str) -> str:
@@ -42,8 +48,8 @@ def better(results: dict, key: str, name: str) -> bool:
 def table(found: dict):
     """A row for every map and measure, a column for every method: mean, sample standard deviation over its networks (X_std) and 95 % interval over
     networks and images (X_low, X_high; see :func:`rmlib.stats.crossed`), the mean of its own control (X_control) and X_better (see :func:`better`)."""
-    first, rows = next(iter(next(iter(found.values())).values())), []
-    for key, entry in first["found"].items():
+    rows = []
+    for key, entry in _one(found).items():
         for name in entry["mean"]:
             row = {"map": title(key), "measure": NAMES[name], "n": _counts(found), "images": len(values(next(iter(found.values())), key, name)[0])}
             for label, results in found.items():
@@ -64,23 +70,21 @@ def _counts(found):
 
 def panels(found: dict, names) -> list:
     """For :func:`rmlib.plots.measures`: a panel for each of the measures that were made, for the first map, with every method's control."""
-    key = next(iter(next(iter(next(iter(found.values())).values()))["found"]))
+    key = next(iter(_one(found)))
     drawn = []
-    for name in names:
-        several = [result["found"][key] for results in found.values() for result in results.values()]
-        if name in several[0]["mean"]:
-            methods = {}
-            for label, results in found.items():
-                interval = stats.crossed(values(results, key, name))
-                control = np.mean([result["found"][key]["control"].get(name, math.nan) for result in results.values()])
-                methods[mixer_of(label), label] = [result["found"][key]["mean"][name] for result in results.values()], interval.low, interval.high, float(control)
-            drawn.append((NAMES[name], methods))
+    for name in [name for name in names if name in _one(found)[key]["mean"]]:
+        methods = {}
+        for label, results in found.items():
+            interval = stats.crossed(values(results, key, name))
+            control = np.mean([result["found"][key]["control"].get(name, math.nan) for result in results.values()])
+            methods[mixer_of(label), label] = [result["found"][key]["mean"][name] for result in results.values()], interval.low, interval.high, float(control)
+        drawn.append((NAMES[name], methods))
     return drawn
 
 
 def stages(found: dict) -> tuple[list, list[str]]:
     """For :func:`rmlib.plots.lines`: a panel for each map of the sanity check, from the trained network (100) to one shuffled throughout; and the stages in words."""
-    first, drawn = next(iter(next(iter(found.values())).values()))["found"], []
+    first, drawn = _one(found), []
     for key in first:
         methods = {(mixer_of(label), label): [100.0, *(_known([result["found"][key]["stages"][stage] for result in results.values()])[0] for stage in first[key]["stages"])]
                    for label, results in found.items()}
@@ -90,7 +94,7 @@ def stages(found: dict) -> tuple[list, list[str]]:
 
 def removal(found: dict) -> list:
     """For :func:`rmlib.plots.lines`: the deletion and the insertion curve of the first map, mean over images and networks."""
-    key = next(iter(next(iter(next(iter(found.values())).values()))["found"]))
+    key = next(iter(_one(found)))
     return [(name, None, {(mixer_of(label), label): np.mean([result["found"][key]["curves"][name] for result in results.values()], axis=0) for label, results in found.items()})
             for name in ("deletion", "insertion")]
 
@@ -108,8 +112,8 @@ def _known(values):
 def sanity(found: dict):
     """A row for every map and stage of the sanity check: mean rank correlation (hundredths) with the map of the trained network, and its standard
     deviation over networks."""
-    first, rows = next(iter(next(iter(found.values())).values())), []
-    for key, entry in first["found"].items():
+    rows = []
+    for key, entry in _one(found).items():
         control = _known([result["found"][key]["control"] for results in found.values() for result in results.values()])[0]
         for number, stage in enumerate(entry["stages"]):
             row = {"map": title(key), "shuffled": f"{'and ' if number else ''}{STAGES.get(stage, stage)}", "n": _counts(found)}
@@ -133,17 +137,18 @@ def differences(several: list[dict]):
     """
     rows = []
     for found in several:
-        key, entry = next(iter(next(iter(next(iter(found.values())).values()))["found"].items()))
-        for name in [name for name in COMPARED if name in entry["mean"]]:
-            for own, label in [(own, label) for own in found for label in found if mixer_of(own) == "region_mixup" != mixer_of(label) and _loss(own) == _loss(label)]:
-                seeds = sorted(set(found[own]) & set(found[label]))
-                if seeds:
-                    a, b = (values({seed: found[each][seed] for seed in seeds}, key, name) - (
-                        values({seed: found[each][seed] for seed in seeds}, key, name, "control_values") if name in BEYOND else 0) for each in (own, label))
-                    d = stats.crossed(a - b)
-                    rows.append({"map": title(key), "measure": NAMES[name] + (f", beyond {CONTROL}" if name in BEYOND else ""), "difference": f"{own} - {label}",
-                                 "points": d.mean, "low": d.low, "high": d.high, "95 % interval": f"[{d.low:+.1f}, {d.high:+.1f}]", "n": len(seeds), "images": d.n[1],
-                                 "p (Holm)": d.p if len(seeds) > 1 else math.nan})
+        key, entry = next(iter(_one(found).items()))
+        pairs = [(own, label) for own in found for label in found if mixer_of(own) == "region_mixup" != mixer_of(label) and _loss(own) == _loss(label)]
+        for name, (own, label) in itertools.product([name for name in COMPARED if name in entry["mean"]], pairs):
+            seeds = sorted(set(found[own]) & set(found[label]))
+            if not seeds:
+                continue
+            a, b = (values(results, key, name) - (values(results, key, name, "control_values") if name in BEYOND else 0)
+                    for results in ({seed: found[each][seed] for seed in seeds} for each in (own, label)))
+            d = stats.crossed(a - b)
+            rows.append({"map": title(key), "measure": NAMES[name] + (f", beyond {CONTROL}" if name in BEYOND else ""), "difference": f"{own} - {label}",
+                         "points": d.mean, "low": d.low, "high": d.high, "95 % interval": f"[{d.low:+.1f}, {d.high:+.1f}]", "n": len(seeds), "images": d.n[1],
+                         "p (Holm)": d.p if len(seeds) > 1 else math.nan})
     for row, p in zip(rows, stats.holm([row["p (Holm)"] for row in rows])):
         row |= {"p (Holm)": "–" if p != p else f"{p:.3f}", "state": ("resolved" if p < 0.05 else "unresolved") if row["n"] > 1 else "one network each"}
     return pd.DataFrame(rows) if rows else None

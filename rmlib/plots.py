@@ -323,12 +323,12 @@ def measures(panels: list):
     return figure
 
 
-def lines(panels: list, steps: list, label: str, values: str, rotate: bool = False):
+def lines(panels: list, steps: list, label: str, values: str):
     """Curves of several methods over the same steps, side by side.
 
     Args:
         panels: list of (title, control or None, {(mixer, name of the method): values, one for each step}). steps: numbers, or words.
-        label, values: of the axes. rotate: write the steps at an angle.
+        label, values: of the axes.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 2.9), squeeze=False, sharey=True)
     places = range(len(steps)) if isinstance(steps[0], str) else steps
@@ -338,7 +338,7 @@ def lines(panels: list, steps: list, label: str, values: str, rotate: bool = Fal
         if control is not None and control == control:
             axis.axhline(control, color="#888888", lw=1, ls=":", label="another image's map")
         if isinstance(steps[0], str):
-            axis.set_xticks(places, steps, fontsize=8, rotation=35 if rotate else 0, ha="right" if rotate else "center")
+            axis.set_xticks(places, steps, fontsize=8, rotation=35, ha="right")
         axis.set(xlabel=label)
         axis.set_title(title, fontsize=9)
     axes[0][0].set_ylabel(values)
