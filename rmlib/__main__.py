@@ -105,6 +105,12 @@ def build_parser():
     batch.add_argument("--workers", type=int, help="cells at the same time (default: as many as the cores carry; 1 on a GPU)")
     batch.add_argument("--dry-run", action="store_true", help="list the cells and what would run")
     batch.add_argument("--only-failed", action="store_true", help="run only the cells that failed before")
+    batch.add_argument("--keep-going", action=argparse.BooleanOptionalAction, default=True, help="after a failure run what else there is (the default), or start nothing more")
+    batch.add_argument("--timeout", type=float, metavar="MINUTES", help="a notebook that takes longer hangs: end it, with a checkpoint where it can, and count it as failed")
+    batch.add_argument("--gpus", metavar="LIST", help="GPUs to deal the cells out to, one each: all, or some such as 0,2 (default: the first one)")
+    batch.add_argument("--per-gpu", type=int, default=1, help="cells, or processes of --together, at the same time on each GPU (default: 1)")
+    batch.add_argument("--executor", choices=("local", "ray"), default="local", help="run on this machine (default), or on a Ray cluster whose machines share the folder of results")
+    batch.add_argument("--address", help="with --executor ray: of the cluster, such as auto or 10.0.0.1:6379 (default: start one on this machine)")
     batch.add_argument("--together", type=int, default=1, help="cells trained in one process, a step of each in turn, so that they share a GPU (default: 1)")
     batch.add_argument("--compile", action="store_true", help="compile network and mixing of every cell: faster on a GPU (what it gains: rmlib bench --compile)")
     batch.add_argument("--max-minutes", type=float, help="for a machine lent for a time: no cell starts that will not end within it")
@@ -163,22 +169,27 @@ def run_train(options) -> int:
 def run_batch(options) -> int:
     """``rmlib batch``."""
     from rmlib import batch as batches
+    from rmlib import executors, plan
 
-    for name in ("workers", "together"):
+    for name in ("workers", "together", "per_gpu"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)}: at least 1")
-    for name in ("max_minutes", "min_images_per_second"):
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    if options.executor == "ray" and options.gpus:
+        raise UserError(f"--gpus {options.gpus}: Ray deals out the GPUs of its cluster itself; leave the option out, and say with --per-gpu how many cells share one")
+    if options.executor != "ray" and options.address:
+        raise UserError(f"--address {options.address} does nothing without --executor ray")
+    for name in ("max_minutes", "min_images_per_second", "timeout"):
         if getattr(options, name) is not None and not getattr(options, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name):g}: above 0")
-    batch = batches.read_batch(options.file, options.out)
+    batch = plan.read_batch(options.file, options.out)
     if options.dry_run:
-        for state, text in batch.plan():
-            print(f"{state:<8} {text}")
-        print(f"in {batch.out}")
+        print(plan.describe(batch, options.workers or batches.default_workers(batch, executors.chosen_gpus(options.gpus) if options.gpus else (), options.per_gpu)))
         return 0
-    counts = batches.run_batch(batch, workers=options.workers, only_failed=options.only_failed, max_minutes=options.max_minutes,
-                               min_images_per_second=options.min_images_per_second, together=options.together, compiled=options.compile,
-                               log=lambda line: print(line, flush=True))
+    told = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in ("executor", "per_gpu", "together", "timeout") if getattr(options, name) not in (None, 1, "local")]
+    counts = batches.run_batch(batch, workers=options.workers, only_failed=options.only_failed, keep_going=options.keep_going, max_minutes=options.max_minutes,
+                               timeout=options.timeout, min_images_per_second=options.min_images_per_second, together=options.together, compiled=options.compile,
+                               gpus=options.gpus, per_gpu=options.per_gpu, executor=options.executor, address=options.address,
+                               options=(*told, *(["--compile"] if options.compile else [])), log=lambda line: print(line, flush=True), live=sys.stderr.isatty())
     print(f"\n{', '.join(f'{count} {state}' for state, count in counts.items())}\n")
     if any(batch.state(cell) == "done" for cell in batch.cells):
         make_report(batch.out, batch.out / "report")

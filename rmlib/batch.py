@@ -1,328 +1,419 @@
-"""Grids of runs through papermill: plan, run, resume.
+"""Running a batch: grids of notebooks through papermill that can be stopped anywhere, by anything, and go on by the same command.
 
-A YAML file names a grid; every cell is checked before any kernel starts, runs notebook 02_training in a process of its own,
-and is done when its record says so (notebook metadata decides nothing: papermill marks killed notebooks as completed).
-A cell's folder OUT/RUN_ID keeps the executed notebook, the record, and error.txt if the cell failed.
-
-Around the grid the file may name the other notebooks: 01_method on its images beside the cells, then 03_robustness and 04_cam
-on its networks, then 05_results on its records. They lie in OUT, and run again when what they look at has changed.
+Every cell runs in a process of its own (:mod:`rmlib.executors`) and is done when its record says so. A cell's folder OUT/RUN_ID keeps the
+executed notebook, the record, what was printed (log.txt), and error.txt if the cell failed. A failing cell keeps no other from running.
 """
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Optional
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
-from rmlib import STOPPED, UserError, records
-from rmlib.params import CELL, NOTEBOOKS, DataParams, NetworksParams, Params, TrainParams, experiment, nearest, parse, project_root, runs_dir, takes_list
+from rmlib import STOPPED, UserError, executors, records
+from rmlib.params import CELL, Params, experiment
+from rmlib.plan import ERROR, LESSONS, NEEDS, Batch, costs, duration, goes_on, source
 
-PHASES = (("01_method",), ("03_robustness", "04_cam"), ("05_results",))  # the others: beside the grid, after it, at last
-ERROR = "error.txt"
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # also a closed terminal
+LOCK = ".batch.lock"
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is a mistake instead of the last one winning."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key) for key, _ in node.value]
-        twice = {str(key) for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.YAMLError(f"{', '.join(sorted(twice))} is given twice in one block (line {node.start_mark.line + 1})")
-        return super().construct_mapping(node, deep)
-
-
-class BatchFile(BaseModel):
-    """The YAML file of a batch."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    common: dict = Field({}, description="parameters of all cells")
-    grid: list[dict] = Field(min_length=1, description="blocks; in each, lists span a grid of cells")
-    notebooks: dict[str, Optional[dict]] = Field({}, description="the other notebooks of the study, with their parameters")
-
-
-@dataclass
-class Batch:
-    """A checked batch, written below ``out``: ``cells`` in the order of the file, without repetitions, and the ``lessons``, the
-    other notebooks with their parameters."""
-
-    name: str
-    out: Path
-    cells: list[TrainParams]
-    lessons: dict[str, Params]
-
-    def state(self, cell: TrainParams) -> str:
-        """done (a readable record, and the attacks that were asked for), failed, partial (a checkpoint or a part of the attacks) or new."""
-        if (cell.folder / records.RECORD).exists():
-            trained = records.read(cell.folder).status == "done"
-            if not (cell.robustness and trained) or records.measured_to_the_end(cell.folder):
-                return "done"
-        if (cell.folder / ERROR).exists():
-            return "failed"
-        return "partial" if _goes_on(cell) else "new"
-
-    def lesson_state(self, name: str) -> str:
-        """done (ran to its end on what is there now), failed or new."""
-        mark = self.out / f"{name}.done"
-        if mark.exists() and mark.read_text() == self.fingerprint(name):
-            return "done"
-        return "failed" if (self.out / f"{name}.{ERROR}").exists() else "new"
-
-    def plan(self) -> list[tuple[str, str]]:
-        """What a run would do, as (state, text): every cell, then every other notebook; one that looks at something that will
-        change is new."""
-        states = [(self.state(cell), f"{cell.run_id}  {self.label(cell)}") for cell in self.cells]
-        changes = any(state != "done" for state, _ in states)
-        for phase, names in enumerate(PHASES):
-            found = [(name, "new" if phase and changes else self.lesson_state(name)) for name in names if name in self.lessons]
-            states += [(state, name) for name, state in found]
-            changes |= phase > 0 and any(state != "done" for _, state in found)
-        return states
-
-    def fingerprint(self, name: str) -> str:
-        """Hash of a lesson's source, its parameters and the files it looks at."""
-        looks_at = {"01_method": (), "05_results": (records.RECORD, *(f"{kind}.json" for kind in records.KINDS))}.get(name, (records.RECORD,))
-        digest = hashlib.sha256(_source(name).read_bytes() + json.dumps(self.lessons[name].model_dump()).encode())
-        for path in sorted(path for file in looks_at for path in self.out.glob(f"*/{file}")):
-            digest.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes())
-        return digest.hexdigest()
-
-    def label(self, cell: TrainParams) -> str:
-        """The parameters in which this cell differs from the others of the batch."""
-        configs = [other.config for other in self.cells]
-        varying = [name for name, value in cell.config.items() if any(config[name] != value for config in configs)]
-        names = [name for name in varying if name != "mixer"]
-        return " ".join([cell.mixer, *(f"{name}={getattr(cell, name)}" for name in names)])
-
-
-def read_batch(path: Path, out: Optional[Path] = None) -> Batch:
-    """Expand a YAML grid into checked cells.
-
-    Args:
-        path: the YAML file; its name without ending is the batch's name.
-        out: folder of the results; default runs/NAME.
-
-    Raises:
-        UserError: unreadable file, unknown or mistyped entries or parameters: one line naming all of them.
-    """
-    path = Path(path)
-    try:
-        content = yaml.load(path.read_text(), _UniqueKeys)
-        file = BatchFile(**content) if isinstance(content, dict) else None
-    except FileNotFoundError:
-        beside = sorted(p.stem for p in (project_root() / "notebooks" / "batches").glob("*.yaml"))
-        raise UserError(f"there is no batch file {path}; the project has {', '.join(beside) or 'none'} in notebooks/batches") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        item = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")  # a misspelt name explains a missing one
-        name = ".".join(map(str, item["loc"]))
-        remedy = nearest(name, BatchFile.model_fields) if item["type"] == "extra_forbidden" else item["msg"]
-        raise UserError(f"{path}: {name}: {remedy}") from error
-    if file is None:
-        raise UserError(f"{path} is empty: expected the entries common, grid and notebooks")
-    out = Path(out) if out else runs_dir() / path.stem
-    out = Path(os.path.relpath(out)) if out.resolve().is_relative_to(Path.cwd()) else out  # no machine path in the notebooks
-    cells, wrong = {}, {}
-    if not all(value for block in file.grid for value in block.values() if isinstance(value, list)):
-        raise UserError(f"{path}: an empty list spans no cell: give it values, or leave the parameter out")
-    for block in file.grid:
-        for values in _expand(file.common | block):
-            try:
-                cell = parse(CELL, values | {"out": str(out)})
-                known = cells.setdefault(cell.run_id, cell)
-                if known.dataset != cell.dataset:
-                    raise UserError(f"{known.dataset} and {cell.dataset} would be one run: give the folders different names")
-            except UserError as error:
-                wrong.setdefault(str(error).removeprefix(f"{CELL}: "), None)
-    lessons = {}
-    for name, values in file.notebooks.items():
-        try:
-            if name not in itertools.chain(*PHASES):
-                raise UserError(f"notebooks: {name}: {nearest(name, [*itertools.chain(*PHASES)])}")
-            if cells:
-                lessons[name] = parse(name, _given(name, next(iter(cells.values())), out) | (values or {}))
-                weight, weights = getattr(lessons[name], "clean_weight", None), sorted({cell.clean_weight for cell in cells.values()})
-                if weight is not None and weight not in weights:
-                    raise UserError(f"notebooks: {name}: clean_weight={weight:g} selects no cell of the grid: set it to one of "
-                                    f"{', '.join(f'{each:g}' for each in weights)}, or none for all")
-        except UserError as error:
-            wrong.setdefault(str(error), None)
-    if wrong:
-        raise UserError(f"{path}: {'; '.join(wrong)}")
-    return Batch(path.stem, out, list(cells.values()), lessons)
-
-
-def _given(name, cell, out):
-    """What the grid says about the parameters of another notebook."""
-    if issubclass(NOTEBOOKS[name], DataParams):
-        return {"dataset": cell.dataset, "root": cell.root, "allow_partial": cell.allow_partial}
-    if issubclass(NOTEBOOKS[name], NetworksParams):
-        folder = cell.dataset.removeprefix("folder:") if cell.dataset.startswith("folder:") else None
-        return {"runs": str(out), "root": folder or cell.root, "device": cell.device, "threads": cell.threads, "save": True}
-    return {"runs": str(out)}
-
-
-def _source(name):
-    return project_root() / "notebooks" / f"{name}.ipynb"
-
-
-def _expand(block):
-    """The cells of one block: every list spans a dimension (for parameters that are lists, a list of lists does)."""
-    ranges = []
-    for name, value in block.items():
-        several = isinstance(value, list) and (not takes_list(CELL, name) or any(isinstance(v, list) for v in value))
-        ranges.append([(name, v) for v in (value if several else [value])])
-    return [dict(pairs) for pairs in itertools.product(*ranges)]
-
-
-def default_workers(batch: Batch) -> int:
-    """One cell at a time on a GPU, else as many as the cores carry with the threads of a cell."""
-    if batch.cells[0].device != "cpu" and shutil.which("nvidia-smi"):
-        return 1
+def default_workers(batch: Batch, gpus: tuple = (), per_gpu: int = 1) -> int:
+    """As many cells at a time as there are places on the GPUs named; one on a GPU that is not named; else as many as the cores carry with the threads of a cell."""
+    if gpus:
+        return len(gpus) * per_gpu
+    if batch.cells[0].device != "cpu" and executors.visible_gpus():
+        return per_gpu
     return max(1, min(8, (os.cpu_count() or 1) // batch.cells[0].threads))
 
 
-def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool = False, max_minutes: Optional[float] = None,
-              min_images_per_second: Optional[float] = None, together: int = 1, compiled: bool = False, log=print) -> dict[str, int]:
+def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool = False, keep_going: bool = True, max_minutes: Optional[float] = None,
+              timeout: Optional[float] = None, min_images_per_second: Optional[float] = None, together: int = 1, compiled: bool = False,
+              gpus: Optional[str] = None, per_gpu: int = 1, executor: str = "local", address: Optional[str] = None, log=print, live: bool = False,
+              options: tuple[str, ...] = ()) -> dict[str, int]:
     """Run every cell that has no record, then the lessons that are not up to date; returns how many are done, failed, stopped
     or left, cells and lessons together.
 
-    Finished cells are skipped, cells with a checkpoint go on from it, a failing cell does not keep the others from running;
-    lessons look at what is there. Ctrl-C, SIGTERM and a closed terminal end the running cells with a checkpoint; the same
-    command goes on.
+    Finished cells are skipped, cells with a checkpoint go on from it, lessons look at what is there. A record that cannot be read is set
+    aside and its cell runs again. Ctrl-C, SIGTERM and a closed terminal end the running cells with a checkpoint; the same command goes on.
 
     Args:
-        workers: notebooks at the same time; default :func:`default_workers`.
+        workers: notebooks at the same time; default :func:`default_workers`, on Ray what the cluster takes.
         only_failed: of the cells, run none but those that failed before.
+        keep_going: after a failure start what else there is; False: let what runs end, and start nothing more.
         max_minutes: for a machine that is there for a limited time. A new cell starts only if its whole schedule, and the attacks
             after it, will fit into what is left; one with a checkpoint goes on and stops with a checkpoint. How long a cell takes
             is known from those that ended in this call; the first of a kind is given up after two epochs if it will not fit.
+        timeout: minutes after which a notebook, or a process of cells trained together, counts as hanging: it is ended and has failed.
         min_images_per_second: see TrainParams; of every cell.
         together: cells trained in one process, a step of each in turn (see :func:`rmlib.train.train_together`).
         compiled: see TrainParams; of every cell.
-    """
-    from rmlib import sources
+        gpus, per_gpu: see :func:`rmlib.executors.chosen_gpus`; processes that share a GPU.
+        executor, address: "local", or "ray" with the address of a cluster (see :class:`rmlib.executors.Ray`).
+        log: called with one line for each event. live: also keep a status line at the bottom of the terminal.
+        options: of the command line, for the plan's file.
 
-    states = {cell.run_id: batch.state(cell) for cell in batch.cells}
-    todo = [cell for cell in batch.cells if states[cell.run_id] in (("failed",) if only_failed else ("failed", "partial", "new"))]
-    done = sum(state == "done" for state in states.values())
-    workers = max(1, workers or default_workers(batch))
-    log(f"batch {batch.name}: {len(batch.cells)} cells, {done} done already, {len(todo)} to run, {workers} at a time, in {batch.out}"
-        + (f"; around them {', '.join(batch.lessons)}" if batch.lessons else ""))
-    for name, root, partial in {(cell.dataset, cell.root, cell.allow_partial) for cell in todo}:  # data missing is known before any kernel
-        sources.arrays(name, root, allow_partial=partial)
-    for cell in batch.cells:
-        if states[cell.run_id] == "done" and (cell.dataset not in sources.SIZES or cell.allow_partial):
-            images = sources.arrays(cell.dataset, cell.root, allow_partial=cell.allow_partial)
-            records.check_images(cell, images["checksum"], records.read(cell.folder).data["checksum"])
-    counts = {"done": done, "failed": 0, "stopped": 0}
-    asked = {"compiled": compiled or None, "min_images_per_second": min_images_per_second}
-    jobs = _Jobs(workers, counts, log, {name: value for name, value in asked.items() if value is not None}, max_minutes)
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, _interrupt) for number in ENDING if main}
-    try:
-        for number, phase in enumerate(PHASES):
-            cells = todo if number == 0 else []
-            if number and not any(batch.state(cell) == "done" for cell in batch.cells):
-                break  # there is nothing to look at
-            lessons = [name for name in phase if name in batch.lessons]
-            counts["done"] += sum(batch.lesson_state(name) == "done" for name in lessons)
-            alike = [list(same) for _, same in itertools.groupby(cells, lambda cell: (cell.threads, cell.device))]  # what one process has in common
-            groups = [same[first:first + together] for same in alike for first in range(0, len(same), together)]
-            jobs.run([([batch.label(cell) for cell in group], _run_cells, batch, group) for group in groups]
-                     + [([name], _run_lesson, batch, name) for name in lessons if batch.lesson_state(name) != "done"])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    Raises:
+        UserError: another batch works in this folder, it cannot be written, data are missing or others than before, no such GPU or cluster.
+    """
+    with _alone(batch):
+        states = {cell.folder.name: batch.state(cell) for cell in batch.cells}
+        for cell in batch.cells:
+            if states[cell.folder.name] == "damaged":
+                log(_set_aside(batch, cell))
+                states[cell.folder.name] = batch.state(cell)
+        wanted = ("failed",) if only_failed else ("failed", "partial", "new")
+        todo = [cell for cell in batch.cells if states[cell.folder.name] in wanted]
+        _check(batch, todo, [cell for cell in batch.cells if states[cell.folder.name] == "done"])
+        asked = {"compiled": compiled or None, "min_images_per_second": min_images_per_second}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        plan = batch.write(list(options))
+        if executor == "ray":
+            places = executors.Ray(address, plan, max(cell.threads for cell in batch.cells), batch.cells[0].device, per_gpu, workers)
+        else:
+            chosen = executors.chosen_gpus(gpus) if gpus else ()
+            places = executors.Local(workers or default_workers(batch, chosen, per_gpu), chosen)
+        counts = {"done": len(batch.cells) - sum(state != "done" for state in states.values()), "failed": 0, "stopped": 0}
+        log(f"batch {batch.name}: {len(batch.cells)} cells, {counts['done']} done already, {len(todo)} to run, {places.places} at a time, in {batch.out}"
+            + (f"; around them {', '.join(batch.lessons)}" if batch.lessons else ""))
+        expected = {run_id: cost.seconds for run_id, cost in costs(batch).items()} if todo else {}
+        groups = _groups(todo, together)
+        progress = Progress(counts, {_unit(group): _sum(expected.get(cell.folder.name) for cell in group) for group in groups}, places.places, log, live)
+        run = _Run(batch, places, progress, asked, max_minutes, timeout, keep_going)
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.signal(number, _interrupt) for number in ENDING if main}
+        try:
+            run.all(groups)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            progress.close()
+            places.close()
     counts["left"] = len(batch.cells) + len(batch.lessons) - sum(counts.values())
     return counts
 
 
-class _Jobs:
-    """Notebooks side by side, each in a process of its own, and the time that is left for them."""
+@contextlib.contextmanager
+def _alone(batch):
+    """Hold the folder of results for this batch; a killed one lets go of it."""
+    try:
+        batch.out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(batch.out / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another batch works in {batch.out}: wait for it, or stop it and give the command again; two on one folder would only be in each other's way") from None
+    except OSError as error:
+        raise UserError(f"{batch.out} cannot be written ({error.strerror or error}): choose another folder with --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
-    def __init__(self, workers, counts, log, changes, max_minutes):
-        self.workers, self.counts, self.log, self.changes = workers, counts, log, changes  # changes: of the parameters of every cell
-        self.deadline = None if max_minutes is None else time.perf_counter() + 60 * max_minutes
-        self.processes, self.stop = set(), threading.Event()
+
+def _set_aside(batch, cell):
+    """Keep a record that cannot be used under another name, so that its cell runs again; returns one line of text."""
+    path = cell.folder / records.RECORD
+    try:
+        batch.record(cell)
+    except UserError as error:
+        reason = str(error).split(": ")[0]
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        os.replace(path, aside)
+    except OSError as error:
+        raise UserError(f"{path} cannot be set aside ({error.strerror}): choose another folder with --out") from None
+    return f"damaged {batch.label(cell)}: {reason}; kept as {aside.name}, and the cell runs again"
+
+
+def _check(batch, todo, done):
+    """What can be known before any kernel starts: notebooks whose parameters can be set, data that is there, and the same as before."""
+    from rmlib import notebooks, sources
+
+    for name in [*([CELL] if todo else []), *batch.lessons]:
+        notebooks.check_parameters(source(name))
+    for name, root, partial in {(cell.dataset, cell.root, cell.allow_partial) for cell in todo}:
+        sources.arrays(name, root, allow_partial=partial)
+    for cell in done:
+        if cell.dataset not in sources.SIZES or cell.allow_partial:
+            images = sources.arrays(cell.dataset, cell.root, allow_partial=cell.allow_partial)
+            records.check_images(cell, images["checksum"], batch.kept[cell.folder.name].data["checksum"])
+
+
+def _groups(cells, together):
+    """The cells in groups for one process each; what one process has in common is threads and device."""
+    alike = [list(same) for _, same in itertools.groupby(cells, lambda cell: (cell.threads, cell.device))]
+    return [same[first:first + together] for same in alike for first in range(0, len(same), together)]
+
+
+def _sum(values):
+    """The sum of some numbers, or None if one is not known."""
+    values = list(values)
+    return None if None in values else sum(values)
+
+
+def _unit(cells):
+    """The name of some cells that run together, among the units of work."""
+    return cells[0].folder.name
+
+
+class Progress:
+    """What has become of the units of work: counts, one line for each event, and how long the rest will take."""
+
+    def __init__(self, counts: dict, expected: dict, places: int, log, live: bool):
+        self.counts, self.expected, self.places, self.log = counts, expected, places, log  # expected: unit -> seconds or None, of what has not ended
+        self.running, self.took, self.lock = {}, [], threading.Lock()  # unit -> (label, begun, log); seconds of what has ended
+        self.closed, self.bar = threading.Event(), tqdm(total=0, bar_format="{desc}", leave=False) if live else None
+        if live:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def begin(self, unit, label, file):
+        with self.lock:
+            self.running[unit] = label, time.monotonic(), file
+
+    def end(self, unit, outcomes):
+        """Count and tell what became of a unit: [(label, outcome, one line of text)]."""
+        with self.lock:
+            _, begun, _ = self.running.pop(unit, (None, None, None))
+            self.expected.pop(unit, None)
+            if begun is not None:
+                self.took.append(time.monotonic() - begun)
+            for _, outcome, _ in outcomes:
+                if outcome in self.counts:  # what is left is counted at the end, with what was never begun
+                    self.counts[outcome] += 1
+        for label, outcome, text in outcomes:
+            self.tell(f"{outcome:<7} {label}: {text}")
+
+    def tell(self, text):
+        """One line, after where the batch stands."""
+        line = f"[{self.state()}] {text}"
+        if self.bar is None:
+            self.log(line)
+        else:
+            self.bar.clear()
+            self.log(line)
+            self.bar.refresh()
+
+    def state(self) -> str:
+        """'12 done, 2 running, 1 failed, 30 to go, about 14 min left'."""
+        with self.lock:
+            now, usual = time.monotonic(), sum(self.took) / len(self.took) if self.took else None
+            begun = {unit: now - start for unit, (_, start, _) in self.running.items()}
+            known = [usual if seconds is None else seconds for seconds in self.expected.values()]
+            rest = [max(seconds - begun.get(unit, 0), 0) for unit, seconds in zip(self.expected, known) if seconds is not None]
+            waiting = len(self.expected.keys() - begun.keys())
+            parts = [f"{self.counts['done']} done", f"{len(begun)} running"] + [f"{self.counts[name]} {name}" for name in ("failed", "stopped") if self.counts[name]]
+            parts += [f"{waiting} to go"] if waiting else []
+        left = max(sum(rest) / max(min(self.places, len(rest)), 1), max(rest, default=0))
+        return ", ".join(parts + ([f"about {duration(left)} left"] if left and None not in known else []))
+
+    def _watch(self):
+        while not self.closed.wait(1):
+            with self.lock:
+                running = list(self.running.values())
+            said = [f"{label}: {_last_line_of(file) or 'starting'} ({duration(time.monotonic() - begun)})" for label, begun, file in running]
+            self.bar.set_description_str(f"{self.state()} | {' | '.join(said)}"[:shutil.get_terminal_size().columns - 1])
+
+    def close(self):
+        self.closed.set()
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _last_line_of(path: Path):
+    """The last line of a log that is being written."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - 2000))
+            return _last_line(file.read().decode(errors="replace"))
+    except OSError:
+        return None
+
+
+class _Run:
+    """One call of :func:`run_batch`: units of work as what they need ends, on an executor, within the time there is."""
+
+    def __init__(self, batch, executor, progress, changes, max_minutes, timeout, keep_going):
+        self.batch, self.executor, self.progress, self.changes, self.timeout = batch, executor, progress, changes, timeout  # changes: of every cell's parameters
+        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self.keep_going, self.halted, self.stopping = keep_going, False, False
         self.took = []  # (kind of cell, forwards per step, seconds of training, seconds of what came after it)
 
-    def run(self, jobs: list):
-        """Run the jobs (labels, function, *arguments), count and log their outcomes, one for each label."""
-        begun, pool, number, total = time.perf_counter(), ThreadPoolExecutor(self.workers), 0, sum(len(labels) for labels, *_ in jobs)
+    def all(self, groups):
+        """Run groups of cells, and the lessons after what they need."""
+        work = {_unit(group): group for group in groups}
+        needs = {**{unit: () for unit in work}, **{name: [*(work if CELL in NEEDS[name] else ()), *(need for need in NEEDS[name] if need in self.batch.lessons)]
+                                                  for name in LESSONS if name in self.batch.lessons}}
+        order, pool, futures = TopologicalSorter(needs), ThreadPoolExecutor(max(self.executor.places, 1)), {}
+        order.prepare()
         try:
-            futures = {pool.submit(function, *arguments, self): labels for labels, function, *arguments in jobs}
-            for future in as_completed(futures):
-                for label, (outcome, text) in zip(futures[future], future.result(), strict=True):
-                    number += 1
-                    if outcome in self.counts:
-                        self.counts[outcome] += 1
-                    left = (time.perf_counter() - begun) / number * (total - number)
-                    self.log(f"[{number}/{total}] {outcome:<7} {label}: {text}" + (f"  ({left:.0f} s left)" if left else ""))
+            while order.is_active():
+                for unit in order.get_ready():
+                    futures[pool.submit(self._cells, work[unit]) if unit in work else pool.submit(self._lesson, unit)] = unit
+                ended, _ = wait(futures, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    unit = futures.pop(future)
+                    future.result()
+                    order.done(unit)
         except KeyboardInterrupt:
-            self.stop.set()
-            self.log("interrupted: ending the running cells with a checkpoint; the same command goes on from here")
-            for process in list(self.processes):
-                process.terminate()
+            self.stopping = True
+            self.progress.tell("interrupted: ending the running cells with a checkpoint; the same command goes on from here")
+            self.executor.stop()
+            raise
+        except BaseException:  # an error of this program: what runs is not waited for until its end
+            self.stopping = True
+            self.executor.stop()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _cells(self, cells):
+        self._told(_unit(cells), [self.batch.label(cell) for cell in cells], cells[0].folder / "log.txt", lambda: self._run_cells(cells))
+
+    def _lesson(self, name):
+        if CELL in NEEDS[name] and not any(self.batch.state(cell) == "done" for cell in self.batch.cells):
+            return  # there is nothing to look at
+        if self.batch.lesson_state(name) == "done":
+            self.progress.end(name, [(name, "done", "is up to date")])
+        else:
+            self._told(name, [name], self.batch.out / f"{name}.log", lambda: [self._run_lesson(name)])
+
+    def _told(self, unit, labels, log, function):
+        """Run a unit of work, and tell what became of it."""
+        if self.stopping:
+            outcomes = [("stopped", "not started")] * len(labels)
+        elif self.halted:
+            outcomes = [("left", "not started, after a failure")] * len(labels)
+        else:
+            self.progress.begin(unit, ", ".join(labels), log)
+            outcomes = function()
+        if not self.keep_going and any(outcome == "failed" for outcome, _ in outcomes):
+            self.halted = True
+        self.progress.end(unit, [(label, *outcome) for label, outcome in zip(labels, outcomes, strict=True)])
 
     def limits(self, cells):
         """What the time that is left means for some cells that run together: (their parameters with it, None), or (None, why they are left)."""
         if self.deadline is None:
             return [cell.model_copy(update=self.changes) for cell in cells], None
-        left = self.deadline - time.perf_counter()
+        left = self.deadline - time.monotonic()
         known = [took for cell in cells for took in self.took if took[0] == _kind(cell) and took[1] >= _forwards(cell)]
         needed = max((training + after for _, _, training, after in known), default=0)
         after = max((after for *_, after in known), default=left / 10)
-        if left <= 0 or (needed > left and not all(map(_goes_on, cells))):
+        if left <= 0 or (needed > left and not all(map(goes_on, cells))):
             return None, f"not started: {f'it needs {needed / 60:.1f} minutes, ' if needed else ''}{max(left, 0) / 60:.1f} are left"
         minutes = max((left - after) / 60, 1e-3)
-        return [cell.model_copy(update=self.changes | {"max_minutes": min(minutes, cell.max_minutes or minutes), "must_fit": not _goes_on(cell)})
+        return [cell.model_copy(update=self.changes | {"max_minutes": min(minutes, cell.max_minutes or minutes), "must_fit": not goes_on(cell)})
                 for cell in cells], None
 
     def note(self, cell, training: float, after: float):
         """Remember how long a cell took, in seconds."""
         self.took.append((_kind(cell), _forwards(cell), training, after))
 
-    def execute(self, name: str, target: Path, parameters: Params, threads: int):
-        """Execute a notebook into ``target`` in its own process; returns (exit code, what it printed)."""
-        # all parameters, defaults too: what runs is what was hashed, whatever the notebook's own cell says
-        return self.call(["rmlib.notebooks", "run", str(_source(name)), str(target), json.dumps(parameters.model_dump())], threads)
+    def start(self, words, threads, log, locks):
+        """Run a module of this package on the executor; returns how it ended."""
+        return self.executor.run(executors.Job(tuple(words), threads, log, tuple(locks), self.timeout, os.getcwd()))
 
-    def call(self, words: list[str], threads: int):
-        """Run a module of this package in its own process; returns (exit code, what it printed)."""
-        command = [sys.executable, "-m", *words]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-        environment.pop("JPY_SESSION_NAME", None)  # a batch started from a notebook is not watched cell by cell
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                   start_new_session=True)
-        self.processes.add(process)
-        if self.stop.is_set():  # interrupted between the first line and here
-            process.terminate()
+    def execute(self, name: str, target: Path, parameters: Params, threads: int, log: Path, lock: Path):
+        """Execute a notebook into ``target``; returns how it ended."""
+        # all parameters, defaults too: what runs is what was hashed, whatever the notebook's own cell says
+        return self.start(["rmlib.notebooks", "run", os.path.relpath(source(name)), str(target), json.dumps(parameters.model_dump())], threads, log, [lock])
+
+    def _run_cells(self, cells):
+        """Run some cells, trained together if there are several; returns [(outcome, one line of text)], one for each."""
+        ready, why = self.limits(cells)
+        if ready is None:
+            return [("left", why)] * len(cells)
+        begun = time.monotonic()
+        if len(ready) == 1:
+            return [self._run_cell(ready[0], begun)]
+        for cell in cells:
+            (cell.folder / ERROR).unlink(missing_ok=True)
+        ended = self.start(["rmlib.train", json.dumps([cell.model_dump() for cell in ready])], ready[0].threads, cells[0].folder / "log.txt",
+                           [cell.folder / ".cell.lock" for cell in cells])
+        return [self._after_training_together(cell, begun, ended) for cell in ready]
+
+    def _after_training_together(self, cell, begun, ended):
+        """What becomes of one of several cells whose process has ended: one that is trained gets its notebook, the one named in
+        the reason has failed, and the others were stopped because of it."""
+        if (cell.folder / records.RECORD).exists() and not self.stopping:
+            return self._run_cell(cell, begun)
+        reason = self._too_late(ended) or _last_line(ended.output) or "no reason was given"
+        named = re.search(r"run ([0-9a-f]{12}):", reason)  # none: killed, or an error of the program itself, which is everybody's
+        own = named is None or named[1] == cell.folder.name
+        if self.stopping or ended.code == STOPPED or not own:
+            return "stopped" if goes_on(cell) else "left", reason
+        with contextlib.suppress(OSError):
+            (cell.folder / ERROR).write_text(f"{reason}\n")
+        return "failed", reason
+
+    def _run_cell(self, cell, begun):
+        """Run the notebook of one cell, trained since ``begun`` or now; returns (outcome, one line of text)."""
+        from rmlib import paper
+
+        folder, executed = cell.folder, cell.folder / f"{CELL}.ipynb"
         try:
-            output, _ = process.communicate()
-        finally:
-            self.processes.discard(process)
-        return process.returncode, output
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in (folder / ERROR, executed):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            return "failed", f"{folder} cannot be made ({error.strerror}): choose another folder with --out"
+        ended = self.execute(CELL, executed, cell, cell.threads, folder / "log.txt", folder / ".cell.lock")
+        try:
+            record = self.batch.record(cell)
+        except UserError as error:
+            return self._failure(ended, executed, folder / ERROR, _last_line(ended.output) if ended.code else f"{error}; does a cell of the notebook change its parameters?")
+        if ended.code:  # trained, and then something went wrong, such as an attack
+            return self._failure(ended, executed, folder / ERROR, _last_line(ended.output))
+        whole = time.monotonic() - begun
+        if record.status == "done" and not record.restarts:
+            self.note(cell, min(record.seconds, whole), whole - min(record.seconds, whole))
+        accuracy = f"{record.metrics['accuracy']:.2f} %" if record.status == "done" else record.status
+        low = paper.below_band(record)
+        return "done", f"{accuracy} after {whole:.0f} s" + (f"; {low}" if low else "")
+
+    def _run_lesson(self, name):
+        """Run one of the other notebooks; its mark is written when it came to its end. Returns (outcome, one line of text)."""
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            return "left", "not started: the time is up"
+        out = self.batch.out
+        begun, executed, error, fingerprint = time.monotonic(), out / f"{name}.ipynb", out / f"{name}.{ERROR}", self.batch.fingerprint(name)
+        try:
+            for path in (error, executed):
+                path.unlink(missing_ok=True)
+            ended = self.execute(name, executed, self.batch.lessons[name], self.batch.cells[0].threads, out / f"{name}.log", out / f".{name}.lock")
+            if ended.code:
+                return self._failure(ended, executed, error, _last_line(ended.output))
+            records.atomic_write(out / f"{name}.done", fingerprint.encode())
+        except UserError as reason:  # a full disk
+            return "failed", str(reason)
+        except OSError as reason:
+            return "failed", f"{out} cannot be written ({reason.strerror}): choose another folder with --out"
+        return "done", f"after {time.monotonic() - begun:.0f} s"
+
+    def _too_late(self, ended):
+        return f"longer than --timeout {self.timeout:g} minutes: ended; a checkpoint is gone on from" if ended.late else None
+
+    def _failure(self, ended, executed, file, otherwise):
+        """What became of a notebook that did not come to its end: (outcome, one line of text); the whole story goes into ``file``."""
+        reason = self._too_late(ended) or _last_error(executed, ended) or otherwise or (
+            f"its process was killed (signal {-ended.code})" if ended.code < 0 else "no reason was given")
+        if self.stopping or (reason.startswith("Stopped:") and not ended.late):
+            return "stopped", reason
+        if reason.startswith("DoesNotFit:"):
+            return "left", reason
+        with contextlib.suppress(OSError):  # a full disk: the reason is in the log all the same
+            file.write_text(f"{reason}\n\n{ended.output}\n")
+        return "failed", f"{reason}  (see {executed if executed.exists() else file})"
 
 
 def _interrupt(*_):
@@ -334,120 +425,20 @@ def _kind(cell):
     return json.dumps(experiment(cell.config) | {"robustness": cell.robustness}, sort_keys=True)
 
 
-def _goes_on(cell):
-    """Whether something of a cell was computed before: it is then not begun but ended."""
-    return any((cell.folder / file).exists() for file in (records.CHECKPOINT, records.RECORD))
-
-
 def _forwards(cell):
     return 2 if cell.clean_weight else 1
 
 
-def _run_cells(batch, cells, jobs):
-    """Run some cells, trained together if there are several; returns [(outcome, one line of text)], one for each."""
-    if jobs.stop.is_set():
-        return [("stopped", "not started")] * len(cells)
-    ready, why = jobs.limits(cells)
-    if ready is None:
-        return [("left", why)] * len(cells)
-    begun = time.perf_counter()
-    if len(ready) == 1:
-        return [_run_cell(ready[0], jobs, begun)]
-    for cell in cells:
-        (cell.folder / ERROR).unlink(missing_ok=True)
-    code, output = jobs.call(["rmlib.train", json.dumps([cell.model_dump() for cell in ready])], ready[0].threads)
-    return [_after_training_together(cell, jobs, begun, code, _last_line(output) or "no reason was given") for cell in ready]
-
-
-def _after_training_together(cell, jobs, begun, code, reason):
-    """What becomes of one of several cells whose process ended with a code: one that is trained gets its notebook, the one named in
-    the reason has failed, and the others were stopped because of it."""
-    if (cell.folder / records.RECORD).exists() and not jobs.stop.is_set():
-        return _run_cell(cell, jobs, begun)
-    named = re.search(r"run ([0-9a-f]{12}):", reason)  # none: killed, or an error of the program itself, which is everybody's
-    own = named is None or named[1] == cell.run_id
-    if jobs.stop.is_set() or code == STOPPED or not own:
-        return "stopped" if _goes_on(cell) else "left", reason
-    with contextlib.suppress(OSError):
-        (cell.folder / ERROR).write_text(f"{reason}\n")
-    return "failed", reason
-
-
-def _run_cell(cell, jobs, begun):
-    """Run the notebook of one cell, trained since ``begun`` or now; returns (outcome, one line of text)."""
-    from rmlib import paper
-
-    folder = cell.folder
-    executed = folder / f"{CELL}.ipynb"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return "failed", f"{folder} cannot be made ({error.strerror}): choose another folder with --out"
-    (folder / ERROR).unlink(missing_ok=True)
-    code, output = jobs.execute(CELL, executed, cell, cell.threads)
-    try:
-        record = records.read(folder)
-    except UserError as error:
-        return _failure(jobs, executed, output, folder / ERROR, _last_line(output) if code else str(error))
-    whole = time.perf_counter() - begun
-    if code:  # trained, and then something went wrong, such as an attack
-        return _failure(jobs, executed, output, folder / ERROR, _last_line(output))
-    if record.status == "done" and not record.restarts:
-        jobs.note(cell, min(record.seconds, whole), whole - min(record.seconds, whole))
-    accuracy = f"{record.metrics['accuracy']:.2f} %" if record.status == "done" else record.status
-    low = paper.below_band(record)
-    return "done", f"{accuracy} after {whole:.0f} s" + (f"; {low}" if low else "")
-
-
-def _run_lesson(batch, name, jobs):
-    """Run one of the other notebooks; its mark is written when it came to its end. Returns [(outcome, one line of text)]."""
-    if jobs.stop.is_set():
-        return [("stopped", "not started")]
-    if jobs.deadline is not None and time.perf_counter() >= jobs.deadline:
-        return [("left", "not started: the time is up")]
-    return [_run_in_time(batch, name, jobs)]
-
-
-def _run_in_time(batch, name, jobs):
-    begun, executed = time.perf_counter(), batch.out / f"{name}.ipynb"
-    error, fingerprint = batch.out / f"{name}.{ERROR}", batch.fingerprint(name)
-    try:
-        batch.out.mkdir(parents=True, exist_ok=True)
-        error.unlink(missing_ok=True)
-        code, output = jobs.execute(name, executed, batch.lessons[name], batch.cells[0].threads)
-        if code:
-            return _failure(jobs, executed, output, error, _last_line(output))
-        records.atomic_write(batch.out / f"{name}.done", fingerprint.encode())
-    except UserError as reason:  # a full disk
-        return "failed", str(reason)
-    except OSError as reason:
-        return "failed", f"{batch.out} cannot be written ({reason.strerror}): choose another folder with --out"
-    return "done", f"after {time.perf_counter() - begun:.0f} s"
-
-
-def _failure(jobs, executed, output, file, otherwise):
-    """What became of a notebook that did not come to its end: (outcome, one line of text); the whole story goes into ``file``."""
-    reason = _last_error(executed) or otherwise or "no reason was given"
-    if jobs.stop.is_set() or reason.startswith("Stopped:"):
-        return "stopped", reason
-    if reason.startswith("DoesNotFit:"):
-        return "left", reason
-    with contextlib.suppress(OSError):  # a full disk: the reason is in the log all the same
-        file.write_text(f"{reason}\n\n{output}")
-    return "failed", f"{reason}  (see {executed if executed.exists() else file})"
-
-
-def _last_error(executed: Path):
-    """'Kind: message' of the exception in an executed notebook, or None (a killed kernel leaves none)."""
+def _last_error(executed: Path, ended):
+    """'Kind: message' of the exception in a notebook that was executed just now, or None (a killed kernel leaves none)."""
     import nbformat
 
-    if not executed.exists():
+    try:
+        cells = nbformat.read(executed, as_version=4).cells if ended.code > 0 else []
+    except (OSError, ValueError, nbformat.validator.NotebookValidationError):  # it could not be written, or not to its end
         return None
-    for cell in nbformat.read(executed, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                return f"{output.ename}: {output.evalue}".splitlines()[0]
-    return None
+    errors = [output for cell in cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    return f"{errors[0].ename}: {errors[0].evalue}".splitlines()[0] if errors else None
 
 
 def _last_line(output: str):

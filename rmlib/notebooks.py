@@ -3,7 +3,9 @@
 ``python -m rmlib.notebooks run NOTEBOOK OUTPUT [JSON]`` and ``python -m rmlib.notebooks refresh NOTEBOOK ...``.
 """
 
+import ast
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -12,13 +14,16 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import nbformat
 
 from rmlib import UserError, records
+from rmlib.params import NOTEBOOKS, nearest
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+BACKOFF = (2, 8)  # seconds before a kernel that did not start is tried again; what fails later is not tried again
 FRESH = "source_sha256"  # in the notebook's metadata: the source that the stored outputs belong to
 
 
@@ -31,12 +36,15 @@ def source_hash(notebook) -> str:
 def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     """Execute a notebook into ``target``, without paths of this machine in its metadata.
 
+    What the notebook prints is printed here, too, as it comes. A kernel that does not start is tried again.
+
     Raises:
         UserError: the notebook is missing, or a cell failed (the executed copy shows which).
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
+    from zmq.error import ZMQError
 
     if not Path(source).exists():
         raise UserError(f"there is no notebook {source}")
@@ -46,8 +54,18 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None  # SIGTERM ends the kernel as Ctrl-C does
     try:
-        papermill.execute_notebook(os.path.relpath(source), str(target), parameters, kernel_name="python3", progress_bar=False,
-                                   config=kernels)
+        for attempt, pause in enumerate((*BACKOFF, None), 1):
+            try:
+                papermill.execute_notebook(os.path.relpath(source), str(target), parameters, kernel_name="python3", progress_bar=False,
+                                           config=kernels, stdout_file=sys.stdout, stderr_file=sys.stdout)
+                break
+            except (RuntimeError, ZMQError) as error:
+                if isinstance(error, DeadKernelError) or not _never_began(Path(target)):
+                    raise
+                if pause is None:
+                    raise UserError(f"the kernel of {target} did not start in {attempt} attempts: {str(error).splitlines()[0]}") from error
+                print(f"the kernel did not start ({str(error).splitlines()[0]}): attempt {attempt + 1} in {pause} s", flush=True)
+                time.sleep(pause)
     except DeadKernelError:
         raise UserError(f"the kernel of {target} was killed or crashed, and left no message (memory full? see the system's log)") from None
     except papermill.PapermillExecutionError as error:
@@ -55,8 +73,41 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
-        if Path(target).exists():
+        with contextlib.suppress(ValueError, OSError):  # it could not be written to its end: told by what stopped it
             tidy(Path(target))
+
+
+def _never_began(target):
+    """Whether no cell of a notebook was executed: then trying again repeats nothing."""
+    try:
+        return not any(cell.get("execution_count") for cell in nbformat.read(target, as_version=4).cells)
+    except OSError:
+        return True
+
+
+def check_parameters(path: Path) -> None:
+    """Refuse a notebook in which papermill could not set the parameters of its name, before any kernel starts.
+
+    Raises:
+        UserError: it is not there or damaged, not exactly one cell has the tag `parameters`, or a name in it is no parameter.
+    """
+    path = Path(path)
+    try:
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if "parameters" in cell.metadata.get("tags", [])]
+    except FileNotFoundError:
+        raise UserError(f"there is no notebook {path}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}): restore it") from error
+    if len(cells) != 1:
+        raise UserError(f"{path}: {len(cells) or 'no'} cells have the tag `parameters`, expected one: without it papermill would run the notebook's own values instead of those asked for")
+    try:
+        names = [target.id for node in ast.parse(cells[0].source).body for target in node.targets]
+    except (SyntaxError, AttributeError):
+        raise UserError(f"{path}: its cell of parameters holds more than assignments of values: move the rest into the next cell") from None
+    known = NOTEBOOKS[path.stem].model_fields
+    for name in names:
+        if name not in known:
+            raise UserError(f"{path}: unknown parameter {name!r} in its cell of parameters: {nearest(name, known)}")
 
 
 def tidy(path: Path, reset: bool = False) -> None:

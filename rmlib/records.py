@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rmlib import UserError
 from rmlib.params import complete, config_id, project_root
 
-RECORD, CHECKPOINT = "record.json", "checkpoint.pt"  # of a run that has ended, of one that goes on
+RECORD, CHECKPOINT, PREVIOUS = "record.json", "checkpoint.pt", "checkpoint.previous.pt"  # of a run that has ended; of one that goes on, and the one before
 WEIGHTS = "weights.safetensors"
 KINDS = ("attacks", "cam", "corruptions")  # of measurements on a trained network
 KEPT = "maps"  # the measure in cam.json that ends :func:`rmlib.robustness.after_training`: small maps for figures
@@ -138,7 +138,7 @@ def only_process(folder: Path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=3, poll_interval=0.1)  # a killed kernel may need a second to go
     except Timeout:
         raise UserError(f"another process is training the run in {folder}: wait for it, or stop it first") from None
     except OSError as error:
@@ -292,7 +292,7 @@ def environment(device: str) -> dict:
     """The ``code``, ``versions``, ``hardware`` and ``finished`` of a record made now; device is "cpu" or "cuda"."""
     versions = {"python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
-    hardware = {"device": device, "cpu": _cpu_name(), "cores": os.cpu_count(), "system": platform.system()}
+    hardware = {"device": device, "cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system()}
     if device == "cuda":
         import torch
 
@@ -301,7 +301,8 @@ def environment(device: str) -> dict:
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
-def _cpu_name():
+def cpu_name() -> str:
+    """The processor in words."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

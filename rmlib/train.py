@@ -29,7 +29,7 @@ from rmlib.evaluate import evaluate
 from rmlib.mixers import CutMix, Mixer, Mixup, NoMix, RegionMixup
 from rmlib.models import PreActResNet18, preact_resnet18
 from rmlib.params import TrainParams, parse
-from rmlib.records import CHECKPOINT, WEIGHTS, Record, check_images
+from rmlib.records import CHECKPOINT, PREVIOUS, WEIGHTS, Record, check_images
 from rmlib.step import Step, learning_rate, make_optimizer
 
 CHECKPOINT_SHARE = 0.01  # of a run's time that its checkpoints may take
@@ -73,7 +73,7 @@ def evaluation_set(params: TrainParams) -> ImageSet:
 class Run:
     """A training in progress: data, network, optimiser and the place in the schedule."""
 
-    def __init__(self, params: TrainParams):
+    def __init__(self, params: TrainParams, log=print):
         self.params, self.folder = params, params.folder
         self.device = pick_device(params.device)
         torch.set_num_threads(params.threads)
@@ -93,7 +93,7 @@ class Run:
         self.final = None  # evaluation after the last epoch
         self.together = 1  # runs of this process that share its time
         self.saved, self.saving = time.perf_counter(), 0.0  # when the last checkpoint was written, seconds that it took
-        self._restore()
+        self._restore(log)
 
     def ready(self):
         """Get ready for the first step; on CUDA it is recorded now."""
@@ -174,7 +174,8 @@ class Run:
             needed, left = seconds * (params.epochs - history[-1]["epoch"]) / 60, params.max_minutes - so_far / 60
             if needed > left:
                 if not self.progress["restarts"]:
-                    (self.folder / CHECKPOINT).unlink(missing_ok=True)
+                    for name in (CHECKPOINT, PREVIOUS):
+                        (self.folder / name).unlink(missing_ok=True)
                 raise DoesNotFit(f"the rest of the {params.epochs} epochs needs {needed:.1f} minutes and {left:.1f} are left: "
                                  "give it more time, or leave must_fit out to stop with a checkpoint")
 
@@ -183,34 +184,48 @@ class Run:
         return self.saving <= CHECKPOINT_SHARE * (time.perf_counter() - self.saved)
 
     def save(self):
-        """Write the checkpoint, atomically."""
-        begun = time.perf_counter()
+        """Write the checkpoint, atomically; the one before is kept beside it."""
+        begun, path = time.perf_counter(), self.folder / CHECKPOINT
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "sums": self.step.sums,
                  "progress": json.dumps(self.progress), "images": self.train_set.checksum}
         buffer = io.BytesIO()  # torch reports a full disk as an obscure RuntimeError; a plain write says what it is
         torch.save(state, buffer)
-        records.atomic_write(self.folder / CHECKPOINT, buffer.getbuffer())
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, self.folder / PREVIOUS)
+        records.atomic_write(path, buffer.getbuffer())
         self.saved = time.perf_counter()
         self.saving = self.saved - begun
         self.progress["checkpoint_seconds"] += self.saving
 
-    def _restore(self):
-        path = self.folder / CHECKPOINT
-        if not path.exists():
+    def _restore(self, log):
+        """Go on from the last checkpoint, or from the one before if that is damaged."""
+        wrong = []
+        for path in (self.folder / CHECKPOINT, self.folder / PREVIOUS):
+            if not path.exists():
+                continue
+            try:
+                images = self._load(path)
+            except Exception as error:  # torch raises many kinds for a broken file
+                wrong.append(f"the checkpoint {path} is damaged ({str(error).splitlines()[0][:100]})")
+                continue
+            check_images(self.params, self.train_set.checksum, images)
+            if wrong:
+                log(f"{wrong[0]}: the one before is used")
+            self.progress["restarts"] += 1
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            images = state["images"]
-            self.model.load_state_dict(state["model"])
-            settings = self.optimizer.state_dict()["param_groups"]  # these follow from the parameters and the device
-            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
-            self.step.sums.copy_(state["sums"])
-            self.progress |= json.loads(state["progress"])
-        except Exception as error:  # torch raises many kinds for a broken file
-            reason = str(error).splitlines()[0][:100]
-            raise UserError(f"the checkpoint {path} is damaged ({reason}): delete it to start this run again") from error
-        check_images(self.params, self.train_set.checksum, images)
-        self.progress["restarts"] += 1
+        if wrong:
+            raise UserError(f"{' and '.join(wrong)}: delete {'it' if len(wrong) == 1 else 'them'} to start this run again")
+
+    def _load(self, path):
+        """Take over a checkpoint; returns the checksum of its images."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        progress = json.loads(state["progress"])
+        self.model.load_state_dict(state["model"])
+        settings = self.optimizer.state_dict()["param_groups"]  # these follow from the parameters and the device
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": settings})
+        self.step.sums.copy_(state["sums"])
+        self.progress |= progress
+        return state["images"]
 
     def finish(self, status: str) -> Record:
         """Final evaluation in float32, weights, then the record; the checkpoint goes last."""
@@ -234,7 +249,8 @@ class Run:
         for kind in records.KINDS:  # of an earlier network in this folder
             (self.folder / f"{kind}.json").unlink(missing_ok=True)
         records.write(record, self.folder)
-        (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        for name in (CHECKPOINT, PREVIOUS):
+            (self.folder / name).unlink(missing_ok=True)
         return record
 
 
@@ -275,7 +291,7 @@ def train_together(cells: list[TrainParams], log=print) -> list[Record]:
         for run_id, params in waiting.items():
             held.enter_context(records.only_process(params.folder))
             told = log if len(waiting) == 1 else lambda line, name=f"{run_id} {params.mixer} seed {params.seed}": log(f"{name}: {line}")
-            run = Run(params)
+            run = Run(params, told)
             run.together = len(waiting)
             courses[run_id] = _course(run, begun, signals, told)
             held.callback(courses[run_id].close)
