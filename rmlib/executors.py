@@ -13,8 +13,10 @@ import contextlib
 import json
 import os
 import queue
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -182,8 +184,10 @@ class Ray:
             raise UserError("--executor ray: Ray is not installed; pip install 'rmlib[ray]' in the environment of every machine") from None
         self.ray, self.plan, self.stopping, self.running = ray, plan, threading.Event(), set()
         try:
+            if found := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address or ""):  # Ray itself would try for minutes
+                socket.create_connection((found[1], int(found[2])), timeout=10).close()
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", **({} if address else {"include_dashboard": False}))
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0][:100]}); start one with "
                             "`ray start --head`, or leave --address out for one on this machine") from None
         found = ray.cluster_resources()
@@ -220,11 +224,12 @@ class Ray:
         self.ray.shutdown()
 
 
-def _on_a_node(job, environment, plan, content):
+def _on_a_node(job, environment, plan, content, patience=10.0):
     """A job on a node of the cluster, if the node sees the batch's folder."""
-    for _ in range(20):  # a network file system may be late by some seconds
+    begun = time.monotonic()
+    while time.monotonic() - begun < patience:  # a network file system may be late by some seconds
         with contextlib.suppress(OSError):
             if Path(plan).read_bytes() == content:
                 return work(job, environment, threading.Event())
-        time.sleep(0.5)
+        time.sleep(0.1)
     return Ended(1, f"a machine of the cluster does not see {Path(plan).name} of this batch: give --out a folder that all machines share under one path")

@@ -59,3 +59,19 @@ def pictures(tmp_path_factory):
 def tiny_run(pictures, tmp_path):
     """Parameters of a run of a second or two, as keyword arguments."""
     return dict(dataset=f"folder:{pictures}", width=2, epochs=3, batch_size=16, lr=0.02, train_images=None, out=str(tmp_path / "runs"), device="cpu")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project folder (with a space in its name) whose 02_training fails for seed 1, dies for seed 2, hangs for seed 3, trains and then
+    fails for seed 5, and more (see standins.RECORD); a file `mended` in it ends that."""
+    import standins
+
+    from rmlib import plan
+
+    root = tmp_path / "a project"
+    (root / "notebooks").mkdir(parents=True)
+    standins.stand_in(root, "02_training", "seed = 0", standins.STAND_IN, standins.RECORD.format(tests=os.path.relpath(Path(__file__).parent, root), mended="mended"))
+    monkeypatch.setattr(plan, "project_root", lambda: root)
+    monkeypatch.chdir(root)
+    return root

@@ -11,62 +11,12 @@ import nbformat
 import pytest
 import yaml
 
-from rmlib import UserError, executors, plan, records
+from rmlib import UserError, executors, records
 from rmlib import batch as batches
 from rmlib.batch import run_batch
 from rmlib.params import project_root
 from rmlib.plan import read_batch
-
-STAND_IN = """
-import os, time
-from rmlib import params
-settings = params.check("02_training", globals())
-"""
-RECORD = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_records import make_record
-assert settings.seed != 1 or os.path.exists({mended!r}), "seed 1 does not work"
-if settings.seed == 2 and not os.path.exists({mended!r}):
-    os.kill(os.getpid(), 9)
-if settings.seed == 3:
-    time.sleep(0 if os.path.exists({mended!r}) else 100)
-from rmlib import records, sources
-checksum = str(sources.arrays(settings.dataset)["checksum"])
-records.write(make_record(80.0 + settings.seed, checksum=checksum, **settings.config), settings.folder)
-assert settings.seed != 5, "out of memory"
-"""
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A project folder (with a space in its name) whose 02_training fails for seed 1, dies for seed 2, hangs for seed 3."""
-    root = tmp_path / "a project"
-    (root / "notebooks").mkdir(parents=True)
-    stand_in(root, "02_training", "seed = 0", STAND_IN, RECORD.format(tests=os.path.relpath(Path(__file__).parent, root), mended="mended"))
-    monkeypatch.setattr(plan, "project_root", lambda: root)
-    monkeypatch.chdir(root)
-    return root
-
-
-def stand_in(root, name, *cells):
-    """A notebook whose first cell is the one of parameters."""
-    cells = [nbformat.v4.new_code_cell(text) for text in cells]
-    cells[0].metadata["tags"] = ["parameters"]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / f"{name}.ipynb")
-
-
-def grid(folder, notebooks=None, **block):
-    path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump({"grid": [block]} | ({"notebooks": notebooks} if notebooks else {})))
-    return path
-
-
-def write(tmp_path, text):
-    path = tmp_path / "b.yaml"
-    path.write_text(text)
-    return path
+from standins import grid, stand_in, write
 
 
 def test_a_grid_is_expanded_and_checked(tmp_path):
