@@ -410,7 +410,7 @@ def _forest(axis, table, title: str):
     axis.axvline(0, color="#888888", lw=1, ls="--", zorder=0)
     axis.set(ylim=(-0.7, len(table) - 0.4))
     axis.set_yticks(range(len(table)), list(table["difference"])[::-1], fontsize=7.5)
-    axis.set_title(title + ("" if table["low"].notna().any() else " (one run each: no interval over seeds)"), fontsize=8.5, loc="left")
+    axis.set_title(title + ("" if table["low"].notna().any() else " (one run each)"), fontsize=8.5, loc="left")
     axis.tick_params(axis="x", labelsize=7.5)
 
 
@@ -422,7 +422,7 @@ def forest(panels: list):
             ("resolved" or not); paired_low and paired_high, where there are such columns, make a second, thinner line; p is written beside its row.
     """
     heights = [len(table) + 1.2 for _, table in panels]
-    figure, axes = plt.subplots(len(panels), 1, figsize=(7.2, 0.5 + 0.29 * sum(heights)), squeeze=False, height_ratios=heights, layout="constrained")
+    figure, axes = plt.subplots(len(panels), 1, figsize=(6.2, 0.5 + 0.25 * sum(heights)), squeeze=False, height_ratios=heights, layout="constrained")
     for axis, (title, table) in zip(axes[:, 0], panels):
         _forest(axis, table, title)
     axes[-1, 0].set_xlabel("difference in accuracy (points)", fontsize=9)
@@ -439,7 +439,7 @@ def told_twice(curves: dict, panels: list):
     Args:
         curves: (mixer, name) -> test accuracies in percent over the epochs of one run. panels: as for :func:`forest`.
     """
-    figure = plt.figure(figsize=(9.6, 0.8 + 0.3 * sum(len(table) + 1.5 for _, table in panels)), layout="constrained")
+    figure = plt.figure(figsize=(7.6, 0.5 + 0.3 * sum(len(table) + 1.5 for _, table in panels)), layout="constrained")
     grid = figure.add_gridspec(len(panels), 2, width_ratios=(1, 1.25), height_ratios=[len(table) + 1.5 for _, table in panels])
     left = figure.add_subplot(grid[:, 0])
     for (mixer, name), curve in curves.items():
@@ -461,7 +461,7 @@ def curves_of_runs(groups: list, curves: dict):
         groups: list of (title, runs of one experiment). curves: run_id -> [(epoch, accuracy in percent)], see :func:`rmlib.report.accuracy_curves`.
     """
     columns = min(2, len(groups))
-    figure, axes = plt.subplots(-(-len(groups) // columns), columns, figsize=(6.4 * columns, 3.6 * -(-len(groups) // columns)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(-(-len(groups) // columns), columns, figsize=(6.2 * columns, 2.8 * -(-len(groups) // columns)), squeeze=False, layout="constrained")
     for axis in axes.flat[len(groups):]:
         axis.axis("off")
     for axis, (title, group) in zip(axes.flat, groups):
@@ -482,7 +482,7 @@ def curves_of_runs(groups: list, curves: dict):
                           xycoords=("axes fraction", "data"), xytext=(0, -3), textcoords="offset points", va="top", fontsize=7.5)
         axis.set(xlabel="epoch", ylabel="test accuracy (%)")
         axis.set_title(title, fontsize=9)
-        axis.legend(frameon=False, fontsize=7.5, loc="lower right")
+        axis.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -90,7 +90,8 @@ def verdicts(a, b):
         a, b: runs indexed by their seed, see :func:`compared`.
     """
     same = ["data.checksum", "data.test_images"]
-    seeds = [seed for seed in a.index.intersection(b.index) if a.loc[seed, same].equals(b.loc[seed, same]) and a["correct"][seed] and b["correct"][seed]]
+    seeds = [seed for seed in a.index.intersection(b.index)
+             if a.loc[seed, same].equals(b.loc[seed, same]) and isinstance(a["correct"][seed], str) and isinstance(b["correct"][seed], str)]
     if not seeds or a.loc[seeds, "data.test_images"].nunique() > 1:
         return None
     return tuple(np.stack([unpack_bits(runs["correct"][seed], int(runs["data.test_images"][seed])) for seed in seeds]) for runs in (a, b))

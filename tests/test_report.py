@@ -192,15 +192,16 @@ def with_verdicts(correct, seed, checksum="00", **config):
 
 
 def test_differences_over_seeds_and_images_come_from_the_verdicts_of_equal_seeds(tmp_path):
-    """Recomputed from the bits; seeds without a partner, and runs that saw other images, do not count; one seed: images alone."""
+    """Recomputed from the bits; seeds without a partner, and runs that saw other images, or kept no verdicts, do not count; one seed: images alone."""
     rng = np.random.default_rng(0)
     a, b = rng.random((3, 203)) < 0.8, rng.random((4, 203)) < 0.5  # 203: not a multiple of 8
     save(tmp_path, *(with_verdicts(a[s], s) for s in range(3)), *(with_verdicts(b[s], s, mixer="mixup") for s in (3, 1, 2, 0)),
+         with_verdicts(a[0], 4).model_copy(update={"correct": None}), with_verdicts(a[0], 4, mixer="mixup"),
          with_verdicts(rng.random(203) < 0.9, 0, "others", mixer="cutmix"), with_verdicts(a[1], 1, mixer="none"))
     (group,) = report.experiments(report.runs_below(tmp_path))
     table = report.differences(group).set_index("difference")
     d = crossed(100 * (a.astype(float) - b[:3]))
-    assert table.loc["Region Mixup - Mixup", "seeds and images"] == f"[{d.low:+.2f}, {d.high:+.2f}]" and table.loc["Region Mixup - Mixup", "n"] == "3, 4"
+    assert table.loc["Region Mixup - Mixup", "seeds and images"] == f"[{d.low:+.2f}, {d.high:+.2f}]" and table.loc["Region Mixup - Mixup", "n"] == "4, 5"
     assert table.loc["Region Mixup - CutMix", "seeds and images"] == "–" and table.loc["Region Mixup - CutMix", "state"] == "unresolved"
     assert table.loc["Region Mixup - No mixing", "seeds and images"] == "–", "the same verdicts: no spread"
     assert table["seeds to resolve"].isna().tolist() == [True] * 3, "one seed has no spread"
@@ -285,7 +286,7 @@ def test_the_forest_shows_what_the_table_says(tmp_path):
     assert [x for x, y, colour, _ in lines if len(x) == 2 and colour == orange] == [[0.5, 1.5], [0.75, 1.25]] and lines[-1][0] == [0, 0], "zero is a line"
     assert all(x != x for line, _, colour, _ in lines if colour == blue and len(line) == 2 and line != [0.75, 1.25] for x in line), "no interval, no line"
     figure = plots.forest([("one", pd.DataFrame([other]))])
-    assert figure.axes[0].get_title(loc="left") == "one (one run each: no interval over seeds)"
+    assert figure.axes[0].get_title(loc="left") == "one (one run each)"
 
 
 @pytest.mark.parametrize("change, note, shown", [({}, True, True), (dict(width=64, epochs=400, batch_size=128, schedule="multistep", lr=0.1, train_images=None), False, True),
