@@ -374,7 +374,7 @@ def seeds(groups: list):
     """
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.2 + 3.0 * columns, 3.0 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.0 + 2.5 * columns, 2.5 * rows), squeeze=False)
     for axis in axes.flat[len(groups):]:
         axis.axis("off")
     for axis, (title, table) in zip(axes.flat, groups):
