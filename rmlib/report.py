@@ -120,8 +120,9 @@ def differences(group):
         table.append({"difference": label, "of": of, "points": d.mean, "low": d.low, "high": d.high, "95 % interval": span(d), "n": f"{d.n[0]}, {d.n[1]}",
                       "paired": span(pairs), "paired_low": pairs.low, "paired_high": pairs.high, "r": round(pairs.correlation, 2),
                       "seeds and images": "–" if images is None else span(images), "p (Holm)": d.p})
-    for row, spread, p in zip(table, spreads, holm([row["p (Holm)"] for row in table])):
-        needed = math.nan if p < 0.05 else seeds_needed(row["points"], *spread, alpha=0.05 / len(table))
+    corrected = holm([row["p (Holm)"] for row in table])
+    for row, spread, p in zip(table, spreads, corrected):
+        needed = math.nan if p < 0.05 or p != p else seeds_needed(row["points"], *spread, alpha=0.05 / np.isfinite(corrected).sum())
         row |= {"p (Holm)": round(p, 3), "state": "resolved" if p < 0.05 else "unresolved", "seeds to resolve": needed if math.isfinite(needed) else math.nan}
     return pd.DataFrame(table) if table else None
 

@@ -60,7 +60,7 @@ def paired(a, b) -> Difference:
         raise ValueError(f"{len(a)} and {len(b)} runs are not pairs")
     mean, count = mean_std(a - b)[0], (len(a), len(b))
     correlation = float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and a.std() and b.std() else math.nan
-    if len(a) < 2 or (a - b).std() == 0:
+    if len(a) < 2 or np.ptp(a - b) <= 1e-12 * np.abs([a, b]).max():  # the same difference in every pair, up to rounding
         return Difference(mean, math.nan, math.nan, math.nan, count, correlation)
     test = stats.ttest_rel(a, b)
     low, high = test.confidence_interval(0.95)
