@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from rmlib import UserError, looks, masking, paper, records
-from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, method_name, nearest
 from rmlib.evaluate import unpack_bits
+from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, method_name, nearest
 from rmlib.stats import crossed, holm, mcnemar, mean_std, paired, seeds_needed, welch
 
 METRICS = ("accuracy", "nll", "ece")
