@@ -64,7 +64,7 @@ deviation stand beside each, what was run on which hardware above each table. Th
 <p class="note">The same tables as Markdown and CSV: <a href="tables/tables.md">tables/</a></p>
 """)
 
-HEADINGS = {"accuracy": "What was run", "differences": "Differences with their intervals", "robustness": "Under attack and under corruptions", "checks": "Can FGSM be believed?", "corrupted": "Under each corruption", "localization": "Where the networks look", "faithfulness": "Do the maps tell what the networks look at?",
+HEADINGS = {"accuracy": "What was run", "differences": "Differences with their intervals", "networks": "Two networks at a time (McNemar)", "robustness": "Under attack and under corruptions", "checks": "Can FGSM be believed?", "corrupted": "Under each corruption", "localization": "Where the networks look", "faithfulness": "Do the maps tell what the networks look at?",
             "sanity": "Maps of shuffled networks", "guard": "The eps of Grad-CAM++", "looks": "Differences in where they look", "precision": "bfloat16 beside float32",
             "paper": "The paper's tables, and ours", "eps": "Which eps did the paper use?", "claims": "The claims", "costs": "What it cost"}
 

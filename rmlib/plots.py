@@ -9,10 +9,10 @@ import numpy as np
 import seaborn as sns
 import torch
 
-from rmlib import UserError
+from rmlib import UserError, paper
 from rmlib.data import load, stream, to_float
 from rmlib.mixers import CutMix, Mixup, Plan, RegionMixup
-from rmlib.params import LABELS
+from rmlib.params import LABELS, METHOD, method_name
 from rmlib.stats import interval
 
 # Colour-blind safe, and of different lightness, so that the order survives a grey print.
@@ -374,7 +374,7 @@ def seeds(groups: list):
     """
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.2 + 3.0 * columns, 3.0 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.0 + 2.5 * columns, 2.5 * rows), squeeze=False)
     for axis in axes.flat[len(groups):]:
         axis.axis("off")
     for axis, (title, table) in zip(axes.flat, groups):
@@ -398,23 +398,91 @@ def seeds(groups: list):
     return figure
 
 
-def differences(table, title=""):
-    """Forest plot: differences with their intervals; zero is a line, what crosses it is unresolved.
+def _forest(axis, table, title: str):
+    """One panel of a forest plot; see :func:`forest`."""
+    for place, row in enumerate(reversed(table.to_dict("records"))):
+        colour = COLOURS[row["of"]]
+        axis.plot([row["low"], row["high"]], [place, place], color=colour, lw=2.2)  # NaN, where there is no interval, draws nothing
+        axis.plot([row.get("paired_low"), row.get("paired_high")], [place - 0.27] * 2, color=colour, lw=1, alpha=0.6)
+        axis.plot(row["points"], place, "o", color=colour, mfc=colour if row["state"] == "resolved" else "white", ms=6, mew=1.5)
+        if row.get("p") is not None:
+            axis.text(1.01, place, f"p = {row['p']:.2g}" if row["p"] == row["p"] else "no p", transform=axis.get_yaxis_transform(), fontsize=7, va="center")
+    axis.axvline(0, color="#888888", lw=1, ls="--", zorder=0)
+    axis.set(ylim=(-0.7, len(table) - 0.4))
+    axis.set_yticks(range(len(table)), list(table["difference"])[::-1], fontsize=7.5)
+    axis.set_title(title + ("" if table["low"].notna().any() else " (one run each)"), fontsize=8.5, loc="left")
+    axis.tick_params(axis="x", labelsize=7.5)
+
+
+def forest(panels: list):
+    """Differences with their 95 % intervals, a panel with its own scale for every experiment; what is unresolved is a hollow circle.
 
     Args:
-        title: above the plot.
-        table: of :func:`rmlib.report.differences`; columns difference (text), of (mixer, the colour), points, low, high.
+        panels: list of (title, table) as of :func:`rmlib.report.differences`, with columns difference (text), of (mixer, the colour), points, low, high, state
+            ("resolved" or not); paired_low and paired_high, where there are such columns, make a second, thinner line; p is written beside its row.
     """
-    figure, axis = plt.subplots(figsize=(6.2, 0.8 + 0.3 * len(table)))
-    for place, row in enumerate(reversed(table.to_dict("records"))):
-        if row["low"] == row["low"]:
-            axis.plot([row["low"], row["high"]], [place, place], color=COLOURS[row["of"]], lw=2)
-        axis.plot(row["points"], place, "o", color=COLOURS[row["of"]], ms=5)
-    axis.axvline(0, color="#888888", lw=1, ls="--")
-    axis.set(yticks=range(len(table)), ylim=(-0.6, len(table) - 0.4), xlabel="difference in accuracy (points), 95 % interval")
-    axis.set_title(title, fontsize=9)
-    axis.set_yticklabels(list(reversed(list(table["difference"]))), fontsize=8)
-    figure.tight_layout()
+    heights = [len(table) + 1.2 for _, table in panels]
+    figure, axes = plt.subplots(len(panels), 1, figsize=(6.2, 0.5 + 0.25 * sum(heights)), squeeze=False, height_ratios=heights, layout="constrained")
+    for axis, (title, table) in zip(axes[:, 0], panels):
+        _forest(axis, table, title)
+    axes[-1, 0].set_xlabel("difference in accuracy (points)", fontsize=9)
+    grey = "#555555"
+    handles = [plt.Line2D([], [], color=grey, lw=2.2, label="95 % interval, Welch"), plt.Line2D([], [], color=grey, lw=1, alpha=0.6, label="paired by seed"),
+               plt.Line2D([], [], marker="o", ls="", color=grey, label="resolved"), plt.Line2D([], [], marker="o", ls="", color=grey, mfc="white", label="unresolved")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=7.5)
+    return figure
+
+
+def told_twice(curves: dict, panels: list):
+    """Left: curves with their last epoch (a square) and their best (a triangle). Right: the differences of the same runs, told at the one and at the other.
+
+    Args:
+        curves: (mixer, name) -> test accuracies in percent over the epochs of one run. panels: as for :func:`forest`.
+    """
+    figure = plt.figure(figsize=(7.6, 0.5 + 0.3 * sum(len(table) + 1.5 for _, table in panels)), layout="constrained")
+    grid = figure.add_gridspec(len(panels), 2, width_ratios=(1, 1.25), height_ratios=[len(table) + 1.5 for _, table in panels])
+    left = figure.add_subplot(grid[:, 0])
+    for (mixer, name), curve in curves.items():
+        left.plot(range(1, len(curve) + 1), curve, color=COLOURS[mixer], lw=1, label=name)
+        for epoch, marker in ((len(curve) - 1, "s"), (int(np.argmax(curve)), "^")):
+            left.plot(epoch + 1, curve[epoch], marker, color=COLOURS[mixer], mec="black", ms=8, ls="")
+    left.set(xlabel="epoch", ylabel="test accuracy (%)")
+    left.legend(frameon=False, fontsize=8, loc="lower left")
+    for place, (title, table) in enumerate(panels):
+        _forest(figure.add_subplot(grid[place, 1]), table, title)
+    figure.axes[-1].set_xlabel("difference in accuracy (points), 95 % interval", fontsize=8)
+    return figure
+
+
+def curves_of_runs(groups: list, curves: dict):
+    """Test accuracy over the epochs of every run, a thin line each, with the paper's numbers where they lie near enough to be seen on the same axis.
+
+    Args:
+        groups: list of (title, runs of one experiment). curves: run_id -> [(epoch, accuracy in percent)], see :func:`rmlib.report.accuracy_curves`.
+    """
+    columns = min(2, len(groups))
+    figure, axes = plt.subplots(-(-len(groups) // columns), columns, figsize=(6.2 * columns, 2.8 * -(-len(groups) // columns)), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(groups):]:
+        axis.axis("off")
+    for axis, (title, group) in zip(axes.flat, groups):
+        seen, values = set(), []
+        for run in group.sort_values(["config.average", "config.mixer"]).to_dict("records"):
+            mixer, method = run["config.mixer"], method_name({name: run[f"config.{name}"] for name in METHOD})
+            style = ":" if run["config.average"] else "-" if run["config.clean_weight"] else "--"
+            axis.plot(*zip(*curves[run["run_id"]] or [(np.nan, np.nan)]), style, color=COLOURS[mixer], lw=1, marker="osD^"[list(COLOURS).index(mixer)], ms=3,
+                      markevery=[-1], label=None if method in seen else method)
+            seen.add(method)
+            values += [accuracy for _, accuracy in curves[run["run_id"]]]
+        told = {mixer: mean for mixer, (mean, _) in paper.ACCURACY.get(group["config.dataset"].iloc[0], {}).items()}
+        if told and min(told.values()) - max(values) <= max(values) - min(values):
+            for mixer, mean in told.items():
+                axis.axhline(mean, color=COLOURS[mixer], lw=0.8)
+            note = "" if len(paper.under_protocol(group)) else "\n(another experiment: width 64, 400 epochs, all images)"
+            axis.annotate("paper: " + ", ".join(f"{LABELS[mixer]} {mean:g}" for mixer, mean in told.items()) + note, (0.01, min(told.values())),
+                          xycoords=("axes fraction", "data"), xytext=(0, -3), textcoords="offset points", va="top", fontsize=7.5)
+        axis.set(xlabel="epoch", ylabel="test accuracy (%)")
+        axis.set_title(title, fontsize=9)
+        axis.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

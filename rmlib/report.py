@@ -9,11 +9,13 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from rmlib import UserError, looks, masking, paper, records
+from rmlib.evaluate import unpack_bits
 from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, method_name, nearest
-from rmlib.stats import holm, mean_std, paired, welch
+from rmlib.stats import crossed, holm, mcnemar, mean_std, paired, seeds_needed, welch
 
 METRICS = ("accuracy", "nll", "ece")
 DEFAULTS = TrainParams().config
@@ -68,27 +70,108 @@ def summary(group):
     return pd.DataFrame(table)
 
 
+def compared(group):
+    """The comparisons of an experiment, (label, mixer of the label's end, runs of A, runs of B) each: Region Mixup with the clean loss minus each other
+    method with it, and every method with the clean loss minus without. The runs are the finished ones, one for each seed, indexed by it."""
+    found = {}
+    for row, runs in methods(group):
+        if all(runs[f"config.{name}"].iloc[0] == DEFAULTS[name] for name in METHOD if name not in ("mixer", "clean_weight")):
+            good = runs[runs["status"] == "done"].sort_values("finished").drop_duplicates("config.seed", keep="last")
+            found[row["mixer"], runs["config.clean_weight"].iloc[0] > 0] = good.set_index("config.seed").sort_index()
+    pairs = [("region_mixup", True, mixer, True) for mixer in MIXERS if mixer != "region_mixup"] + [(mixer, True, mixer, False) for mixer in MIXERS]
+    return [(f"{LABELS[a]} - {LABELS[b]}" if a != b else f"{LABELS[a]}: with - without the clean loss", b, found[a, clean_a], found[b, clean_b])
+            for a, clean_a, b, clean_b in pairs if (a, clean_a) in found and (b, clean_b) in found]
+
+
+def verdicts(a, b):
+    """The verdicts of the networks of equal seeds of A and of B on the same test images, two bool arrays (seeds, images); None if no two saw the same.
+
+    Args:
+        a, b: runs indexed by their seed, see :func:`compared`.
+    """
+    same = ["data.checksum", "data.test_images"]
+    seeds = [seed for seed in a.index.intersection(b.index)
+             if a.loc[seed, same].equals(b.loc[seed, same]) and isinstance(a["correct"][seed], str) and isinstance(b["correct"][seed], str)]
+    if not seeds or a.loc[seeds, "data.test_images"].nunique() > 1:
+        return None
+    return tuple(np.stack([unpack_bits(runs["correct"][seed], int(runs["data.test_images"][seed])) for seed in seeds]) for runs in (a, b))
+
+
+def span(difference) -> str:
+    """'[-0.12, +0.48]': a 95 % interval; a dash where there is none."""
+    return f"[{difference.low:+.2f}, {difference.high:+.2f}]" if difference.low == difference.low else "–"
+
+
+DIFFERENCES = ("accuracy in points; 95 % interval: Welch's t over seeds; paired: over equal seeds, r their correlation; seeds and images: over both, from the verdicts of "
+               "equal seeds on single images (over images alone where there is one seed); p of Welch's t corrected by Holm for the comparisons of this table, the "
+               "intervals are not; seeds to resolve: of each method, if difference and spread are what was seen, in 80 % of cases, at 5 % over the number of comparisons")
+
+
 def differences(group):
-    """Differences in accuracy within an experiment, with 95 % intervals by Welch's t: Region Mixup with the clean loss minus each
-    other method with it, and every method with the clean loss minus without. "resolved": p below 0.05 after Holm's correction for
-    the number of comparisons. None if there is nothing to compare."""
-    accuracy = {(row["mixer"], clean): runs[runs["status"] == "done"].get("metrics.accuracy", pd.Series(dtype=float))
-                for row, runs in methods(group) for clean in [runs["config.clean_weight"].iloc[0] > 0]
-                if all(runs[f"config.{name}"].iloc[0] == DEFAULTS[name] for name in METHOD if name not in ("mixer", "clean_weight"))}
-    pairs = [("region_mixup", True, mixer, True) for mixer in MIXERS if mixer != "region_mixup"]
-    pairs += [(mixer, True, mixer, False) for mixer in MIXERS]
-    table = []
-    for a, clean_a, b, clean_b in pairs:
-        if (a, clean_a) in accuracy and (b, clean_b) in accuracy:
-            d = welch(accuracy[a, clean_a], accuracy[b, clean_b])
-            label = f"{LABELS[a]} - {LABELS[b]}" if a != b else f"{LABELS[a]}: with - without the clean loss"
-            known = d.low == d.low
-            table.append({"difference": label, "of": b, "points": d.mean, "low": d.low, "high": d.high,
-                          "95 % interval": f"[{d.low:+.2f}, {d.high:+.2f}]" if known else "–", "n": f"{d.n[0]}, {d.n[1]}",
-                          "p (Holm)": d.p})
-    for row, p in zip(table, holm([row["p (Holm)"] for row in table])):
-        row |= {"p (Holm)": round(p, 3), "state": "resolved" if p < 0.05 else "unresolved"}
+    """Differences in accuracy within an experiment, see :func:`compared`, by Welch's t, paired by seed, and over seeds and images. "resolved": p below
+    0.05 after Holm's correction for the number of comparisons. None if there is nothing to compare."""
+    table, spreads = [], []
+    for label, of, a, b in compared(group):
+        accuracy = [runs.get("metrics.accuracy", pd.Series(dtype=float)) for runs in (a, b)]
+        both, seen = a.index.intersection(b.index), verdicts(a, b)
+        d, pairs = welch(*accuracy), paired(*(each.reindex(both) for each in accuracy))
+        images = None if seen is None else crossed(100.0 * seen[0] - 100.0 * seen[1])
+        spreads.append([mean_std(each)[1] for each in accuracy])
+        table.append({"difference": label, "of": of, "points": d.mean, "low": d.low, "high": d.high, "95 % interval": span(d), "n": f"{d.n[0]}, {d.n[1]}",
+                      "paired": span(pairs), "paired_low": pairs.low, "paired_high": pairs.high, "r": round(pairs.correlation, 2),
+                      "seeds and images": "–" if images is None else span(images), "p (Holm)": d.p})
+    corrected = holm([row["p (Holm)"] for row in table])
+    for row, spread, p in zip(table, spreads, corrected):
+        needed = math.nan if p < 0.05 or p != p else seeds_needed(row["points"], *spread, alpha=0.05 / np.isfinite(corrected).sum())
+        row |= {"p (Holm)": round(p, 3), "state": "resolved" if p < 0.05 else "unresolved", "seeds to resolve": needed if math.isfinite(needed) else math.nan}
     return pd.DataFrame(table) if table else None
+
+
+NETWORKS = ("McNemar's exact test of two networks at a time, those of equal seeds, on all test images; better, worse: pairs in which p is below 0.05, uncorrected. It is about these "
+            "networks: of two methods it says nothing, which is why pairs of the same methods may contradict each other")
+
+
+def networks(group):
+    """Two networks of equal seed at a time, for the comparisons of :func:`compared`: how often the first is better, worse, or not told apart by
+    McNemar's test on single images. None if there are no such pairs."""
+    table = []
+    for label, of, a, b in compared(group):
+        seen = verdicts(a, b)
+        found = [mcnemar(*pair) for pair in zip(*seen)] if seen else []
+        told = [each.points for each in found if each.p < 0.05]
+        if found:
+            table.append({"two networks": label, "pairs": len(found), "better": sum(each > 0 for each in told), "worse": sum(each < 0 for each in told),
+                          "not told apart": len(found) - len(told), "points of each pair": ", ".join(f"{each.points:+.2f}" for each in found),
+                          "p of each pair": ", ".join(f"{each.p:.3f}" if each.p >= 0.001 else "<0.001" for each in found)})
+    return pd.DataFrame(table) if table else None
+
+
+def accuracy_curves(root: Path) -> dict[str, list[tuple[int, float]]]:
+    """Test accuracy in percent on the way of every run below a folder: run_id -> [(epoch, accuracy)], empty where the test set was not looked at."""
+    found = sorted(records.find(root), key=lambda record: record.finished)
+    return {record.run_id: [(row["epoch"], row["test_accuracy"]) for row in record.history if row.get("test_accuracy") is not None] for record in found}
+
+
+def told_twice(group, curves: dict):
+    """The same runs told at their last epoch, and at their best epoch on the test set, which nobody may do: Welch's t, uncorrected, as a table with two rows
+    for each comparison of :func:`compared`, or None if no two methods have curves of two points or more.
+
+    Args:
+        curves: of :func:`accuracy_curves`.
+    """
+    table = []
+    for label, of, a, b in compared(group):
+        seen = [[[accuracy for _, accuracy in curves[run_id]] for run_id in runs["run_id"] if len(curves.get(run_id, ())) > 1] for runs in (a, b)]
+        if all(seen):
+            for when, pick in (("last epoch", lambda curve: curve[-1]), ("best epoch", max)):
+                table.append(difference_row(f"{label}, {when}", of, *([pick(curve) for curve in each] for each in seen)))
+    return pd.DataFrame(table) if table else None
+
+
+def difference_row(label: str, of: str, a, b) -> dict:
+    """One row for :func:`rmlib.plots.forest`: Welch's difference of two lists of accuracies in percent, and whether its p, uncorrected, is below 0.05."""
+    d = welch(a, b)
+    return {"difference": label, "of": of, "points": d.mean, "low": d.low, "high": d.high, "p": d.p, "state": "resolved" if d.p < 0.05 else "unresolved"}
 
 
 def precisions(runs):
@@ -248,13 +331,28 @@ def looks_differences(group, cams):
     return looks.differences([found for found in (looks_of(group, cams, measure) for measure in LOOKS["looks"]) if found])
 
 
-def costs(runs):
-    """What every experiment took: runs, hours of training and evaluation, speed, hardware."""
+COSTS = ("hours of a GPU where the work was done on one, else hours of a process on a CPU, whatever its threads; the two are never added. Training: from the first step to the last "
+         "evaluation, all attempts together, seconds that several runs shared divided among them; measurements: attacks, corruptions and maps on the trained networks; "
+         "images/s: training images, each seen clean and mixed where there is a clean loss")
+
+
+def costs(runs, measured: dict):
+    """What every experiment took, in hours of each kind of device: training, measurements on the networks afterwards, their sum; speed, hardware; and the total.
+
+    Args:
+        measured: kind of :data:`rmlib.records.KINDS` -> its measurements, see :func:`rmlib.records.collect_measurements`.
+    """
+    after = pd.concat([rows for rows in measured.values() if len(rows)] or [runs.iloc[:0]])
+    work = pd.concat([runs.assign(training=runs["seconds"] / runs["together"] / 3600, images_per_second=runs["images_per_second"] * runs["together"]),
+                      after.assign(measurements=after["seconds"] / 3600).drop(columns="images_per_second", errors="ignore")])
+    work["unit"] = work["hardware.device"].map(lambda device: "GPU-hours" if device == "cuda" else "CPU-hours")
     table = []
-    for group in experiments(runs):
-        speed, spread = mean_std(group["images_per_second"] * group["together"])
-        table.append({"experiment": title(group), "runs": len(group), "hours": round((group["seconds"] / group["together"]).sum() / 3600, 2),
-                      "images_per_second": speed, "images_per_second_std": spread, "hardware": _hardware(group)})
+    for name, group in [*((title(group), group) for group in experiments(runs)), ("all", runs)]:
+        for unit, rows in work[work["run_id"].isin(group["run_id"])].groupby("unit", sort=True):
+            speed, spread = mean_std(rows["images_per_second"].dropna()) if name != "all" else (math.nan, math.nan)
+            hours = [rows[kind].sum() if kind in rows else 0.0 for kind in ("training", "measurements")]
+            table.append({"experiment": name, "runs": int(rows["training"].notna().sum()), "training": round(hours[0], 2), "measurements": round(hours[1], 2),
+                          "sum": round(sum(hours), 2), "unit": unit, "images_per_second": speed, "images_per_second_std": spread, "hardware": _hardware(rows)})
     return pd.DataFrame(table)
 
 
@@ -336,16 +434,17 @@ def _plain(name, value):
 def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     """Every table below a folder of records: kind -> list of (caption, DataFrame).
 
-    Kinds: ``accuracy``, ``differences``, ``robustness``, ``checks``, ``corrupted``, ``localization``, ``faithfulness``, ``sanity``, ``guard`` and ``looks``
+    Kinds: ``accuracy``, ``differences``, ``networks``, ``robustness``, ``checks``, ``corrupted``, ``localization``, ``faithfulness``, ``sanity``, ``guard`` and ``looks``
     with one table per experiment, ``precision``, ``paper`` with the paper's Tables 1 to 4 beside ours, ``eps``, ``claims``, and ``costs``.
     """
     runs = runs_below(root)
     measured = {kind: records.collect_measurements(root, kind) for kind in records.KINDS}
-    found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "differences": [], **{kind: [] for kind in MEASURED}}
+    found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "differences": [], "networks": [], **{kind: [] for kind in MEASURED}}
     for group in experiments(runs):
-        table = differences(group)
-        if table is not None:
-            found["differences"].append((f"{title(group)}; accuracy, Welch's t over seeds; p corrected by Holm for the comparisons of this table, the intervals are not", table))
+        for kind, note, make in (("differences", DIFFERENCES, differences), ("networks", NETWORKS, networks)):
+            table = make(group)
+            if table is not None:
+                found[kind].append((f"{title(group)}; {note}", table))
         for kind, (note, make, sources) in MEASURED.items():
             table = make(group, *(measured[source] for source in sources))
             if table is not None:
@@ -362,8 +461,7 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
                      "method alone, and the one that comes closest to all three, with its 95 % interval and the p of what does not fit (0.05 or less: no one eps fits; "
                      "more: not rejected, which is less than shown)", paper.fitting_eps(runs, attacks))]
     found["claims"] = [(paper.CAPTION, paper.claims(runs, attacks))]
-    found["costs"] = [("seconds from the first step to the last evaluation, all attempts together; images/s: training images, "
-                       "each seen clean and mixed where there is a clean loss", costs(runs))]
+    found["costs"] = [(COSTS, costs(runs, measured))]
     return found
 
 

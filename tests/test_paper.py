@@ -104,7 +104,12 @@ def test_states_of_a_claim(tmp_path):
     assert row["state"] == "holds" and row["A - B"] == f"+0.30 [{d.low:+.2f}, {d.high:+.2f}]" and row["n"] == "6, 6 of 6"
     assert row["paired"].startswith("+0.30") and row["r"] > 0.95
     assert state(worse, base)["state"] == "fails"
-    assert state([v + (0.1 if i % 2 else -0.08) for i, v in enumerate(base)], base)["state"] == "unresolved"
+    assert pd.isna(row["seeds to resolve"]), "nothing is asked of what is resolved"
+    close = [v + (0.1 if i % 2 else -0.08) for i, v in enumerate(base)]
+    row, primaries = state(close, base), sum(c.primary for c in paper.CLAIMS)
+    needed = stats.seeds_needed(sum(close) / 6 - sum(base) / 6, stats.mean_std(close)[1], stats.mean_std(base)[1], alpha=0.05 / primaries)
+    assert row["state"] == "unresolved" and row["seeds to resolve"] == needed > 6 and primaries == 2
+    assert pd.isna(state(base, base)["seeds to resolve"]) and pd.isna(state(base[:1], [])["seeds to resolve"]), "no difference, or no run: a dash"
     assert state(better[:5], base)["state"] == "too few runs (5 and 6 of 6)"
     assert state(better[:1], [])["state"] == "too few runs (1 and 0 of 6)"
 
@@ -120,9 +125,13 @@ def test_overhead_is_judged_by_its_margin(tmp_path):
         root = tmp_path / str(region)
         save(root, *(make_record(96, seed=s, **PAPERS).model_copy(update={"images_per_second": region + 1.5 * s * s}) for s in range(3)),
              *(make_record(96, seed=s, mixer="mixup", **PAPERS).model_copy(update={"images_per_second": 1000.0 + s}) for s in range(3)))
-        return claim(root, "at most 5 % slower", metric="speed")["state"]
+        row = claim(root, "at most 5 % slower", metric="speed")
+        return row["state"], row["seeds to resolve"]
 
-    assert speed(980.0) == "holds" and speed(900.0) == "fails" and speed(951.0) == "unresolved"
+    assert speed(980.0)[0] == "holds" and speed(900.0)[0] == "fails" and speed(951.0)[0] == "unresolved"
+    percent = 100 / 1001  # one image/s in percent of Mixup's
+    needed = stats.seeds_needed(percent * (951.0 + 2.5 - 1001) + 5, percent * scipy_stats.tstd([0, 1.5, 6]), percent)
+    assert speed(951.0)[1] == needed, "from the margin, not from zero; at 5 %, since it is no primary claim"
 
 
 def test_attacks_count_only_with_the_papers_settings_on_all_images(tmp_path):

@@ -3,15 +3,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import stats
 from test_records import make_record, save
 
-from rmlib import UserError, pages, records, report
+from rmlib import UserError, pages, plots, records, report
 from rmlib.evaluate import pack_bits, pack_values
 from rmlib.params import project_root
+from rmlib.stats import crossed, seeds_needed
 
 ROOT = project_root()
 
@@ -173,7 +175,135 @@ def test_differences_are_welchs_and_named(tmp_path):
     assert list(table["state"]) == ["unresolved", "resolved"]
     p = [stats.ttest_ind(x, y, equal_var=False).pvalue for x, y in ((a, b), (a, c))]
     assert list(table["p (Holm)"]) == [round(p[0], 3), round(2 * min(p), 3)], "the smaller p counts twice among two comparisons"
-    assert "low" not in report.markdown(tmp_path, "differences").splitlines()[0]
+    assert "low" not in report.markdown(tmp_path, "differences").splitlines()[0] and "**" not in report.markdown(tmp_path, "differences")
+    x, y, z = (np.array(values) for values in (a, b, c))
+    pairs = stats.ttest_1samp(x - y, 0).confidence_interval()
+    assert row["paired"] == f"[{pairs.low:+.2f}, {pairs.high:+.2f}]" and row["r"] == round(np.corrcoef(x, y)[0, 1], 2) and row["paired_low"] == pytest.approx(pairs.low)
+    needed = row["seeds to resolve"]
+    assert needed == seeds_needed((x - y).mean(), x.std(ddof=1), y.std(ddof=1), alpha=0.025) > seeds_needed((x - y).mean(), x.std(ddof=1), y.std(ddof=1))
+    assert list(table["seeds to resolve"].isna()) == [False, True] and f"| unresolved | {needed:g} |" in report.markdown(tmp_path, "differences"), "nothing is asked of what is resolved"
+
+
+def with_verdicts(correct, seed, checksum="00", **config):
+    """A record whose verdicts on single images are these, (images,) bool; the images are called by ``checksum``."""
+    record = make_record(50.0, seed=seed, **config)
+    return record.model_copy(update={"correct": pack_bits(torch.as_tensor(correct)), "metrics": record.metrics | {"accuracy": 100 * float(np.mean(correct))},
+                                     "data": record.data | {"test_images": len(correct), "checksum": checksum}, "finished": f"2026-01-01T00:00:0{seed}"})
+
+
+def test_differences_over_seeds_and_images_come_from_the_verdicts_of_equal_seeds(tmp_path):
+    """Recomputed from the bits; seeds without a partner, and runs that saw other images, or kept no verdicts, do not count; one seed: images alone."""
+    rng = np.random.default_rng(0)
+    a, b = rng.random((3, 203)) < 0.8, rng.random((4, 203)) < 0.5  # 203: not a multiple of 8
+    save(tmp_path, *(with_verdicts(a[s], s) for s in range(3)), *(with_verdicts(b[s], s, mixer="mixup") for s in (3, 1, 2, 0)),
+         with_verdicts(a[0], 4).model_copy(update={"correct": None}), with_verdicts(a[0], 4, mixer="mixup"),
+         with_verdicts(rng.random(203) < 0.9, 0, "others", mixer="cutmix"), with_verdicts(a[1], 1, mixer="none"))
+    (group,) = report.experiments(report.runs_below(tmp_path))
+    table = report.differences(group).set_index("difference")
+    d = crossed(100 * (a.astype(float) - b[:3]))
+    assert table.loc["Region Mixup - Mixup", "seeds and images"] == f"[{d.low:+.2f}, {d.high:+.2f}]" and table.loc["Region Mixup - Mixup", "n"] == "4, 5"
+    assert table.loc["Region Mixup - CutMix", "seeds and images"] == "–" and table.loc["Region Mixup - CutMix", "state"] == "unresolved"
+    assert table.loc["Region Mixup - No mixing", "seeds and images"] == "–", "the same verdicts: no spread"
+    assert table["seeds to resolve"].isna().tolist() == [True] * 3, "one seed has no spread"
+    networks = report.networks(group).set_index("two networks")
+    assert list(networks.index) == ["Region Mixup - No mixing", "Region Mixup - Mixup"]
+    p = [stats.binomtest(int((x & ~y).sum()), int((x ^ y).sum())).pvalue for x, y in zip(a, b)]
+    row = networks.loc["Region Mixup - Mixup"]
+    assert row["p of each pair"] == ", ".join(f"{each:.3f}" if each >= 0.001 else "<0.001" for each in p) and row["better"] == sum(each < 0.05 for each in p) == row["pairs"] == 3
+    assert networks.loc["Region Mixup - No mixing", "not told apart"] == 1 and "It is about these networks: of two methods it says nothing" in report.markdown(tmp_path, "networks")
+
+
+def test_networks_of_one_method_may_contradict_each_other(tmp_path):
+    good, bad = np.arange(400) < 300, np.arange(400) < 200
+    save(tmp_path, with_verdicts(good, 0), with_verdicts(bad, 0, mixer="mixup"), with_verdicts(bad, 1), with_verdicts(good, 1, mixer="mixup"))
+    assert "| Region Mixup - Mixup | 2 | 1 | 1 | 0 | +25.00, -25.00 | <0.001, <0.001 |" in report.markdown(tmp_path, "networks")
+    assert "| Region Mixup - Mixup | +0.00 |" in report.markdown(tmp_path, "differences"), "the methods do not differ, and no number of seeds would show it"
+    assert report.markdown(tmp_path, "differences").splitlines()[2].endswith("| unresolved | – |")
+
+
+def test_a_seed_counts_once(tmp_path):
+    """The same network stored with another parameter that leaves it alone is no further seed."""
+    save(tmp_path, *(make_record(80.0 + s, seed=s, eval_every=every) for s in range(2) for every in (0, 1)), *(make_record(70.0 + s, seed=s, mixer="mixup") for s in range(2)))
+    (group,) = report.experiments(report.runs_below(tmp_path))
+    assert report.differences(group)["n"].tolist() == ["2, 2"]
+
+
+def test_costs_by_hand(tmp_path):
+    """Device hours: a GPU's and a CPU's apart, shared seconds divided, what was measured afterwards counted where it was measured, and a total of each."""
+    gpu = {"device": "cuda", "gpu": "Card", "cpu": "Chip", "cores": 4}
+    made = [make_record(80.0, seed=s).model_copy(update={"seconds": 7200.0, "together": 2, "hardware": gpu}) for s in range(2)]
+    other = make_record(70.0, epochs=3).model_copy(update={"seconds": 1800.0, "hardware": {"device": "cpu", "cpu": "Chip", "cores": 4}})
+    save(tmp_path, *made, other)
+    for record, hardware, seconds in ((made[0], gpu, 3600.0), (made[1], other.hardware, 900.0), (other, other.hardware, 450.0)):
+        rows = [records.Measurement(settings={"attack": "fgsm", "eps": str(number)}, result={"images": 9}, seconds=seconds / 2, **records.environment("cpu") | {"hardware": hardware})
+                for number in range(2)]
+        (tmp_path / record.run_id / "attacks.json").write_text(records.Measurements(run_id=record.run_id, weights="0", measurements=rows).model_dump_json())
+    found = report.costs(report.runs_below(tmp_path), {kind: records.collect_measurements(tmp_path, kind) for kind in records.KINDS})
+    told = found[["runs", "training", "measurements", "sum", "unit", "hardware"]].to_numpy().tolist()
+    cpu = "Chip (4 cores)"
+    assert told == [[0, 0.0, 0.25, 0.25, "CPU-hours", cpu], [2, 2.0, 1.0, 3.0, "GPU-hours", "Card"], [1, 0.5, 0.12, 0.62, "CPU-hours", cpu],
+                    [1, 0.5, 0.38, 0.88, "CPU-hours", cpu], [2, 2.0, 1.0, 3.0, "GPU-hours", "Card"]] and found["experiment"].tolist()[-2:] == ["all", "all"]
+    assert found.iloc[1]["images_per_second"] == 200, "two runs that share a card make its speed together"
+
+
+def with_curve(curve, seed, **config):
+    """A record with a test accuracy after every second epoch, the last one included."""
+    record = make_record(curve[-1], seed=seed, epochs=2 * len(curve), **config)
+    history = [row | {"test_accuracy": curve[row["epoch"] // 2 - 1] if row["epoch"] % 2 == 0 else None} for row in record.history]
+    return record.model_copy(update={"history": history})
+
+
+def test_the_best_epoch_is_told_beside_the_last(tmp_path):
+    """The same runs: the last epochs agree, the best ones differ, for the method whose curve is noisier; runs without a curve have no best epoch."""
+    lasts, peaks = [70.0, 71.0, 72.0], [79.0, 80.2, 81.0]
+    save(tmp_path, *(with_curve([60.0, peak, last], s) for s, (last, peak) in enumerate(zip(lasts, peaks))),
+         *(with_curve([60.0, 65.0, last], s, mixer="mixup") for s, last in enumerate(lasts)), make_record(50.0, mixer="cutmix"))
+    (group,), curves = report.experiments(report.runs_below(tmp_path)), report.accuracy_curves(tmp_path)
+    assert sorted(curves.values()) == sorted([[], *([(2, 60.0), (4, x), (6, y)] for x, y in [*zip(peaks, lasts), *((65.0, y) for y in lasts)])])
+    table = report.told_twice(group, curves)
+    assert table["difference"].tolist() == ["Region Mixup - Mixup, last epoch", "Region Mixup - Mixup, best epoch"] and table["state"].tolist() == ["unresolved", "resolved"]
+    assert table["points"].tolist() == pytest.approx([0.0, np.mean(peaks) - 71]) and table["p"].tolist() == pytest.approx([1.0, stats.ttest_ind(peaks, lasts, equal_var=False).pvalue])
+    assert report.told_twice(group, {run_id: curve[:1] for run_id, curve in curves.items()}) is None, "one point: nothing to choose from"
+
+
+def drawn(figure):
+    """Every line of a figure's axes as (x, y, its colour, the colour within its marker)."""
+    from matplotlib.colors import to_hex
+
+    return [[(list(map(float, line.get_xdata())), list(map(float, line.get_ydata())), to_hex(line.get_color()), to_hex(line.get_markerfacecolor())) for line in axis.lines] for axis in figure.axes]
+
+
+def test_the_forest_shows_what_the_table_says(tmp_path):
+    import matplotlib
+
+    matplotlib.use("agg")
+    row = {"difference": "a", "of": "mixup", "points": 1.0, "low": 0.5, "high": 1.5, "state": "resolved", "paired_low": 0.75, "paired_high": 1.25}
+    other = row | {"difference": "b", "of": "cutmix", "points": -3.0, "low": float("nan"), "high": float("nan"), "state": "unresolved"}
+    (lines,) = drawn(plots.forest([("one", pd.DataFrame([row, other]))]))
+    orange, blue = plots.COLOURS["mixup"], plots.COLOURS["cutmix"]
+    points = {(*x, *y): (colour, face) for x, y, colour, face in lines if len(x) == 1}
+    assert points == {(1.0, 1.0): (orange, orange), (-3.0, 0.0): (blue, "#ffffff")}, "the first row on top; filled is resolved"
+    assert [x for x, y, colour, _ in lines if len(x) == 2 and colour == orange] == [[0.5, 1.5], [0.75, 1.25]] and lines[-1][0] == [0, 0], "zero is a line"
+    assert all(x != x for line, _, colour, _ in lines if colour == blue and len(line) == 2 and line != [0.75, 1.25] for x in line), "no interval, no line"
+    figure = plots.forest([("one", pd.DataFrame([other]))])
+    assert figure.axes[0].get_title(loc="left") == "one (one run each)"
+
+
+@pytest.mark.parametrize("change, note, shown", [({}, True, True), (dict(width=64, epochs=400, batch_size=128, schedule="multistep", lr=0.1, train_images=None), False, True),
+                                                 ({"dataset": "shapes"}, False, False), ({"far": True}, False, False)])
+def test_curves_of_all_runs_and_the_papers_numbers_where_they_belong(tmp_path, change, note, shown):
+    import matplotlib
+
+    matplotlib.use("agg")
+    values = [10.0, 20.0] if change.pop("far", False) else [30.0, 80.0]
+    made = [make_record(values[1], seed=seed, mixer=mixer, **{"dataset": "cifar10"} | change) for seed in range(2) for mixer in ("mixup", "region_mixup")]
+    save(tmp_path, *made)
+    group = report.runs_below(tmp_path)
+    figure = plots.curves_of_runs([("one", group)], {record.run_id: [(1, values[0]), (2, values[1])] for record in made})
+    (lines,), text = drawn(figure), " ".join(each.get_text() for each in figure.axes[0].texts)
+    assert sum(y == values for _, y, *_ in lines) == 4, "every run has its line"
+    assert [y[0] for _, y, *_ in lines if y[0] == y[1]] == ([95.82, 95.89, 96.19] if shown else [])
+    assert ("paper: CutMix 95.82, Mixup 95.89, Region Mixup 96.19" in text) == shown and ("another experiment" in text) == note
 
 
 def test_no_records_and_no_measurements(tmp_path):

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from conftest import mutated
 from scipy import stats as scipy_stats
+from statsmodels.stats.power import TTestIndPower
 
 from rmlib import stats
 
@@ -31,6 +33,8 @@ def test_paired_is_the_interval_of_the_differences():
     d = stats.paired(a, b)
     assert (d.low, d.high) == pytest.approx(tuple(scipy_stats.ttest_1samp(a - b, 0).confidence_interval())) and d.correlation == pytest.approx(np.corrcoef(a, b)[0, 1])
     assert d.high - d.low < stats.welch(a, b).high - stats.welch(a, b).low, "runs that rise and fall together gain by pairing"
+    same = stats.paired(np.array([80.1, 82.3, 81.7]), np.array([80.1, 82.3, 81.7]) - 0.3)
+    assert same.mean == pytest.approx(0.3) and math.isnan(same.low) and math.isnan(same.p), "the same difference up to rounding is no spread"
     with pytest.raises(ValueError, match="not pairs"):
         stats.paired([1, 2], [1])
 
@@ -53,6 +57,83 @@ def test_three_runs_cover_the_truth_as_often_as_they_say():
     coverage = {name: count / 20 for name, count in hits.items()}
     assert 93.5 < coverage["paired"] < 96.5
     assert coverage["welch"] > 96, "with correlated seeds Welch is too wide, which is why both are shown"
+
+
+def test_resampling_three_seeds_is_no_interval():
+    """Why there is no percentile bootstrap: 95 % asked for, at most three quarters given, since all resamples lie within the three values."""
+    values = np.random.default_rng(0).normal(0, 1, (4000, 3))
+    means = values[:, np.stack(np.meshgrid(*[range(3)] * 3), -1).reshape(-1, 3)].mean(2)  # all 27 resamples of each
+    low, high = np.percentile(means, (2.5, 97.5), axis=1, method="inverted_cdf")
+    assert 0.72 < ((low <= 0) & (0 <= high)).mean() < 0.78
+    assert 0.94 < np.mean([each[0] <= 0 <= each[1] for each in map(stats.interval, values[:1000])]) < 0.965
+
+
+def resolved(difference, std_a, std_b, seeds, alpha=0.05, draws=20_000):
+    """Share of simulated studies in which Welch's test resolves a true difference, in percent (noise: 0.3)."""
+    rng = np.random.default_rng(seeds)
+    a, b = difference + rng.normal(0, std_a, (draws, seeds)), rng.normal(0, std_b, (draws, seeds))
+    return 100 * (scipy_stats.ttest_ind(a, b, equal_var=False, axis=1).pvalue < alpha).mean()
+
+
+@pytest.mark.parametrize("difference, std_a, std_b, alpha", [
+    (1.0, 1.0, 1.0, 0.05), (0.5, 1.0, 0.2, 0.05), (-0.5, 0.2, 1.0, 0.05), (1.0, 0.7, 1.0, 0.05 / 7), (3.0, 1.0, 0.1, 0.05), (0.3, 0.12, 0.05, 0.025)])
+def test_so_many_seeds_resolve_four_of_five_times_and_one_less_does_not(difference, std_a, std_b, alpha):
+    seeds = int(stats.seeds_needed(difference, std_a, std_b, alpha))
+    assert resolved(difference, std_a, std_b, seeds, alpha) > 77, "the degrees of freedom are Welch's approximation"
+    assert resolved(difference, std_a, std_b, seeds - 1, alpha) < 80
+
+
+@pytest.mark.parametrize("old, new", [("abs(difference) / spread", "abs(difference) / std_a"), ("(seeds - 1) * freedom", "1e6"), ("alpha / 2, degrees", "alpha, degrees")])
+def test_wrong_numbers_of_seeds_are_caught(old, new):
+    """The other method's spread forgotten, a normal distribution for Student's, one side for two: each promises too much."""
+    seeds = int(mutated(stats.seeds_needed, old, new)(2.0, 1.0, 1.0))
+    assert resolved(2.0, 1.0, 1.0, seeds) < 77 < resolved(2.0, 1.0, 1.0, int(stats.seeds_needed(2.0, 1.0, 1.0)))
+
+
+def test_seeds_needed_where_little_or_nothing_is_known():
+    for size in (0.2, 0.5, 1.0, 1.5, 3.0):  # equal spreads: the textbook's number, rounded up
+        assert stats.seeds_needed(2 * size, 2, 2) == math.ceil(TTestIndPower().solve_power(size, alpha=0.05, power=0.8))
+    assert stats.seeds_needed(30, 1, 1) == 2 and 79 < resolved(11, 1, 1, 2) and stats.seeds_needed(11, 1, 1) == 2, "two at least: one seed has no spread"
+    assert stats.seeds_needed(0, 1, 1) == math.inf > stats.seeds_needed(1e-3, 3, 3) > 1e8
+    assert all(map(math.isnan, (stats.seeds_needed(1, 0, 0), stats.seeds_needed(math.nan, 1, 1), stats.seeds_needed(1, math.nan, 1))))
+
+
+def test_mcnemar_by_hand_and_its_name():
+    a, b = np.array([1] * 9 + [0] * 2 + [1] * 5, dtype=bool), np.array([0] * 9 + [1] * 2 + [1] * 5, dtype=bool)
+    found = stats.mcnemar(a, b)
+    assert (found.only_a, found.only_b, found.images) == (9, 2, 16) and found.points == pytest.approx(100 * (a.mean() - b.mean()))
+    assert found.p == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)
+    assert stats.mcnemar(a, a).p == 1 and stats.mcnemar(~a, ~b).p == found.p
+    assert str(found).startswith("these two networks, on 16 images: not told apart") and "about methods, that is about other seeds, it says nothing" in str(found)
+    assert "B is better" in str(stats.mcnemar(np.zeros(9), np.ones(9)))
+    for wrong in (([1], [1, 0]), ([], [])):
+        with pytest.raises(ValueError, match="expected as many"):
+            stats.mcnemar(*wrong)
+
+
+def test_mcnemar_is_right_about_networks_and_wrong_about_methods():
+    """Two networks, equally good on every image: told apart in at most 1 of 20 cases. Two seeds of ONE method, whose accuracies spread by a point,
+    are told apart far more often: each time rightly, and each time a mistake if it were said of methods."""
+    rng, images = np.random.default_rng(0), 2000
+
+    def rate(spread):
+        found = []
+        for _ in range(800):
+            chance = np.clip(rng.choice([0.3, 0.7, 0.97], images)[None] + rng.normal(0, spread, (2, 1)), 0, 1)
+            found.append(stats.mcnemar(*(rng.random((2, images)) < chance)).p < 0.05)
+        return 100 * np.mean(found)
+
+    assert 2.5 < rate(0.0) < 6.5 and rate(0.02) > 20
+
+
+@pytest.mark.parametrize("count, spreads", [((3, 3), (1, 1)), ((3, 3), (1, 0.3)), ((6, 3), (0.3, 1)), ((6, 6), (1, 0.2))])
+def test_welch_covers_by_simulation(count, spreads):
+    """Independent runs, few and unequally many, of unequal spread: between 92.5 and 98 % of 1000 intervals hold the true difference (noise: 0.7)."""
+    rng, hits = np.random.default_rng(sum(count)), 0
+    for _ in range(1000):
+        d = stats.welch(*(shift + rng.normal(0, spread, n) for shift, spread, n in zip((0.3, 0.0), spreads, count)))
+        hits += d.low <= 0.3 <= d.high
+    assert 925 < hits < 980
 
 
 def test_holm_by_hand_and_without_the_tests_not_made():
@@ -94,6 +175,28 @@ def test_crossed_covers_by_simulation(runs, images, parts):
         hits, false = hits + (d.low <= 0 <= d.high), false + (d.p < 0.05)
         assert (d.p < 0.05) == (not d.low <= 0 <= d.high)
     assert hits >= 365, "0.95 of 400, less 3.4 standard errors"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_crossed_covers_the_difference_of_two_methods_on_verdicts(seeds):
+    """Right or wrong, paired by seed and image: networks of A are right on an image with a chance that the image, the seed and the method move.
+    Truth: the mean over many images and seeds. A t test over images alone, its rows taken as independent, covers it too seldom with three seeds."""
+    rng, images, hits, naive = np.random.default_rng(seeds), 300, 0, 0
+
+    def difference(count, pictures):
+        hard, luck = rng.normal(0, 1.5, pictures), 0.25 * rng.standard_normal((2, count if count > 1 else 1, 1))
+        if count == 1:
+            luck[:] = 0  # one seed tells nothing about others
+        chance = [1 / (1 + np.exp(-(1 + gain + extra + hard))) for gain, extra in zip((0.15, 0.0), luck)]
+        a, b = (rng.random((count, pictures)) < each for each in chance)
+        return 100 * (a.astype(float) - b)
+
+    truth = np.mean([difference(seeds, 100_000).mean() for _ in range(40)])
+    for _ in range(400):
+        values = difference(seeds, images)
+        d, flat = stats.crossed(values), stats.interval(values.ravel())
+        hits, naive = hits + (d.low <= truth <= d.high), naive + (flat[0] <= truth <= flat[1])
+    assert hits >= 365 and (seeds == 1 or naive < 340)
 
 
 def test_crossing():
