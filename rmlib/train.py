@@ -206,7 +206,7 @@ class Run:
             try:
                 images = self._load(path)
             except Exception as error:  # torch raises many kinds for a broken file
-                wrong.append(f"the checkpoint {path} is damaged ({str(error).splitlines()[0][:100]})")
+                wrong.append(f"the checkpoint {path} is damaged ({(str(error) or type(error).__name__).splitlines()[0][:100]})")
                 continue
             check_images(self.params, self.train_set.checksum, images)
             if wrong:

@@ -13,6 +13,7 @@ SCRATCH = Path(tempfile.mkdtemp(prefix="rmlib-tests-"))
 os.environ["RMLIB_RUNS"] = str(SCRATCH / "runs")
 os.environ["RMLIB_CACHE"] = str(SCRATCH / "cache")
 os.environ["RMLIB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run side by side
 for name in ("RMLIB_DATA", "RMLIB_MIRROR", "JPY_SESSION_NAME"):
     os.environ.pop(name, None)
 

@@ -1,6 +1,8 @@
 """Batches: planning in-process; execution with small stand-in notebooks that write records without training, and one real cell."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import nbformat
 import pytest
 import yaml
 
-from rmlib import UserError, executors, records
+from rmlib import UserError, executors, plan, records
 from rmlib import batch as batches
 from rmlib.batch import run_batch
 from rmlib.params import project_root
@@ -61,6 +63,64 @@ def test_mistakes_in_a_batch_file(tmp_path, text, words):
 def test_an_unknown_batch_file_names_the_known_ones():
     with pytest.raises(UserError, match="quick"):
         read_batch("notebooks/batches/quik.yaml")
+
+
+def measured(cell, seconds=100.0, **changes):
+    """A finished cell that took some seconds, with attacks of 30 s if it was to be attacked."""
+    from test_records import make_record
+
+    record = make_record(80.0, checksum="00", **cell.config).model_copy(update={"seconds": seconds, **changes})
+    records.write(record, cell.folder)
+    if cell.robustness:
+        (cell.folder / records.WEIGHTS).write_bytes(b"weights")
+        for kind, what in (("attacks", {"attack": "fgsm"}), ("cam", {"measure": records.KEPT})):
+            records.measure(cell.folder, kind, what, dict, "cpu", save=True)
+            path = cell.folder / f"{kind}.json"
+            path.write_text(re.sub(r'"seconds": [0-9.e-]+', '"seconds": 15.0', path.read_text()))
+    return record
+
+
+def test_the_plan_says_what_cells_will_take(tmp_path, monkeypatch):
+    """From cells of the same experiment with as many forwards; else scaled by epochs, images and forwards; else nothing. Attacks count where asked for."""
+    monkeypatch.setattr(plan, "results_dir", lambda: tmp_path / "none")
+    monkeypatch.setattr(plan, "runs_dir", lambda: tmp_path / "none")
+    batch = read_batch(write(tmp_path, """
+common: {width: 8, epochs: 4, train_images: 1000, mixer: mixup, robustness: true}
+grid: [{seed: [0, 1, 2, 3]}, {clean_weight: 0}, {epochs: 8, robustness: false}, {width: 9}]
+"""), tmp_path / "out")
+    first, second, third, fourth, plain, longer, wider = batch.cells
+    for cell, seconds in ((first, 100.0), (second, 120.0), (third, 200.0)):
+        measured(cell, seconds, peak_memory_mib=seconds)
+    found = plan.costs(batch)
+    assert found[fourth.run_id] == plan.Cost(120 + 30, 200.0, records.cpu_name(), True), "the median training, and what follows it"
+    assert found[plain.run_id].seconds == pytest.approx(60) and not found[plain.run_id].exact, "one forward instead of two"
+    assert found[longer.run_id].seconds == pytest.approx(240) and found[longer.run_id].memory == 200
+    assert wider.run_id not in found
+    text = plan.describe(batch, 2)
+    assert "7 cells: 3 done, 4 to run, 2 at a time; about 4 min and 200 MiB for each at a time" in text and "nothing like 1 of them was run before" in text
+    assert f"new      {fourth.run_id}  {batch.label(fourth)}  3 min, 200 MiB" in text.replace("150 s", "3 min") or "2 min, 200 MiB" in text
+    other = measured(fourth, 1.0).model_copy(update={"hardware": {"device": "cuda", "cpu": "x", "gpu": "a fast card"}})
+    records.write(other, fourth.folder)
+    assert plan.costs(batch)[fourth.run_id].seconds == 150, "this machine's own runs count more than those of another"
+
+
+def test_the_plan_knows_what_waits_for_what(tmp_path):
+    lines = plan.describe(read_batch(write(tmp_path, "grid: [{seed: [0, 1]}]\nnotebooks: {01_method: , 03_robustness: , 05_results: }"), tmp_path / "out"), 1).splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines[2:5]] == ["01_method", "03_robustness  after 2 cells", "05_results  after 2 cells, 03_robustness"]
+
+
+def test_the_plan_is_kept_beside_the_results(project):
+    """plan.json names cells, notebooks and the command's file and options, and no path of this machine."""
+    batch = read_batch(grid(project, seed=[0, 1]), "out")
+    content = json.loads(batch.write(["--compile"]).read_text())
+    assert [cell["run_id"] for cell in content["cells"]] == [cell.run_id for cell in batch.cells] and content["cells"][1]["config"] == batch.cells[1].config
+    assert (content["schema_version"], content["name"], content["file"], content["options"], content["notebooks"]) == (1, "grid", "grid.yaml", ["--compile"], [])
+    assert "/" not in (project / "out" / "plan.json").read_text()
+
+
+@pytest.mark.parametrize("seconds, text", [(35.4, "35 s"), (100, "2 min"), (3600 * 3.4, "3 h 24 min"), (3600 * 52, "2 d 4 h")])
+def test_durations_in_words(seconds, text):
+    assert plan.duration(seconds) == text
 
 
 def test_failures_are_kept_apart_named_and_repeatable(project):

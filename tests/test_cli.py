@@ -40,6 +40,15 @@ def test_torch_is_not_imported_for_mistakes():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("words, message", [
+    (["--executor", "rey"], "invalid choice: 'rey'"), (["--executor", "ray", "--gpus", "0"], "Ray deals out the GPUs of its cluster itself"),
+    (["--address", "auto"], "--address auto does nothing without --executor ray"), (["--per-gpu", "0"], "--per-gpu 0: at least 1"),
+    (["--timeout", "0"], "--timeout 0: above 0"), (["--gpus", "7"], "--gpus 7: this machine shows"), (["--keep-goin"], "did you mean '--keep-going'")])
+def test_mistakes_in_how_a_batch_is_run(words, message):
+    answer = rmlib("batch", project_root() / "notebooks/batches/quick.yaml", "--dry-run", *words)
+    assert answer.returncode in (1, 2) and message in answer.stderr and answer.stderr.count("\n") == 1
+
+
 def test_every_command_has_help():
     _, parsers = build_parser()
     assert set(parsers) == {"data", "train", "batch", "report", "bench"}

@@ -11,7 +11,7 @@ ROOT = project_root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
 EXTRAS = PROJECT["optional-dependencies"]
-REQUIRED = [Requirement(r) for r in [*PROJECT["dependencies"], *EXTRAS["study"], *EXTRAS["test"]]]
+REQUIRED = [Requirement(r) for r in [*PROJECT["dependencies"], *EXTRAS["study"], *EXTRAS["ray"], *EXTRAS["test"]] if not r.startswith("rmlib[")]
 
 
 def normal(name):

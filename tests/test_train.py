@@ -369,6 +369,36 @@ def test_a_truncated_checkpoint_is_named(tiny_run):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:1000]), lambda path: path.write_bytes(b""), lambda path: path.unlink(),
+                                    lambda path: torch.save({"model": {}}, path),
+                                    lambda path: path.write_bytes(path.read_bytes().replace(path.read_bytes()[5000:5064], b"x" * 64))],
+                         ids=["truncated", "empty", "gone", "another program's", "overwritten in the middle"])
+def test_a_damaged_checkpoint_costs_one_checkpoint(tiny_run, tmp_path, monkeypatch, damage):
+    """The one before is used and says so; the run ends as if never stopped, bit for bit."""
+    monkeypatch.setattr(train, "CHECKPOINT_SHARE", float("inf"))  # one after every epoch
+    many, lines, written = tiny_run | {"epochs": 5}, [], []
+    options, save = params(many, out=str(tmp_path / "stopped")), Run.save
+
+    def stop(run):
+        save(run)
+        written.append(run.progress["epoch"])
+        if run.progress["epoch"] == 3:
+            raise InterruptedError("the power is cut")
+
+    monkeypatch.setattr(Run, "save", stop)
+    with pytest.raises(InterruptedError):
+        train.train(options, log=quiet)
+    monkeypatch.setattr(Run, "save", save)
+    assert written == [1, 2, 3]
+    damage(options.folder / train.CHECKPOINT)
+    record, whole = train.train(options, log=lines.append), train.train(params(many), log=quiet)
+    assert ("checkpoint.pt is damaged" in lines[0] and "the one before is used" in lines[0]) or not (options.folder / train.CHECKPOINT).exists()
+    assert any("goes on from epoch 3" in line for line in lines[:2])
+    assert record.restarts == 1 and record.history == whole.history and record.correct == whole.correct
+    a, b = weights_of(options.folder), weights_of(params(many).folder)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_a_full_disk_loses_nothing(tiny_run, monkeypatch):
     monkeypatch.setattr(train, "CHECKPOINT_SHARE", float("inf"))  # one after every epoch
     options = params(tiny_run)
