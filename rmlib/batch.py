@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Optional
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from rmlib import STOPPED, UserError, executors, records
 from rmlib.params import CELL, Params, experiment
@@ -162,6 +162,10 @@ def _sum(values):
     return None if None in values else sum(values)
 
 
+def _mean(values):
+    return sum(values) / len(values) if values else None
+
+
 def _unit(cells):
     """The name of some cells that run together, among the units of work."""
     return cells[0].folder.name
@@ -172,8 +176,8 @@ class Progress:
 
     def __init__(self, counts: dict, expected: dict, places: int, log, live: bool):
         self.counts, self.expected, self.places, self.log = counts, expected, places, log  # expected: unit -> seconds or None, of what has not ended
-        self.running, self.took, self.lock = {}, [], threading.Lock()  # unit -> (label, begun, log); seconds of what has ended
-        self.closed, self.bar = threading.Event(), tqdm(total=0, bar_format="{desc}", leave=False) if live else None
+        self.running, self.took, self.lock = {}, [], threading.Lock()  # unit -> (label, begun, log); (seconds, expected or None) of what has ended
+        self.closed, self.live = threading.Event(), live
         if live:
             threading.Thread(target=self._watch, daemon=True).start()
 
@@ -185,9 +189,9 @@ class Progress:
         """Count and tell what became of a unit: [(label, outcome, one line of text)]."""
         with self.lock:
             _, begun, _ = self.running.pop(unit, (None, None, None))
-            self.expected.pop(unit, None)
+            expected = self.expected.pop(unit, None)
             if begun is not None:
-                self.took.append(time.monotonic() - begun)
+                self.took.append((time.monotonic() - begun, expected))
             for _, outcome, _ in outcomes:
                 if outcome in self.counts:  # what is left is counted at the end, with what was never begun
                     self.counts[outcome] += 1
@@ -196,20 +200,16 @@ class Progress:
 
     def tell(self, text):
         """One line, after where the batch stands."""
-        line = f"[{self.state()}] {text}"
-        if self.bar is None:
-            self.log(line)
-        else:
-            self.bar.clear()
-            self.log(line)
-            self.bar.refresh()
+        self._show("")
+        self.log(f"[{self.state()}] {text}")
 
     def state(self) -> str:
         """'12 done, 2 running, 1 failed, 30 to go, about 14 min left'."""
         with self.lock:
-            now, usual = time.monotonic(), sum(self.took) / len(self.took) if self.took else None
+            now, usual = time.monotonic(), _mean([seconds for seconds, _ in self.took])
+            beside = _mean([seconds - expected for seconds, expected in self.took if expected is not None]) or 0.0  # a notebook does more than train
             begun = {unit: now - start for unit, (_, start, _) in self.running.items()}
-            known = [usual if seconds is None else seconds for seconds in self.expected.values()]
+            known = [usual if seconds is None else max(seconds + beside, 0.0) for seconds in self.expected.values()]
             rest = [max(seconds - begun.get(unit, 0), 0) for unit, seconds in zip(self.expected, known) if seconds is not None]
             waiting = len(self.expected.keys() - begun.keys())
             parts = [f"{self.counts['done']} done", f"{len(begun)} running"] + [f"{self.counts[name]} {name}" for name in ("failed", "stopped") if self.counts[name]]
@@ -222,12 +222,16 @@ class Progress:
             with self.lock:
                 running = list(self.running.values())
             said = [f"{label}: {_last_line_of(file) or 'starting'} ({duration(time.monotonic() - begun)})" for label, begun, file in running]
-            self.bar.set_description_str(f"{self.state()} | {' | '.join(said)}"[:shutil.get_terminal_size().columns - 1])
+            self._show(f"{self.state()} | {' | '.join(said)}"[:shutil.get_terminal_size().columns - 1])
+
+    def _show(self, text):
+        """Make the status line anew."""
+        if self.live:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     def close(self):
         self.closed.set()
-        if self.bar is not None:
-            self.bar.close()
+        self._show("")
 
 
 def _last_line_of(path: Path):

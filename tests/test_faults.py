@@ -284,7 +284,7 @@ def test_what_a_cell_prints_is_in_its_log_before_it_ends(project):
 
 
 def test_the_state_counts_and_estimates():
-    """Two places, cells of 100 s each by earlier runs; one ended after 60 s of our clock: 1 running, 2 to go."""
+    """Two places, cells of 100 s each by earlier runs; one ended after 110 s, so the rest counts as 110 s each: 1 running, 2 to go."""
     from rmlib.batch import Progress
 
     lines = []
@@ -292,8 +292,9 @@ def test_the_state_counts_and_estimates():
     assert progress.state() == "5 done, 0 running, 4 to go, about 3 min left"
     progress.begin("a", "cell a", Path("a"))
     progress.begin("b", "cell b", Path("b"))
+    progress.running["a"] = "cell a", time.monotonic() - 110, Path("a")
     progress.end("a", [("cell a", "failed", "a reason")])
-    assert lines == ["[5 done, 1 running, 1 failed, 2 to go, about 2 min left] failed  cell a: a reason"]
+    assert lines == ["[5 done, 1 running, 1 failed, 2 to go, about 3 min left] failed  cell a: a reason"]
     progress.expected = dict.fromkeys(progress.expected)
     progress.took = []
     assert progress.state() == "5 done, 1 running, 1 failed, 2 to go", "of cells like none before nothing is said"
