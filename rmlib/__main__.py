@@ -112,7 +112,8 @@ def build_parser():
     batch.set_defaults(run=run_batch)
 
     report = commands.add_parser("report", help="make tables and an HTML site from records",
-                                 description="Tables (Markdown, CSV) and an HTML site of the executed notebooks, from what lies in a folder of records.")
+                                 description="Tables (Markdown, CSV, Parquet) and an HTML site of the executed notebooks, from what lies in a folder of records. Says what is "
+                                             "missing for complete tables; a damaged file is left out and named, and the exit code is then 1.")
     report.add_argument("folder", nargs="?", help="folder of records (default: runs/)")
     report.add_argument("--out", help="folder of tables and HTML site (default: report/ in the folder of records)")
     report.add_argument("--into", metavar="FILE", help="fill the <!-- report FOLDER [KIND] --> blocks of a Markdown file instead")
@@ -199,16 +200,23 @@ def run_report(options) -> int:
         print(f"{path}: tables made anew")
     else:
         root = Path(options.folder) if options.folder else params.runs_dir()
-        make_report(root, Path(options.out) if options.out else root / "report")
+        return 1 if make_report(root, Path(options.out) if options.out else root / "report") else 0
     return 0
 
 
-def make_report(root: Path, folder: Path) -> None:
-    """Print the table of accuracy and write all tables and the HTML site."""
-    from rmlib import pages, report
+def make_report(root: Path, folder: Path) -> int:
+    """Print the table of accuracy and what is missing, write all tables and the HTML site; returns how many files had to be left out, each named on stderr."""
+    from rmlib import completeness, pages, records, report
 
-    print(report.markdown(root))
-    print(f"all tables and the notebooks as HTML: {pages.build(root, folder)}")
+    found = records.gather(root)
+    for problem in found.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    tables = report.tables(found)
+    print(report.markdown(found, made=tables))
+    missing = completeness.missing(found)
+    print("\n".join(f"missing: {line}" for line in missing) or "complete", end="\n\n")
+    print(f"all tables and the notebooks as HTML: {pages.build(found, folder, tables)}")
+    return len(found.problems)
 
 
 def run_bench(options) -> int:
