@@ -1,4 +1,4 @@
-"""The command line: ``rmlib data | train | batch | report | bench`` (also ``python -m rmlib``).
+"""The command line: ``rmlib data | train | batch | report | explain | bench`` (also ``python -m rmlib``).
 
 A user's mistake is answered by one line on stderr and a non-zero exit code: 2 for a wrong command line, 1 for anything else
 that can be mended, 75 for a run that was stopped and can go on, 130 for an interrupted one. Torch is imported only by the
@@ -119,6 +119,16 @@ def build_parser():
     report.add_argument("--into", metavar="FILE", help="fill the <!-- report FOLDER [KIND] --> blocks of a Markdown file instead")
     report.set_defaults(run=run_report)
 
+    explain = commands.add_parser("explain", help="say where a number of a table comes from",
+                                  description="From a cell of a table to the values and runs it was made of, their files, code and hardware, and the commands that make them again.",
+                                  epilog='examples: rmlib explain results/quick 59.08 | rmlib explain results/quick robustness "Region Mixup" --column "FGSM 8/255" | '
+                                         'rmlib explain results/quick accuracy CutMix clean_weight=0 | rmlib explain 0e6e3e5ab21f')
+    explain.add_argument("words", nargs="+", metavar="WORD", help="a folder of records first (default: results/); then a number as it is printed, a run id, or the kind of a table "
+                                                                  "and words of its row")
+    explain.add_argument("--column", help="heading of a column (default: every mean of the row)")
+    explain.add_argument("--all", action="store_true", help="all parameters of the runs, not only those that are not the defaults")
+    explain.set_defaults(run=run_explain)
+
     bench = commands.add_parser("bench", help="measure speed", description="Speed of mixers, loader, training, attacks and maps beside public implementations, as ratios in one run.")
     bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
     bench.add_argument("--only", nargs="+", default=BENCHED, choices=BENCHED, metavar="|".join(BENCHED), help="some of the tables (default: all)")
@@ -217,6 +227,14 @@ def make_report(root: Path, folder: Path) -> int:
     print("\n".join(f"missing: {line}" for line in missing) or "complete", end="\n\n")
     print(f"all tables and the notebooks as HTML: {pages.build(found, folder, tables)}")
     return len(found.problems)
+
+
+def run_explain(options) -> int:
+    """``rmlib explain``."""
+    from rmlib import explain
+
+    print(explain.explain(options.words, options.column, options.all))
+    return 0
 
 
 def run_bench(options) -> int:

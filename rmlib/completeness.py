@@ -13,7 +13,7 @@ def missing(found: records.Collection) -> list[str]:
     """A line for everything that is missing in a collection; [] if it is complete."""
     lines, planned = [], set()
     for path in found.plans:
-        plan = _plan(path)
+        plan = read_plan(path)
         if plan is None:
             lines.append(f"{path} is damaged: the same batch writes it anew; what is missing is told from the other runs")
             continue
@@ -26,7 +26,7 @@ def missing(found: records.Collection) -> list[str]:
     return lines
 
 
-def _plan(path):
+def read_plan(path: Path) -> dict | None:
     """The content of a plan, or None if it cannot be used."""
     try:
         plan = json.loads(path.read_text())

@@ -98,9 +98,10 @@ def under_protocol(runs):
     fits = (runs["status"] == "done") & runs["config.dataset"].isin(list(DATASETS))
     for name, value in PROTOCOL.items():
         fits &= runs[f"config.{name}"].map(lambda found, value=value: (None if found != found else found) == value)
+    runs = runs[fits]
     whole = [(row["data.train_images"], row["data.test_images"]) == IMAGES.get(row["config.dataset"])
              and row["data.checksum"] == CHECKSUMS.get(row["config.dataset"], row["data.checksum"]) for row in runs.to_dict("records")]
-    return runs[fits & pd.Series(whole, index=runs.index, dtype=bool)]
+    return runs[pd.Series(whole, index=runs.index, dtype=bool)]
 
 
 def below_band(record) -> str | None:

@@ -1,4 +1,4 @@
-"""Differences between methods with their intervals: over seeds, from scipy and statsmodels."""
+"""Differences between methods with their intervals: over seeds, from scipy."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ import numpy as np
 from scipy import stats
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
-from statsmodels.stats.multitest import multipletests
 
 
 @dataclass(frozen=True)
@@ -163,5 +162,8 @@ def holm(p_values) -> np.ndarray:
     p_values = np.asarray(p_values, dtype=float)
     corrected, made = np.full_like(p_values, math.nan), ~np.isnan(p_values)
     if made.any():
-        corrected[made] = multipletests(p_values[made], method="holm")[1]
+        known = p_values[made]  # statsmodels' multipletests gives the same, and collects all garbage first: a quarter of a second beside 10 000 records
+        order = known.argsort()
+        rising = np.maximum.accumulate(known[order] * np.arange(len(known), 0, -1))
+        corrected[made] = np.minimum(rising, 1)[order.argsort()]
     return corrected
