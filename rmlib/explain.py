@@ -4,13 +4,14 @@ The runs and values behind a mean are those that the table itself remembers (:mo
 """
 
 import json
+import os
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from rmlib import UserError, completeness, origin, paper, records, report
-from rmlib.params import CELL, LABELS, METHOD, TrainParams, complete, method_name, nearest
+from rmlib.params import CELL, LABELS, METHOD, TrainParams, complete, method_name, nearest, results_dir
 from rmlib.stats import mean_std
 
 KEYS = (*METHOD, "dataset", "clean loss", "map", "measure", "shuffled", "method", "eps", "difference", "two networks", "claim", "in", "attack", "experiment")  # columns that name a row
@@ -20,7 +21,7 @@ AGAIN = "runs/again"  # where a rerun goes: beside the old record it would be fo
 SHOWN = 8  # cells explained at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One printed cell: which table of its kind, its row and column, and the text."""
 
@@ -36,7 +37,8 @@ class Cell:
 
     @property
     def where(self) -> str:
-        return f"table {self.kind}, {self.caption.split(';')[0].split(': ')[0][:100]} | {self.keys} | {self.head}"
+        of = "" if self.kind in ("claims", "eps", "costs") else f", {self.caption.split(';')[0].split(' (the paper')[0]}"
+        return f"table {self.kind}{of} | {self.keys} | {self.head}"
 
     @property
     def sides(self) -> dict:
@@ -71,12 +73,12 @@ def explain(words: list[str], column: str | None = None, everything: bool = Fals
             raise UserError(f"nothing was measured for the table {first!r} under {folder}")
         cells = _select(first, tables[first], words[1:], column)
     elif re.search(r"\d", first) and not re.fullmatch("[0-9a-f]{12}", first):
-        cells = _showing(" ".join(words), [cell for kind in tables for cell in _cells(kind, tables[kind])], folder)
+        cells = _showing(" ".join(words), [cell for kind in tables for cell in _cells(kind, tables[kind]) if not column or column.lower() in cell.head.lower()], folder)
     else:
         raise UserError(f"{folder}: nothing is called {first!r}: {nearest(first, [*tables, *found.records] if re.fullmatch('[0-9a-f]{6,}', first) else list(tables))}")
     rows = {(cell.kind, cell.number, cell.row) for cell in cells}
     if len(cells) > SHOWN and len(rows) > 1:
-        return "\n".join([f"{len(cells)} cells; name one of them by more words, or by --column:", *(f"  {cell.text:<18} {cell.where}" for cell in cells)])
+        return "\n".join([f"{len(cells)} cells; name one of them by more words, or by --column:", *(f"  {cell.where}: {cell.text}" for cell in cells)])
     told, runs = [], {}
     for cell in cells:
         text, behind = _cell(found, cell)
@@ -91,13 +93,12 @@ def records_folder(words) -> Path:
     Raises:
         UserError: it looks like a folder and is none.
     """
-    from rmlib.params import results_dir
-
     if Path(words[0]).is_dir():
         return Path(words[0])
     if "/" in words[0] and not re.match(r"[A-Za-z]+ |\d", words[0]):
         raise UserError(f"there is no folder {words[0]}: expected a folder of records, e.g. results/quick")
-    return results_dir()
+    folder = results_dir()
+    return Path(os.path.relpath(folder)) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _cells(kind, several):
@@ -166,7 +167,7 @@ def _cell(found, cell):
     sides, how = _sides(found, cell)
     runs = dict.fromkeys(run_id for values in sides.values() for run_id in values)
     lines.append(f"  {how}")
-    for side, values in sides.items():
+    for side, values in sides.items() if runs else ():
         mean, std = mean_std(list(values.values()))
         if side:
             lines.append(f"  {side}: {report.cell(mean, std, 4)}, n = {len(values)}")
@@ -187,7 +188,7 @@ def _recomputed(cell, sides):
     """The cell made again from the values listed, and whether it is the one in the table."""
     means = [mean_std(list(values.values())) for values in sides.values()]
     value = cell.table[cell.name].iloc[cell.row]
-    if len(means) == 1 and "" in sides:
+    if len(means) == 1 and sides.get(""):
         again, text = means[0][0], report.cell(*means[0], max(4, (report.HEADS.get(cell.name, (0, 1))[1] or 1)))
     elif len(means) == 2 and cell.name in ("points", "difference", "A - B", "paired"):
         again, text = means[0][0] - means[1][0], f"{means[0][0] - means[1][0]:+.4f}"
@@ -262,9 +263,9 @@ def _costs(found, cell):
     groups = [group for group in report.experiments(found.runs) if name in (report.title(group), "all")]
     alike = [group for group in groups if name == "all" or len(group) == cell.table["runs"].iloc[cell.row]] or groups
     speed = cell.name == "images_per_second"
-    sides = {"": {run["run_id"]: run["images_per_second"] * run["together"] if speed else run["seconds"] / run["together"] / 3600
+    sides = {"" if speed else "of each run": {run["run_id"]: run["images_per_second"] * run["together"] if speed else run["seconds"] / run["together"] / 3600
                   for group in (alike if name == "all" else alike[:1]) for run in group.to_dict("records")}}
-    return sides, "images per second of training, of each run:" if speed else f"hours of training of each run, {sum(sides[''].values()):.4f} together:"
+    return sides, "images per second of training, of each run:" if speed else f"hours of training, {sum(sides['of each run'].values()):.4f} together:"
 
 
 def _not_run(cell):
