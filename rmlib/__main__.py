@@ -225,7 +225,7 @@ def make_report(root: Path, folder: Path) -> int:
     print(report.markdown(found, made=tables))
     missing = completeness.missing(found)
     print("\n".join(f"missing: {line}" for line in missing) or "complete", end="\n\n")
-    print(f"all tables and the notebooks as HTML: {pages.build(found, folder, tables)}")
+    print(f"all tables and the notebooks as HTML: {pages.build(found, folder, tables, missing)}")
     return len(found.problems)
 
 

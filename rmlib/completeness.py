@@ -77,18 +77,19 @@ def why(folder: Path) -> str:
 
 def _of_experiment(found, group):
     """Seeds that some method of an experiment has and another lacks, and measurements that some runs with the same weight of the clean loss have."""
-    lines, labels, several = [], {}, report.methods(group)
+    lines, labels = [], {}
     seeds = sorted(set(group["config.seed"]))
-    for cells, runs in several:
+    for cells, runs in ((cells, runs.sort_values("config.seed")) for cells, runs in report.methods(group)):
         label = ", ".join([LABELS[cells["mixer"]], *(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in cells.items() if name != "mixer")])
         labels |= {run_id: f"{label}, seed {seed}" for run_id, seed in zip(runs["run_id"], runs["config.seed"])}
         lines += [f"{label}: seed {seed} diverged" for seed, status in zip(runs["config.seed"], runs["status"]) if status == "diverged"]
-        first = runs["run_id"].iloc[0]
+        first, own = runs["run_id"].iloc[0], set(runs["config.seed"])
         lines += [f"{label}: seed {seed} is missing ({why(found.folders[first].parent / config_id(found.records[first].config | {'seed': seed}))})"
-                  for seed in seeds if seed not in set(runs["config.seed"])]
+                  for seed in seeds if seed not in own]
     done = group[group["status"] == "done"]
     for _, alike in done.groupby("config.clean_weight", sort=False):
+        own = set(alike["run_id"])
         for kind in records.KINDS:
-            lacking = [labels[run_id] for run_id in alike["run_id"] if run_id not in found.measured[kind]]
+            lacking = [label for run_id, label in labels.items() if run_id in own and run_id not in found.measured[kind]]
             lines += _list(f"{kind}: missing", lacking, len(alike), "runs") if len(lacking) < len(alike) else []
     return lines

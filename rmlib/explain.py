@@ -101,13 +101,18 @@ def records_folder(words) -> Path:
     return Path(os.path.relpath(folder)) if folder.is_relative_to(Path.cwd()) else folder
 
 
+def _is_value(kind, name):
+    """Whether a column called as one that names a row is none: the difference of two precisions."""
+    return kind == "precision" and name == "difference"
+
+
 def _cells(kind, several):
     """Every printed cell of the tables of a kind."""
     for number, (caption, table) in enumerate(several, 1):
         names, heads, _, lines = report.cells(table)
         for row, texts in enumerate(lines):
             keys = ", ".join(text if name in ("mixer", "method", "map", "measure", "difference", "claim", "dataset", "experiment", "two networks") else f"{name} {text}"
-                             for name, text in zip(names, texts) if name in KEYS and not (kind == "precision" and name == "difference"))
+                             for name, text in zip(names, texts) if name in KEYS and not _is_value(kind, name))
             yield from (Cell(kind, number, caption, table, row, name, head, text, keys) for name, head, text in zip(names, heads, texts))
 
 
@@ -141,7 +146,7 @@ def _select(kind, several, words, column):
     made = {(cell.number, cell.row) for cell in cells if cell.sides}
     first = {}  # of a row that remembers nothing one cell stands for all
     for cell in cells:
-        if cell.name not in KEYS or cell.name == "difference" and kind == "precision":
+        if cell.name not in KEYS or _is_value(kind, cell.name):
             first.setdefault((cell.number, cell.row), cell)
     return [cell for cell in cells if cell.sides] + [cell for row, cell in first.items() if row not in made]
 
@@ -149,7 +154,7 @@ def _select(kind, several, words, column):
 def _showing(number, cells, folder):
     """The cells in which a number stands as it is printed."""
     wanted = number.replace("%", "").replace("−", "-").strip().lstrip("+")
-    cells = [cell for cell in cells if cell.name not in KEYS + COUNTS or cell.kind == "precision" and cell.name == "difference"]
+    cells = [cell for cell in cells if cell.name not in KEYS + COUNTS or _is_value(cell.kind, cell.name)]
     printed = {cell: [token.lstrip("+") for token in re.findall(r"[-+]?\d+(?:\.\d+)?", cell.text)] for cell in cells}
     hits = [cell for cell in cells if wanted == cell.text or wanted in printed[cell]]
     if not hits:
@@ -171,7 +176,7 @@ def _cell(found, cell):
         mean, std = mean_std(list(values.values()))
         if side:
             lines.append(f"  {side}: {report.cell(mean, std, 4)}, n = {len(values)}")
-        lines += [f"    {value:<12.8g} {_name(found, run_id)}  run {run_id}" for run_id, value in values.items()]
+        lines += [f"    {value:<12.8g} {_name(found, run_id)}  run {run_id}" for run_id, value in sorted(values.items(), key=lambda item: found.records[item[0]].config["seed"])]
     lines += [f"  recomputed: {text}" for text in [_recomputed(cell, sides)] if text]
     diverged = cell.table.to_dict("records")[cell.row].get("diverged") if cell.kind == "accuracy" else None
     lines += [f"  not averaged: {diverged} diverged"] if diverged else []
@@ -180,8 +185,8 @@ def _cell(found, cell):
 
 
 def _name(found, run_id):
-    record = found.records.get(run_id)
-    return f"{method_name(complete(record.config))}, seed {record.config['seed']}" if record else ""
+    config = complete(found.records[run_id].config)
+    return f"{method_name(config)}, seed {config['seed']}"
 
 
 def _recomputed(cell, sides):
@@ -190,13 +195,13 @@ def _recomputed(cell, sides):
     value = cell.table[cell.name].iloc[cell.row]
     if len(means) == 1 and sides.get(""):
         again, text = means[0][0], report.cell(*means[0], max(4, (report.HEADS.get(cell.name, (0, 1))[1] or 1)))
-    elif len(means) == 2 and cell.name in ("points", "difference", "A - B", "paired"):
+    elif len(means) == 2 and value != "–" and (cell.name in ("points", "A - B") or _is_value(cell.kind, cell.name)):
         again, text = means[0][0] - means[1][0], f"{means[0][0] - means[1][0]:+.4f}"
         if cell.kind == "claims" and "% slower" in cell.keys:
             again = 100 * again / means[1][0]
             text = f"{again:+.4f} % of the second's mean"
-        if isinstance(value, str):
-            value, again = float(value.split()[0]) if re.match(r"[-+]\d", value) else again, round(again, 2)
+        if isinstance(value, str):  # '+0.30 [+0.10, +0.50]'
+            value, again = float(value.split()[0]), round(again, 2)
     else:
         return None
     same = value == again or abs(value - again) <= 1e-9 * max(1, abs(value))

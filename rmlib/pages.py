@@ -76,9 +76,9 @@ HEADINGS = {"accuracy": "What was run", "differences": "Differences with their i
             "paper": "The paper's tables, and ours", "eps": "Which eps did the paper use?", "claims": "The claims", "costs": "What it cost"}
 
 
-def build(root: Path, folder: Path, tables: dict | None = None) -> Path:
+def build(root: Path, folder: Path, tables: dict | None = None, missing: list[str] | None = None) -> Path:
     """Write the site of everything below ``root`` (a folder, or a :class:`rmlib.records.Collection` of it) into ``folder``; returns the index page.
-    ``tables``: those of :func:`rmlib.report.tables`, if they were made already.
+    ``tables`` and ``missing``: of :func:`rmlib.report.tables` and :func:`rmlib.completeness.missing`, if they were made already.
 
     The folder gets index.html, a page for each executed notebook and tables/ (see :func:`rmlib.report.write_tables`). Formulas
     become MathML, figures lie in the pages: a page can be mailed or opened from a disk.
@@ -105,7 +105,7 @@ def build(root: Path, folder: Path, tables: dict | None = None) -> Path:
                      for kind, several in tables.items() if several)
     heads, cells = _cells(runs, {path.parent.name: page for path, page in pages.items() if path.stem == CELL})
     problems = [line.replace(f"{root}/", "") for line in found.problems]  # no machine path where it can be helped
-    body = INDEX.render(title=title, runs=len(runs), problems=problems, missing=completeness.missing(found), lessons=[(pages[path], path.stem, _question(path)) for path in lessons],
+    body = INDEX.render(title=title, runs=len(runs), problems=problems, missing=completeness.missing(found) if missing is None else missing, lessons=[(pages[path], path.stem, _question(path)) for path in lessons],
                         tables=markdown2html(text), heads=heads, cells=cells)
     records.atomic_write(folder / "index.html", _page(title, links, body).encode())
     return folder / "index.html"
