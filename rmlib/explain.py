@@ -267,10 +267,12 @@ def _costs(found, cell):
     name = cell.table["experiment"].iloc[cell.row]
     groups = [group for group in report.experiments(found.runs) if name in (report.title(group), "all")]
     alike = [group for group in groups if name == "all" or len(group) == cell.table["runs"].iloc[cell.row]] or groups
-    speed = cell.name == "images_per_second"
-    sides = {"" if speed else "of each run": {run["run_id"]: run["images_per_second"] * run["together"] if speed else run["seconds"] / run["together"] / 3600
-                  for group in (alike if name == "all" else alike[:1]) for run in group.to_dict("records")}}
-    return sides, "images per second of training, of each run:" if speed else f"hours of training, {sum(sides['of each run'].values()):.4f} together:"
+    runs = {run["run_id"]: run for group in (alike if name == "all" else alike[:1]) for run in group.to_dict("records")}
+    if cell.name == "images_per_second":
+        return {"": {run_id: run["images_per_second"] * run["together"] for run_id, run in runs.items()}}, "images per second of training, of each run:"
+    training = {run_id: run["seconds"] / run["together"] / 3600 for run_id, run in runs.items()}
+    after = {run_id: sum(each.seconds for kind in records.KINDS for each in _content(found, kind, run_id)) / 3600 for run_id in runs}
+    return {"training": training, "measurements": after}, f"hours, {sum(training.values()):.4f} of training and {sum(after.values()):.4f} of measurements together, of each run:"
 
 
 def _not_run(cell):
@@ -300,16 +302,20 @@ def _measurements(found, cell, runs):
     for kind in sources:
         known = {}
         for run_id in runs:
-            path, content = found.measured[kind].get(run_id, (None, None))
-            for each in content.measurements if content else ():
+            for each in _content(found, kind, run_id):
                 if _belongs(cell, row, kind, each):
-                    known.setdefault(json.dumps(each.settings, sort_keys=True), []).append((path, each))
+                    known.setdefault(json.dumps(each.settings, sort_keys=True), []).append((found.measured[kind][run_id][0], each))
         for settings, several in known.items():
             lines.append(f"  measured with {', '.join(f'{name} {value}' for name, value in json.loads(settings).items())}")
             lines += [f"    {path}, {each.seconds:.1f} s, finished {each.finished}, {_code(each.code)}, {_device(each.hardware)}" for path, each in several]
         notebooks = dict.fromkeys(found.folders[run_id].parent / f"{NOTEBOOK[kind]}.ipynb" for run_id in runs if run_id in found.folders)
         lines += [f"  {'executed notebook: ' + str(path) if path.exists() else f'measured by notebook {NOTEBOOK[kind]} with save=True (no executed copy in {path.parent})'}" for path in notebooks]
     return lines
+
+
+def _content(found, kind, run_id):
+    """What was measured of a kind on the network of a run."""
+    return found.measured[kind][run_id][1].measurements if run_id in found.measured[kind] else []
 
 
 def _belongs(cell, row, kind, measurement):
