@@ -365,7 +365,7 @@ def _in_place(path):
     return record
 
 
-def _gather_and_tell(root):
+def opened(root) -> Collection:
     """:func:`gather`, with a Python warning for each file of a folder that is left out; who gathered himself tells himself."""
     found = gather(root)
     if found is not root:
@@ -376,7 +376,7 @@ def _gather_and_tell(root):
 
 def find(root: Path) -> list[Record]:
     """All records under a folder, in the order of their paths, each run once; a file that cannot be used is left out with a warning."""
-    found = _gather_and_tell(root)
+    found = opened(root)
     return [found.records[run_id] for run_id in sorted(found.records, key=found.folders.get)]
 
 
@@ -387,13 +387,13 @@ def collect(root: Path):
     Returns a pandas DataFrame with a row per run, empty when there is none; of a run stored twice the later one. A file that cannot be used is
     left out with a warning.
     """
-    return _gather_and_tell(root).runs
+    return opened(root).runs
 
 
 def collect_measurements(root: Path, kind: str):
     """All measurements of a kind (one of KINDS) below a folder, or of a :class:`Collection`: a pandas DataFrame with a row for each, its settings and
     result as columns beside ``run_id``, ``seconds`` and ``finished``; of a run stored twice the later one."""
-    return _gather_and_tell(root).tables[kind]
+    return opened(root).tables[kind]
 
 
 def environment(device: str) -> dict:

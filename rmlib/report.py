@@ -353,8 +353,9 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     Kinds: ``accuracy``, ``differences``, ``robustness``, ``checks``, ``corrupted``, ``localization``, ``faithfulness``, ``sanity``, ``guard`` and ``looks``
     with one table per experiment, ``precision``, ``paper`` with the paper's Tables 1 to 4 beside ours, ``eps``, ``claims``, and ``costs``.
     """
+    root = records.opened(root)
     runs = runs_below(root)
-    measured = root.tables if isinstance(root, records.Collection) else records.gather(root).tables
+    measured = {kind: records.collect_measurements(root, kind) for kind in records.KINDS}
     found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "differences": [], **{kind: [] for kind in MEASURED}}
     for group in experiments(runs):
         table = differences(group)
