@@ -1,4 +1,4 @@
-"""The command line: ``rmlib data | train | batch | report | bench`` (also ``python -m rmlib``).
+"""The command line: ``rmlib data | train | batch | report | explain | bench`` (also ``python -m rmlib``).
 
 A user's mistake is answered by one line on stderr and a non-zero exit code: 2 for a wrong command line, 1 for anything else
 that can be mended, 75 for a run that was stopped and can go on, 130 for an interrupted one. Torch is imported only by the
@@ -118,11 +118,22 @@ def build_parser():
     batch.set_defaults(run=run_batch)
 
     report = commands.add_parser("report", help="make tables and an HTML site from records",
-                                 description="Tables (Markdown, CSV) and an HTML site of the executed notebooks, from what lies in a folder of records.")
+                                 description="Tables (Markdown, CSV, Parquet) and an HTML site of the executed notebooks, from what lies in a folder of records. Says what is "
+                                             "missing for complete tables; a damaged file is left out and named, and the exit code is then 1.")
     report.add_argument("folder", nargs="?", help="folder of records (default: runs/)")
     report.add_argument("--out", help="folder of tables and HTML site (default: report/ in the folder of records)")
     report.add_argument("--into", metavar="FILE", help="fill the <!-- report FOLDER [KIND] --> blocks of a Markdown file instead")
     report.set_defaults(run=run_report)
+
+    explain = commands.add_parser("explain", help="say where a number of a table comes from",
+                                  description="From a cell of a table to the values and runs it was made of, their files, code and hardware, and the commands that make them again.",
+                                  epilog='examples: rmlib explain results/quick 59.08 | rmlib explain results/quick robustness "Region Mixup" --column "FGSM 8/255" | '
+                                         'rmlib explain results/quick accuracy CutMix clean_weight=0 | rmlib explain 0e6e3e5ab21f')
+    explain.add_argument("words", nargs="+", metavar="WORD", help="a folder of records first (default: results/); then a number as it is printed, a run id, or the kind of a table "
+                                                                  "and words of its row")
+    explain.add_argument("--column", help="heading of a column (default: every mean of the row)")
+    explain.add_argument("--all", action="store_true", help="all parameters of the runs, not only those that are not the defaults")
+    explain.set_defaults(run=run_explain)
 
     bench = commands.add_parser("bench", help="measure speed", description="Speed of mixers, loader, training, attacks and maps beside public implementations, as ratios in one run.")
     bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
@@ -210,16 +221,31 @@ def run_report(options) -> int:
         print(f"{path}: tables made anew")
     else:
         root = Path(options.folder) if options.folder else params.runs_dir()
-        make_report(root, Path(options.out) if options.out else root / "report")
+        return 1 if make_report(root, Path(options.out) if options.out else root / "report") else 0
     return 0
 
 
-def make_report(root: Path, folder: Path) -> None:
-    """Print the table of accuracy and write all tables and the HTML site."""
-    from rmlib import pages, report
+def make_report(root: Path, folder: Path) -> int:
+    """Print the table of accuracy and what is missing, write all tables and the HTML site; returns how many files had to be left out, each named on stderr."""
+    from rmlib import completeness, pages, records, report
 
-    print(report.markdown(root))
-    print(f"all tables and the notebooks as HTML: {pages.build(root, folder)}")
+    found = records.gather(root)
+    for problem in found.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    tables = report.tables(found)
+    print(report.markdown(found, made=tables))
+    missing = completeness.missing(found)
+    print("\n".join(f"missing: {line}" for line in missing) or "complete", end="\n\n")
+    print(f"all tables and the notebooks as HTML: {pages.build(found, folder, tables, missing)}")
+    return len(found.problems)
+
+
+def run_explain(options) -> int:
+    """``rmlib explain``."""
+    from rmlib import explain
+
+    print(explain.explain(options.words, options.column, options.all))
+    return 0
 
 
 def run_bench(options) -> int:

@@ -7,9 +7,8 @@ import itertools
 import math
 
 import numpy as np
-import pandas as pd
 
-from rmlib import stats
+from rmlib import origin, stats
 from rmlib.evaluate import unpack_values
 from rmlib.params import LABELS, MAPS
 
@@ -53,14 +52,19 @@ def table(found: dict):
         for name in entry["mean"]:
             row = {"map": title(key), "measure": NAMES[name], "n": _counts(found), "images": len(values(next(iter(found.values())), key, name)[0])}
             for label, results in found.items():
-                row[label], row[f"{label}_std"] = stats.mean_std([result["found"][key]["mean"][name] for result in results.values()])
+                origin.average(row, label, of_runs(results, lambda result: result["found"][key]["mean"][name]))
                 interval = stats.crossed(values(results, key, name))
                 row[f"{label}_low"], row[f"{label}_high"] = interval.low, interval.high
                 if name in entry["control"]:
                     row[f"{label}_control"] = float(np.mean([result["found"][key]["control"][name] for result in results.values()]))
                     row[f"{label}_better"] = better(results, key, name)
             rows.append(row)
-    return pd.DataFrame(rows)
+    return origin.table(rows)
+
+
+def of_runs(results: dict, value) -> dict:
+    """run_id -> ``value`` of each result of a method's networks; by seed where the results do not come from records."""
+    return {result.get("run_id", seed): value(result) for seed, result in results.items()}
 
 
 def _counts(found):
@@ -118,10 +122,11 @@ def sanity(found: dict):
         for number, stage in enumerate(entry["stages"]):
             row = {"map": title(key), "shuffled": f"{'and ' if number else ''}{STAGES.get(stage, stage)}", "n": _counts(found)}
             for label, results in found.items():
-                row[label], row[f"{label}_std"] = _known([result["found"][key]["stages"][stage] for result in results.values()])
+                values = of_runs(results, lambda result: result["found"][key]["stages"][stage])
+                origin.average(row, label, {run: value for run, value in values.items() if value is not None})
             left = [result["found"][key]["left_out"][stage] for results in found.values() for result in results.values()]
             rows.append(row | {CONTROL: control, "left out": round(float(np.mean(left)), 1)})
-    return pd.DataFrame(rows)
+    return origin.table(rows)
 
 
 def differences(several: list[dict]):
@@ -149,9 +154,11 @@ def differences(several: list[dict]):
             rows.append({"map": title(key), "measure": NAMES[name] + (f", beyond {CONTROL}" if name in BEYOND else ""), "difference": f"{own} - {label}",
                          "points": d.mean, "low": d.low, "high": d.high, "95 % interval": f"[{d.low:+.1f}, {d.high:+.1f}]", "n": len(seeds), "images": d.n[1],
                          "p (Holm)": d.p if len(seeds) > 1 else math.nan})
+            origin.note(rows[-1], "points", {each: dict(zip((found[each][seed].get("run_id", seed) for seed in seeds), side.mean(1).tolist()))
+                                             for each, side in ((own, a), (label, b))})
     for row, p in zip(rows, stats.holm([row["p (Holm)"] for row in rows])):
         row |= {"p (Holm)": "–" if p != p else f"{p:.3f}", "state": ("resolved" if p < 0.05 else "unresolved") if row["n"] > 1 else "one network each"}
-    return pd.DataFrame(rows) if rows else None
+    return origin.table(rows) if rows else None
 
 
 def _loss(label):
@@ -164,10 +171,10 @@ def eps_table(found: dict):
     heads = {"correlation": "rank correlation of the maps (%)", "lowest": "lowest", "compared": "images compared", "moved": "maximum moves (% of images)", "negative": "negative activations (%)"}
     rows = []
     for label, results in found.items():
-        own = [result for result in results.values() if "correlation" in result]
+        own = {seed: result for seed, result in results.items() if "correlation" in result}
         if own:
             row = {"method": label, "n": len(own)}
             for name, head in heads.items():
-                row[head], row[f"{head}_std"] = stats.mean_std([result[name] for result in own])
+                origin.average(row, head, of_runs(own, lambda result: result[name]))
             rows.append(row)
-    return pd.DataFrame(rows) if rows else None
+    return origin.table(rows) if rows else None

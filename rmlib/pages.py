@@ -10,7 +10,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from pygments.formatters import HtmlFormatter
 
-from rmlib import records, report
+from rmlib import completeness, records, report
 from rmlib.params import CELL, NOTEBOOKS
 
 PAGE = jinja2.Template("""<!DOCTYPE html>
@@ -55,13 +55,20 @@ deviation stand beside each, what was run on which hardware above each table. Th
 {% for page, name, question in lessons %}<tr><td><a href="{{ page }}">{{ name | e }}</a></td><td style="white-space: normal">{{ question | e }}</td></tr>
 {% endfor %}{% if cells %}<tr><td><a href="#runs">02_training</a></td><td style="white-space: normal">How is a network trained on mixed batches? One page for each run.</td></tr>{% endif %}
 </table>{% endif %}
+{% if problems %}<h2 id="left-out">Left out</h2>
+<p>These files are damaged or do not belong where they lie. Nothing on these pages comes from them.</p>
+<ul>{% for line in problems %}<li>{{ line | e }}</li>
+{% endfor %}</ul>{% endif %}
+<h2 id="missing">What is missing</h2>
+{% if missing %}<ul>{% for line in missing %}<li>{{ line | e }}</li>
+{% endfor %}</ul>{% else %}<p>Nothing: what was planned, or what other runs of an experiment have, is there.</p>{% endif %}
 {{ tables }}
 {% if cells %}<h2 id="runs">Runs</h2>
 <p class="note">Each is notebook 02_training with its own parameters.</p>
 <table><tr>{% for head in heads %}<th>{{ head | e }}</th>{% endfor %}</tr>
 {% for page, row in cells %}<tr>{% for value in row %}<td>{% if loop.first and page %}<a href="{{ page }}">{{ value | e }}</a>{% else %}{{ value | e }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</table>{% endif %}
-<p class="note">The same tables as Markdown and CSV: <a href="tables/tables.md">tables/</a></p>
+<p class="note">The same tables as Markdown and CSV, all runs as Parquet: <a href="tables/tables.md">tables/</a>. Where a number comes from: <code>rmlib explain</code>.</p>
 """)
 
 HEADINGS = {"accuracy": "What was run", "differences": "Differences with their intervals", "networks": "Two networks at a time (McNemar)", "robustness": "Under attack and under corruptions", "checks": "Can FGSM be believed?", "corrupted": "Under each corruption", "localization": "Where the networks look", "faithfulness": "Do the maps tell what the networks look at?",
@@ -69,8 +76,9 @@ HEADINGS = {"accuracy": "What was run", "differences": "Differences with their i
             "paper": "The paper's tables, and ours", "eps": "Which eps did the paper use?", "claims": "The claims", "costs": "What it cost"}
 
 
-def build(root: Path, folder: Path) -> Path:
-    """Write the site of everything below ``root`` into ``folder``; returns the index page.
+def build(root: Path, folder: Path, tables: dict | None = None, missing: list[str] | None = None) -> Path:
+    """Write the site of everything below ``root`` (a folder, or a :class:`rmlib.records.Collection` of it) into ``folder``; returns the index page.
+    ``tables`` and ``missing``: of :func:`rmlib.report.tables` and :func:`rmlib.completeness.missing`, if they were made already.
 
     The folder gets index.html, a page for each executed notebook and tables/ (see :func:`rmlib.report.write_tables`). Formulas
     become MathML, figures lie in the pages: a page can be mailed or opened from a disk.
@@ -78,10 +86,10 @@ def build(root: Path, folder: Path) -> Path:
     Raises:
         UserError: there is no record below root, or the folder cannot be written.
     """
-    root, folder = Path(root), Path(folder)
-    runs = report.runs_below(root)
-    tables = report.tables(root)
-    report.write_tables(tables, root, folder / "tables")
+    found = records.gather(root)
+    root, folder, runs = found.folder, Path(folder), report.runs_below(found)
+    tables = report.tables(found) if tables is None else tables
+    report.write_tables(tables, found, folder / "tables")
     paths = [path for path in sorted(root.rglob("*.ipynb")) if path.stem in NOTEBOOKS and ".ipynb_checkpoints" not in path.parts]
     pages = {path: "-".join(path.relative_to(root).with_suffix(".html").parts) for path in paths}
     lessons = [path for path in paths if path.stem != CELL]
@@ -93,10 +101,11 @@ def build(root: Path, folder: Path) -> Path:
             body = body.replace(f'href="{name}"', f'href="{target}"')
         records.atomic_write(folder / page, _page(_title(path), links, body).encode())
     title = f"Report: {root.resolve().name}"
-    text = "\n".join(f"## {HEADINGS[kind]}\n\n" + "\n".join(f"{words}:\n\n{report.render(table)}" for words, table in found)
-                     for kind, found in tables.items() if found)
+    text = "\n".join(f"## {HEADINGS[kind]}\n\n" + "\n".join(f"{words}:\n\n{report.render(table)}" for words, table in several)
+                     for kind, several in tables.items() if several)
     heads, cells = _cells(runs, {path.parent.name: page for path, page in pages.items() if path.stem == CELL})
-    body = INDEX.render(title=title, runs=len(runs), lessons=[(pages[path], path.stem, _question(path)) for path in lessons],
+    problems = [line.replace(f"{root}/", "") for line in found.problems]  # no machine path where it can be helped
+    body = INDEX.render(title=title, runs=len(runs), problems=problems, missing=completeness.missing(found) if missing is None else missing, lessons=[(pages[path], path.stem, _question(path)) for path in lessons],
                         tables=markdown2html(text), heads=heads, cells=cells)
     records.atomic_write(folder / "index.html", _page(title, links, body).encode())
     return folder / "index.html"

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_ind_from_stats
 
-from rmlib import stats
+from rmlib import origin, stats
 from rmlib.params import LABELS, complete
 from rmlib.sources import SIZES
 
@@ -99,9 +99,10 @@ def under_protocol(runs):
     fits = (runs["status"] == "done") & runs["config.dataset"].isin(list(DATASETS))
     for name, value in PROTOCOL.items():
         fits &= runs[f"config.{name}"].map(lambda found, value=value: (None if found != found else found) == value)
+    runs = runs[fits]
     whole = [(row["data.train_images"], row["data.test_images"]) == IMAGES.get(row["config.dataset"])
              and row["data.checksum"] == CHECKSUMS.get(row["config.dataset"], row["data.checksum"]) for row in runs.to_dict("records")]
-    return runs[fits & pd.Series(whole, index=runs.index, dtype=bool)]
+    return runs[pd.Series(whole, index=runs.index, dtype=bool)]
 
 
 def below_band(record) -> str | None:
@@ -134,7 +135,9 @@ def values(runs, attacks, metric: str, dataset: str, mixer: str, clean_weight: f
         own = attacks[fits].sort_values("finished").drop_duplicates("run_id", keep="last").set_index("run_id")
         own = own[own["images"] == runs.loc[own.index, "data.test_images"]]
         found = own["accuracy_after"]
-    return pd.Series(found.to_numpy(dtype=float), index=runs.loc[found.index, "config.seed"].to_numpy(), dtype=float).sort_index()
+    values = pd.Series(found.to_numpy(dtype=float), index=runs.loc[found.index, "config.seed"].to_numpy(), dtype=float)
+    values.attrs["runs"] = dict(zip(values.index.tolist(), found.index))  # seed -> run_id
+    return values.sort_index()
 
 
 def tables(runs, attacks) -> list[tuple[str, pd.DataFrame]]:
@@ -145,23 +148,28 @@ def tables(runs, attacks) -> list[tuple[str, pd.DataFrame]]:
         table = []
         for mixer in METHODS:
             found = values(runs, attacks, metric, dataset, mixer, clean_weight, eps)
-            mean, std = stats.mean_std(found)
-            table.append({"dataset": DATASETS[dataset], **extra, "mixer": mixer, "paper": _told(reported[mixer]), "ours": mean, "ours_std": std,
-                          "n": len(found), "verdict": _verdict(reported[mixer], mean, std, len(found))})
+            row = {"dataset": DATASETS[dataset], **extra, "mixer": mixer, "paper": _told(reported[mixer])}
+            origin.average(row, "ours", by_run(found))
+            table.append(row | {"n": len(found), "verdict": _verdict(reported[mixer], row["ours"], row["ours_std"], len(found))})
         return table
 
     def whole(metric, numbers, eps=EPS):
-        return pd.DataFrame([row for dataset in DATASETS for row in rows(metric, dataset, numbers[dataset], 1.0, {}, eps)])
+        return origin.table([row for dataset in DATASETS for row in rows(metric, dataset, numbers[dataset], 1.0, {}, eps)])
 
     ablation = [row for weight in (0.0, 1.0) for row in rows("accuracy", "cifar100", ABLATION[weight], weight,
                                                             {"clean loss": "with" if weight else "without"})]
     note = f"percent; paper: mean ± spread of {RUNS} runs; verdict: Welch's t test of ours against the paper's mean and spread, at 5 %"
     return [(f"Table 1, test accuracy after 400 epochs, with the clean loss, in {note}", whole("accuracy", ACCURACY)),
-            (f"Table 2, the clean loss taken away (by its numbers the paper's table is about CIFAR-100), in {note}", pd.DataFrame(ablation)),
+            (f"Table 2, the clean loss taken away (by its numbers the paper's table is about CIFAR-100), in {note}", origin.table(ablation)),
             *((f"Table {number}, accuracy after {METRICS[metric]}{told} with eps {eps} (the paper gives none; {EPS} is assumed for the claims), in {note}",
                whole(metric, numbers, eps))
               for number, told, (metric, numbers) in zip((3, 4), ("", f" with {QUERIES} queries"), ATTACKS.items())
               for eps in sizes_measured(runs, attacks, metric) or [EPS])]
+
+
+def by_run(found) -> dict:
+    """run_id -> number, of what :func:`values` found."""
+    return {found.attrs["runs"][seed]: value for seed, value in found.items()}
 
 
 def sizes_measured(runs, attacks, metric: str) -> list[str]:

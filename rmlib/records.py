@@ -1,6 +1,7 @@
 """A run's record: the one file that says a run is done, and everything about it.
 
 ``record.json`` is written last and atomically, so it exists exactly when the run ended. It holds no path of the machine.
+``python -m rmlib.records FOLDER`` writes the JSON Schemas of records and measurements.
 """
 
 import base64
@@ -10,22 +11,38 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
+import warnings
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Annotated, Literal, Optional
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from rmlib import UserError
-from rmlib.params import complete, config_id, project_root
+from rmlib.params import ADDED, TrainParams, complete, config_id, project_root
 
 RECORD, CHECKPOINT, PREVIOUS = "record.json", "checkpoint.pt", "checkpoint.previous.pt"  # of a run that has ended; of one that goes on, and the one before
 WEIGHTS = "weights.safetensors"
+PLAN = "plan.json"  # beside the runs' folders: the cells of the batch that was run there
 KINDS = ("attacks", "cam", "corruptions")  # of measurements on a trained network
 KEPT = "maps"  # the measure in cam.json that ends :func:`rmlib.robustness.after_training`: small maps for figures
+
+
+def _with(*names: str):
+    """The type of a dictionary that has at least these entries."""
+    def check(values):
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} missing")
+        return values
+
+    return Annotated[dict, AfterValidator(check), WithJsonSchema({"type": "object", "required": list(names)})]
 
 
 class Provenance(BaseModel):
@@ -33,9 +50,9 @@ class Provenance(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    code: dict = Field(description="version, git commit, dirty flag")
+    code: _with("version", "commit", "dirty") = Field(description="version, git commit, dirty flag")
     versions: dict[str, str]
-    hardware: dict
+    hardware: _with("device", "cpu", "cores") = Field(description="device (cpu or cuda), names of processor and GPU, cores")
     finished: str = Field(description="UTC, ISO 8601")
 
 
@@ -45,13 +62,13 @@ class Record(Provenance):
     schema_version: Literal[1] = 1
     status: Literal["done", "diverged"] = Field(description="diverged: the loss became infinite; metrics are those of that moment, or empty")
     run_id: str = Field(description="hash of config; names the run's folder")
-    config: dict = Field(description="parameters of 02_training that can change the result")
+    config: _with(*(name for name in TrainParams.model_fields if name not in (*TrainParams.RUNTIME, *ADDED))) = Field(description="parameters of 02_training that can change the result")
     metrics: dict[str, float] = Field(description="last epoch, test set, float32: accuracy, top5, ece in percent, nll in nats")
     correct: Optional[str] = Field(None, description="packed verdict per test image, base64, in the dataset's order")
     snapshots: dict[str, dict] = Field({}, description="epoch -> metrics and correct, on the way")
     bn_recalibrated: Optional[dict] = Field(None, description="metrics and correct with BatchNorm statistics of clean images")
     history: list[dict] = Field(description="one row per epoch")
-    data: dict = Field(description="checksum of the decoded pixels, numbers of images, channel mean and std")
+    data: _with("checksum", "train_images", "test_images") = Field(description="checksum of the decoded pixels, numbers of images, channel mean and std")
     seconds: float = Field(description="training and evaluation, all attempts together")
     images_per_second: float = Field(description="training images (each seen clean and mixed) per second of training")
     peak_memory_mib: float = Field(description="of the process (CPU) or of the device (CUDA)")
@@ -65,6 +82,8 @@ class Record(Provenance):
             raise ValueError(f"run_id {self.run_id} does not belong to its configuration ({config_id(self.config)})")
         if self.status == "done" and len(self.history) != self.config["epochs"]:
             raise ValueError(f"a history of {len(self.history)} epochs does not belong to a schedule of {self.config['epochs']}")
+        if self.status == "done" and "accuracy" not in self.metrics:
+            raise ValueError("a finished run has an accuracy")
         if self.status == "done" and self.correct is not None:
             _check_share(self.correct, self.data["test_images"], self.metrics["accuracy"], "accuracy")
         return self
@@ -103,6 +122,17 @@ class Measurements(BaseModel):
     run_id: str
     weights: str = Field(description="sha256 of the file of weights that was looked at")
     measurements: list[Measurement] = []
+
+
+def schemas() -> dict[str, dict]:
+    """The JSON Schema (2020-12) of each file, by the name under which it is stored. That hashes, verdicts and percentages fit together is checked
+    by :func:`read` and :func:`measurements` alone: a schema cannot say it."""
+    found = {}
+    for name, model in (("record", Record), ("measurements", Measurements)):
+        version = model.model_fields["schema_version"].default
+        found[f"{name}-{version}.json"] = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:rmlib:{name}:{version}",
+                                           **model.model_json_schema(), "title": f"rmlib {name}, version {version}"}
+    return found
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -172,6 +202,13 @@ def write(record: Record, folder: Path) -> Path:
     return path
 
 
+DAMAGE = (json.JSONDecodeError, TypeError, UnicodeDecodeError, ArithmeticError, RecursionError)  # what a file of anything may raise
+
+
+def _first_line(error):
+    return str(error).splitlines()[0]
+
+
 def read(path: Path) -> Record:
     """Read and check one record; ``path`` is the file or the run's folder.
 
@@ -184,8 +221,8 @@ def read(path: Path) -> Record:
         return Record(**json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(f"there is no record {path}: the run has not finished") from None
-    except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and run the cell again") from error
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged ({_first_line(error)}): delete it and run the cell again") from error
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path} is not a record of schema 1 ({'.'.join(map(str, first['loc']))}: {first['msg']}): "
@@ -199,13 +236,15 @@ def measurements(folder: Path, kind: str) -> Measurements | None:
         UserError: the file is damaged or belongs to another run.
     """
     path = Path(folder) / f"{kind}.json"
-    if not path.exists():
-        return None
+    return _measurements(path, read(folder).run_id) if path.exists() else None
+
+
+def _measurements(path, run_id):
     try:
         found = Measurements(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError, UnicodeDecodeError, ValidationError) as error:
-        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}): delete it and measure again") from error
-    if found.run_id != read(folder).run_id:
+    except (*DAMAGE, ValidationError) as error:
+        raise UserError(f"{path} is damaged ({_first_line(error)}): delete it and measure again") from error
+    if found.run_id != run_id:
         raise UserError(f"{path} belongs to another run ({found.run_id}): delete it and measure again")
     return found
 
@@ -246,46 +285,115 @@ def measure(folder: Path, kind: str, settings: dict, compute, device: str, save:
     return result
 
 
+@dataclass
+class Collection:
+    """What lies below a folder, every file read once; see :func:`gather`."""
+
+    folder: Path
+    records: dict[str, Record]  # run_id -> its record, in the order in which they finished; of a run stored twice the one that finished last
+    folders: dict[str, Path]  # run_id -> where that record lies
+    measured: dict[str, dict[str, tuple[Path, Measurements]]]  # kind -> run_id -> file and content; of a run stored twice the one beside the latest record
+    plans: list[Path]  # every PLAN
+    problems: list[str]  # a line for each file that is left out: path, what is wrong, remedy
+
+    @cached_property
+    def runs(self):
+        """:func:`collect`."""
+        import pandas as pd
+
+        return pd.DataFrame([_row(record) for record in self.records.values()])
+
+    @cached_property
+    def tables(self) -> dict:
+        """kind -> :func:`collect_measurements`."""
+        import pandas as pd
+
+        return {kind: pd.DataFrame([{"run_id": run_id, **row.settings, **row.result, "seconds": row.seconds, "finished": row.finished,
+                                     **{f"hardware.{name}": value for name, value in row.hardware.items()}}
+                                    for run_id, (_, found) in self.measured[kind].items() for row in found.measurements]) for kind in KINDS}
+
+
+def _row(record):
+    row = {name: value for name, value in record if not isinstance(value, (dict, list))}
+    groups = {"config": complete(record.config)} | {name: getattr(record, name) for name in ("metrics", "hardware", "versions", "data", "code")}
+    for group, values in groups.items():
+        row |= {f"{group}.{name}": value for name, value in values.items()}
+    return row
+
+
+def gather(root) -> Collection:
+    """Read and check everything below a folder, once; a :class:`Collection` is returned as it is.
+
+    A file that is damaged, of another schema, or in the folder of another run stops nothing: it is left out, and named in ``problems``.
+    """
+    if isinstance(root, Collection):
+        return root
+    copies, measured, plans, problems = [], [], [], []
+
+    def good(read, *arguments):
+        try:
+            return read(*arguments)
+        except UserError as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{arguments[0]} cannot be read ({error.strerror or error}): check its permissions")
+
+    for name, below, files in os.walk(root):
+        below.sort()
+        folder = Path(name)
+        plans += [folder / PLAN] if PLAN in files else []
+        record = good(_in_place, folder / RECORD) if RECORD in files else None  # none: the run is being trained again
+        if record is not None:
+            copies.append((record.finished, folder.as_posix(), folder, record))
+            files = set(files)
+            for kind in KINDS:
+                found = good(_measurements, folder / f"{kind}.json", record.run_id) if f"{kind}.json" in files else None
+                measured += [(record.finished, folder.as_posix(), kind, folder / f"{kind}.json", found)] if found is not None else []
+    latest = {record.run_id: (folder, record) for *_, folder, record in sorted(copies, key=lambda copy: copy[:2])}  # of equal times the last path, so that it is always the same
+    of_kind = {kind: {} for kind in KINDS}
+    for *_, kind, path, found in sorted(measured, key=lambda each: each[:2]):
+        of_kind[kind][found.run_id] = path, found
+    return Collection(Path(root), {run_id: record for run_id, (_, record) in latest.items()}, {run_id: folder for run_id, (folder, _) in latest.items()},
+                      of_kind, plans, problems)
+
+
+def _in_place(path):
+    """A record that lies in the folder named after its run."""
+    record = read(path)
+    if record.run_id not in (path.parent.name, path.parent.resolve().name):
+        raise UserError(f"{path} belongs to run {record.run_id}, not to the folder {path.parent.name}: move it into a folder {record.run_id}, or delete it")
+    return record
+
+
+def opened(root) -> Collection:
+    """:func:`gather`, with a Python warning for each file of a folder that is left out; who gathered himself tells himself."""
+    found = gather(root)
+    if found is not root:
+        for problem in found.problems:
+            warnings.warn(f"left out: {problem}", stacklevel=3)
+    return found
+
+
 def find(root: Path) -> list[Record]:
-    """All records under a folder, in the order of their paths."""
-    return [read(path) for path in sorted(Path(root).rglob(RECORD))]
+    """All records under a folder, in the order of their paths, each run once; a file that cannot be used is left out with a warning."""
+    found = opened(root)
+    return [found.records[run_id] for run_id in sorted(found.records, key=found.folders.get)]
 
 
 def collect(root: Path):
-    """All records under a folder as one table: columns ``config.*``, ``metrics.*``, ``hardware.*``,
-    ``versions.*``, ``data.*`` and the scalars.
+    """All records under a folder, or of a :class:`Collection`, as one table: columns ``config.*``, ``metrics.*``, ``hardware.*``,
+    ``versions.*``, ``data.*``, ``code.*`` and the scalars.
 
-    Returns a pandas DataFrame with a row per run, empty when there is none.
+    Returns a pandas DataFrame with a row per run, empty when there is none; of a run stored twice the later one. A file that cannot be used is
+    left out with a warning.
     """
-    import pandas as pd
-
-    rows = []
-    newest = {record.run_id: record for record in sorted(find(root), key=lambda record: record.finished)}
-    for record in newest.values():  # the same run stored twice is one run
-        row = {name: value for name, value in record if not isinstance(value, (dict, list))}
-        groups = {"config": complete(record.config)} | {name: getattr(record, name) for name in ("metrics", "hardware", "versions", "data", "code")}
-        for group, values in groups.items():
-            row |= {f"{group}.{name}": value for name, value in values.items()}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return opened(root).runs
 
 
 def collect_measurements(root: Path, kind: str):
-    """All measurements of a kind (one of KINDS) below a folder: a pandas DataFrame with a row for each, its settings and
+    """All measurements of a kind (one of KINDS) below a folder, or of a :class:`Collection`: a pandas DataFrame with a row for each, its settings and
     result as columns beside ``run_id``, ``seconds`` and ``finished``; of a run stored twice the later one."""
-    import pandas as pd
-
-    newest = {}
-    for path in sorted(Path(root).rglob(f"{kind}.json")):
-        if not (path.parent / RECORD).exists():  # the run is being trained again
-            continue
-        found = measurements(path.parent, kind)
-        stamp = read(path.parent).finished
-        if found.run_id not in newest or stamp > newest[found.run_id][0]:
-            newest[found.run_id] = stamp, found
-    return pd.DataFrame([{"run_id": run_id, **row.settings, **row.result, "seconds": row.seconds, "finished": row.finished,
-                          **{f"hardware.{name}": value for name, value in row.hardware.items()}}
-                         for run_id, (_, found) in newest.items() for row in found.measurements])
+    return opened(root).tables[kind]
 
 
 def environment(device: str) -> dict:
@@ -322,3 +430,13 @@ def _git_state():
     from rmlib import __version__
 
     return {"version": __version__, "commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def write_schemas(folder: Path) -> None:
+    """Write the JSON Schemas into a folder, each under its name and version."""
+    for name, schema in schemas().items():
+        atomic_write(Path(folder) / name, (json.dumps(schema, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    write_schemas(Path(sys.argv[1]))

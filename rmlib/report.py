@@ -4,6 +4,7 @@ A table is a pandas DataFrame with unrounded numbers: a column X with its sample
 :func:`render` makes Markdown of it, :func:`write_tables` CSV.
 """
 
+import json
 import math
 import re
 from fractions import Fraction
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rmlib import UserError, looks, masking, paper, records
+from rmlib import UserError, looks, masking, origin, paper, records
 from rmlib.evaluate import unpack_bits
 from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, method_name, nearest
 from rmlib.stats import crossed, holm, mcnemar, mean_std, paired, seeds_needed, welch
@@ -26,14 +27,14 @@ HEADS = {"mixer": ("method", None), "accuracy": ("accuracy (%)", 2), "nll": ("NL
 
 
 def runs_below(root: Path):
-    """All runs below a folder as a table (see :func:`rmlib.records.collect`).
+    """All runs below a folder, or of a :class:`rmlib.records.Collection`, as a table (see :func:`rmlib.records.collect`).
 
     Raises:
         UserError: there is no record.
     """
     runs = records.collect(root)
     if runs.empty:
-        raise UserError(f"there is no record under {Path(root).resolve()}: run a batch first, e.g. rmlib batch notebooks/batches/quick.yaml")
+        raise UserError(f"there is no record under {Path(getattr(root, 'folder', root)).resolve()}: run a batch first, e.g. rmlib batch notebooks/batches/quick.yaml")
     return runs
 
 
@@ -65,9 +66,9 @@ def summary(group):
         good = runs[runs["status"] == "done"]
         row |= {"n": len(good), "diverged": len(runs) - len(good)}
         for metric in METRICS:
-            row[metric], row[f"{metric}_std"] = mean_std(good.get(f"metrics.{metric}", []) if len(good) else [])
+            origin.average(row, metric, dict(zip(good["run_id"], good.get(f"metrics.{metric}", []))))
         table.append(row)
-    return pd.DataFrame(table)
+    return origin.table(table)
 
 
 def compared(group):
@@ -190,14 +191,18 @@ def precisions(runs):
             if len(seeds) > 1:
                 full, half = (by[name].loc[seeds].to_numpy() for name in ("fp32", "bf16"))
                 d = paired(half, full)
-                (mean, spread), (half_mean, half_spread) = mean_std(full), mean_std(half)
+                spread, run_ids = mean_std(full)[1], {name: own[own["config.precision"] == name].set_index("config.seed").loc[seeds, "run_id"] for name in by}
+                full, half = (dict(zip(run_ids[name], values)) for name, values in (("fp32", full), ("bf16", half)))
+                row |= {"n": len(seeds)}
+                origin.average(row, "float32 (%)", full)
+                origin.average(row, "bfloat16 (%)", half)
+                origin.note(row, "difference", {"bfloat16": half, "float32": full})
                 state = ("equal within the spread" if -spread <= d.low and d.high <= spread else "differs" if d.low > 0 or d.high < 0 else "unresolved")
-                table.append(row | {"n": len(seeds), "float32 (%)": mean, "float32 (%)_std": spread, "bfloat16 (%)": half_mean, "bfloat16 (%)_std": half_spread,
-                                    "difference": f"{d.mean:+.2f}", "95 % interval": f"[{d.low:+.2f}, {d.high:+.2f}]", "state": state})
+                table.append(row | {"difference": f"{d.mean:+.2f}", "95 % interval": f"[{d.low:+.2f}, {d.high:+.2f}]", "state": state})
         if table:
             found.append((f"{title(group).removesuffix(', bfloat16')}; accuracy after training in each precision, evaluated in float32; mean ± sample standard deviation "
                           "over n seeds; bfloat16 - float32 in points, paired by seed; equal within the spread: its interval lies within one standard deviation of the "
-                          f"float32 seeds; on {_hardware(group)}", pd.DataFrame(table)))
+                          f"float32 seeds; on {_hardware(group)}", origin.table(table)))
     return found
 
 
@@ -237,20 +242,21 @@ def robustness(group, attacks, corruptions):
         own, changed = (None if measured is None else measured[measured["run_id"].isin(runs["run_id"])] for measured in (attacks, corruptions))
         clean = pd.concat([rows for rows in (own, changed) if rows is not None])
         if len(clean):
-            row |= _clean(clean)
+            _clean(row, clean)
             for name in names:
-                row[name], row[f"{name}_std"] = mean_std(own.loc[own["name"] == name, "accuracy_after"])
+                same = own[own["name"] == name]
+                origin.average(row, name, dict(zip(same["run_id"], same["accuracy_after"])))
             if changed is not None:
-                row["corrupted (mean)"], row["corrupted (mean)_std"] = mean_std(changed["mean_accuracy"])
+                origin.average(row, "corrupted (mean)", dict(zip(changed["run_id"], changed["mean_accuracy"])))
             table.append(row)
-    return pd.DataFrame(table)
+    return origin.table(table)
 
 
-def _clean(measured):
-    """Cells: networks behind some measurements, images of each, and their accuracy before anything was done to the images."""
+def _clean(row, measured):
+    """Put into a row: networks behind some measurements, images of each, and their accuracy before anything was done to the images."""
     networks = measured.drop_duplicates("run_id")
-    mean, std = mean_std(networks["clean_accuracy"])
-    return {"n": len(networks), "images": int(networks["images"].min()), "clean_accuracy": mean, "clean_accuracy_std": std}
+    row |= {"n": len(networks), "images": int(networks["images"].min())}
+    origin.average(row, "clean_accuracy", dict(zip(networks["run_id"], networks["clean_accuracy"])))
 
 
 def checks(group, attacks):
@@ -271,17 +277,17 @@ def checks(group, attacks):
         sizes = {eps for results in known.values() for name, eps in results if name == "pgd" and ("fgsm", eps) in results}
         for eps in sorted(sizes, key=Fraction):
             networks = {run_id: results for run_id, results in known.items() if ("pgd", eps) in results and ("fgsm", eps) in results}
-            found = [masking.check(results, eps, int(total[run_id]), int(results["fgsm", eps]["image_seed"])) for run_id, results in networks.items()]
-            line = row | {"eps": eps, "n": len(found), "images": min(each["images"] for each in found)}
+            found = {run_id: masking.check(results, eps, int(total[run_id]), int(results["fgsm", eps]["image_seed"])) for run_id, results in networks.items()}
+            line = row | {"eps": eps, "n": len(found), "images": min(each["images"] for each in found.values())}
             for name in ("fgsm", "strongest", "zero_gradient"):
-                line[name], line[f"{name}_std"] = mean_std([each[name] for each in found])
-            last = [results["autoattack", eps] for results in networks.values() if ("autoattack", eps) in results]
-            line["autoattack"], line["autoattack_std"] = mean_std([each["robust_accuracy"] for each in last])
-            line["its images"] = min(each["images"] for each in last) if last else None
-            told = [text for each in found for text in each["warnings"]]
+                origin.average(line, name, {run_id: each[name] for run_id, each in found.items()})
+            last = {run_id: results["autoattack", eps] for run_id, results in networks.items() if ("autoattack", eps) in results}
+            origin.average(line, "autoattack", {run_id: each["robust_accuracy"] for run_id, each in last.items()})
+            line["its images"] = min(each["images"] for each in last.values()) if last else None
+            told = [text for each in found.values() for text in each["warnings"]]
             line["warning"] = "; ".join(f"{text} ({told.count(text)} of {len(found)})" for text in masking.WARNINGS if text in told) or None
             table.append(line)
-    return pd.DataFrame(table) if table else None
+    return origin.table(table) if table else None
 
 
 def corrupted(group, measured):
@@ -293,13 +299,12 @@ def corrupted(group, measured):
     for row, runs in methods(group):
         own = measured[measured["run_id"].isin(runs["run_id"])]
         if len(own):
-            row |= _clean(own)
+            _clean(row, own)
             for name in own["accuracy"].iloc[0]:
-                label = name.replace("_", " ")
-                row[label], row[f"{label}_std"] = mean_std([sum(each[name]) / len(each[name]) for each in own["accuracy"]])
-            row["mean"], row["mean_std"] = mean_std(own["mean_accuracy"])
+                origin.average(row, name.replace("_", " "), {run_id: sum(each[name]) / len(each[name]) for run_id, each in zip(own["run_id"], own["accuracy"])})
+            origin.average(row, "mean", dict(zip(own["run_id"], own["mean_accuracy"])))
             table.append(row)
-    return pd.DataFrame(table)
+    return origin.table(table)
 
 
 def looks_of(group, cams, measure: str) -> dict | None:
@@ -388,23 +393,31 @@ def _hardware(group):
     return ", ".join(sorted(names))
 
 
-def render(table) -> str:
-    """A table in Markdown: X and X_std become '82.31 ± 0.40', nothing known a dash."""
+def cells(table) -> tuple[list[str], list[str], list[str], list[list[str]]]:
+    """A table as it is printed: names, headings and alignment of the columns that are shown, and the rows of text; X and X_std become '82.31 ± 0.40',
+    nothing known a dash."""
     columns = [name for name in table.columns if not name.endswith(("_std", "_low", "_high", "_better", "_control")) and name not in HIDDEN]
     spread = [f"{name}_std" in table.columns for name in columns]
-    lines = [[HEADS.get(name, (name, None))[0] for name in columns],
-             ["---:" if wide or pd.api.types.is_numeric_dtype(table[name]) and name not in METHOD else "---" for name, wide in zip(columns, spread)]]
+    heads = [HEADS.get(name, (name, None))[0] for name in columns]
+    rules = ["---:" if wide or pd.api.types.is_numeric_dtype(table[name]) and name not in METHOD else "---" for name, wide in zip(columns, spread)]
+    lines = []
     for row in table.to_dict("records"):
-        cells = []
+        texts = []
         for name, wide in zip(columns, spread):
             decimals = HEADS.get(name, (name, None))[1]
             low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
-            cells.append(cell(row[name], row[f"{name}_std"], 1 if decimals is None else decimals) + (f" [{low:.1f}, {high:.1f}]" if low == low else "") + _beside(row.get(f"{name}_control"), row.get(f"{name}_better"))
+            texts.append(cell(row[name], row[f"{name}_std"], 1 if decimals is None else decimals) + (f" [{low:.1f}, {high:.1f}]" if low == low else "") + _beside(row.get(f"{name}_control"), row.get(f"{name}_better"))
                          if wide else _plain(name, row[name]))
             if name == "n" and row.get("diverged"):
-                cells[-1] += f" (+ {row['diverged']} diverged)"
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+                texts[-1] += f" (+ {row['diverged']} diverged)"
+        lines.append(texts)
+    return columns, heads, rules, lines
+
+
+def render(table) -> str:
+    """A table in Markdown, see :func:`cells`."""
+    _, heads, rules, lines = cells(table)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rules, *lines)) + "\n"
 
 
 def _beside(control, better):
@@ -432,11 +445,13 @@ def _plain(name, value):
 
 
 def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
-    """Every table below a folder of records: kind -> list of (caption, DataFrame).
+    """Every table below a folder of records, or of a :class:`rmlib.records.Collection`: kind -> list of (caption, DataFrame), with the runs behind
+    each cell in its ``attrs`` (see :mod:`rmlib.origin`).
 
     Kinds: ``accuracy``, ``differences``, ``networks``, ``robustness``, ``checks``, ``corrupted``, ``localization``, ``faithfulness``, ``sanity``, ``guard`` and ``looks``
     with one table per experiment, ``precision``, ``paper`` with the paper's Tables 1 to 4 beside ours, ``eps``, ``claims``, and ``costs``.
     """
+    root = records.opened(root)
     runs = runs_below(root)
     measured = {kind: records.collect_measurements(root, kind) for kind in records.KINDS}
     found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "differences": [], "networks": [], **{kind: [] for kind in MEASURED}}
@@ -491,36 +506,45 @@ MEASURED = {
     "looks": ("differences of n pairs of networks, paired by seed and image, with 95 % intervals over both (over images alone where n is 1); p corrected by Holm for the rows of this table, the intervals are not; resolved: p below 0.05", looks_differences, ("cam",))}
 
 
-def markdown(root: Path, kind: str = "accuracy") -> str:
-    """The tables of one kind as Markdown, each with its caption below.
+def markdown(root: Path, kind: str = "accuracy", made: dict | None = None) -> str:
+    """The tables of one kind as Markdown, each with its caption below. ``made``: all :func:`tables`, if they were made already.
 
     Raises:
         UserError: unknown kind, no record, or nothing of this kind was measured.
     """
-    return _markdown(tables(root), root, kind)
+    return _markdown(tables(root) if made is None else made, root, kind)
 
 
 def _markdown(found, root, kind):
     if kind not in found:
         raise UserError(f"report {kind!r}: {nearest(kind, found)}")
     if not found[kind]:
-        raise UserError(f"nothing was measured for the table {kind!r} under {root}")
+        raise UserError(f"nothing was measured for the table {kind!r} under {getattr(root, 'folder', root)}")
     return "\n".join(f"{render(table)}\n{text}.\n" for text, table in found[kind])
 
 
 def write_tables(found: dict, root: Path, folder: Path) -> list[Path]:
-    """Write the tables ``found`` below ``root`` (see :func:`tables`) into ``folder``: tables.md, and a CSV file for each with
-    unrounded numbers, beside runs.csv, attacks.csv, corruptions.csv and cam.csv with one row per run and measurement. Returns the files."""
+    """Write the tables ``found`` below ``root`` (a folder or a collection, see :func:`tables`) into ``folder``: tables.md, and a CSV file for each with
+    unrounded numbers, beside runs, attacks, corruptions and cam with one row per run and measurement, as CSV and as Parquet. Returns the files."""
     files, text = {}, []
     for kind, several in found.items():
         for number, (words, table) in enumerate(several, 1):
             files[f"{kind}-{number}.csv" if len(several) > 1 else f"{kind}.csv"] = table
             text.append(f"## {kind} {number if len(several) > 1 else ''}".rstrip() + f"\n\n{render(table)}\n{words}.\n")
-    files |= {"runs.csv": records.collect(root), **{f"{kind}.csv": records.collect_measurements(root, kind) for kind in records.KINDS}}
-    contents = {name: table.to_csv(index=False) for name, table in files.items() if len(table)} | {"tables.md": "\n".join(text)}
+    raw = records.gather(root)
+    rows = {name: table for name, table in {"runs": raw.runs, **raw.tables}.items() if len(table)}
+    files |= {f"{name}.csv": table for name, table in rows.items()}
+    contents = {name: table.to_csv(index=False).encode() for name, table in files.items() if len(table)} | {"tables.md": "\n".join(text).encode()}
+    contents |= {f"{name}.parquet": table.apply(_plain_column).to_parquet(index=False) for name, table in rows.items()}
     for name, content in contents.items():
-        records.atomic_write(folder / name, content.encode())
+        records.atomic_write(folder / name, content)
     return [folder / name for name in contents]
+
+
+def _plain_column(column):
+    """A column that every reader of Parquet knows: lists, dictionaries and values of several types become JSON text."""
+    types = {type(value) for value in column.dropna()} if column.dtype == object else set()
+    return column.map(json.dumps, na_action="ignore") if len(types) > 1 or types & {list, dict} else column
 
 
 def fill(document: str, base: Path) -> str:

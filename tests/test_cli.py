@@ -26,6 +26,9 @@ def rmlib(*words, **kwargs):
     (["batch", "b.yaml", "--workers", "x"], 2, "workers"),
     (["report", "nowhere"], 1, "there is no record"),
     (["report", "--into", "nowhere.md"], 1, "nowhere.md"),
+    (["explain"], 2, "WORD"),
+    (["explain", "no/where", "accuracy"], 1, "there is no folder no/where"),
+    (["explain", "--colum", "x", "accuracy"], 2, "did you mean '--column'"),
     (["bench", "--device", "tpu"], 2, "tpu"),
 ])
 def test_mistakes_get_one_line_on_stderr(words, code, message, capsys, monkeypatch, tmp_path):
@@ -51,7 +54,7 @@ def test_mistakes_in_how_a_batch_is_run(words, message):
 
 def test_every_command_has_help():
     _, parsers = build_parser()
-    assert set(parsers) == {"data", "train", "batch", "report", "bench"}
+    assert set(parsers) == {"data", "train", "batch", "report", "explain", "bench"}
     for name in parsers:
         answer = rmlib(name, "--help")
         assert answer.returncode == 0 and "usage: rmlib" in answer.stdout

@@ -384,8 +384,8 @@ def test_the_numbers_of_the_documents_come_from_the_committed_records(document):
 
 
 def test_committed_records_are_valid():
-    found = records.find(ROOT / "results")
-    assert found
+    found = records.gather(ROOT / "results")
+    assert found.records and found.problems == []
     for path in (ROOT / "results").rglob("record.json"):
         assert path.parent.name == records.read(path).run_id and path.stat().st_size < 100_000
         for kind in ("attacks", "cam"):
