@@ -151,10 +151,10 @@ def _question(path):
 def _cells(runs, pages):
     """Headings and rows (page or None, values) of the table of single runs."""
     varying = [name for name in ("dataset", "width", "epochs", *report.METHOD[1:]) if runs[f"config.{name}"].map(str).nunique() > 1]
-    rows = []
+    rows, shown = [], ["run_id", "status", "seconds", "metrics.accuracy", "metrics.nll", "config.mixer", "config.seed", *(f"config.{name}" for name in varying)]
     for group in report.experiments(runs):
         for _, method in report.methods(group):
-            for run in method.sort_values("config.seed").to_dict("records"):
+            for run in method[[name for name in shown if name in method]].sort_values("config.seed").to_dict("records"):
                 numbers = [f"{run['metrics.accuracy']:.2f}", f"{run['metrics.nll']:.3f}"] if run["status"] == "done" else [run["status"], ""]
                 rows.append((pages.get(run["run_id"]), [report.LABELS[run["config.mixer"]], run["config.seed"],
                                                         *(run[f"config.{name}"] for name in varying), *numbers, f"{run['seconds']:.0f}", run["run_id"]]))

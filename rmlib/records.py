@@ -301,7 +301,9 @@ class Collection:
         """:func:`collect`."""
         import pandas as pd
 
-        return pd.DataFrame([_row(record) for record in self.records.values()])
+        frame = pd.DataFrame([_row(record) for record in self.records.values()])
+        texts = [name for name, dtype in frame.dtypes.items() if isinstance(dtype, pd.StringDtype)]
+        return frame.astype(dict.fromkeys(texts, object))  # a dozen tables slice these rows, and Arrow's strings are slow at it
 
     @cached_property
     def tables(self) -> dict:

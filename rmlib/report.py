@@ -4,9 +4,11 @@ A table is a pandas DataFrame with unrounded numbers: a column X with its sample
 :func:`render` makes Markdown of it, :func:`write_tables` CSV.
 """
 
+import gc
 import json
 import math
 import re
+import weakref
 from fractions import Fraction
 from pathlib import Path
 
@@ -47,6 +49,17 @@ def experiments(runs) -> list:
 
 def methods(group):
     """(cells of the method's columns, its runs) for every method of an experiment, in the order of MIXERS."""
+    known, found = _METHODS.get(id(group), (lambda: None, None))
+    if known() is not group:  # a dozen tables ask for the same group
+        found = _methods(group)
+        _METHODS[id(group)] = weakref.ref(group, lambda _, key=id(group): _METHODS.pop(key, None)), found
+    return [(dict(cells), runs) for cells, runs in found]
+
+
+_METHODS = {}
+
+
+def _methods(group):
     config = [f"config.{name}" for name in METHOD]
     keys = group[config].map(str)
     varying = [name for name in METHOD[1:] if keys[f"config.{name}"].nunique() > 1]
@@ -71,13 +84,16 @@ def summary(group):
     return origin.table(table)
 
 
+COMPARED = ("run_id", "finished", "config.seed", "metrics.accuracy", "correct", "data.checksum", "data.test_images")  # what is needed of a run
+
+
 def compared(group):
     """The comparisons of an experiment, (label, mixer of the label's end, runs of A, runs of B) each: Region Mixup with the clean loss minus each other
     method with it, and every method with the clean loss minus without. The runs are the finished ones, one for each seed, indexed by it."""
     found = {}
     for row, runs in methods(group):
         if all(runs[f"config.{name}"].iloc[0] == DEFAULTS[name] for name in METHOD if name not in ("mixer", "clean_weight")):
-            good = runs[runs["status"] == "done"].sort_values("finished").drop_duplicates("config.seed", keep="last")
+            good = runs.loc[runs["status"] == "done", [name for name in COMPARED if name in runs]].sort_values("finished").drop_duplicates("config.seed", keep="last")
             found[row["mixer"], runs["config.clean_weight"].iloc[0] > 0] = good.set_index("config.seed").sort_index()
     pairs = [("region_mixup", True, mixer, True) for mixer in MIXERS if mixer != "region_mixup"] + [(mixer, True, mixer, False) for mixer in MIXERS]
     return [(f"{LABELS[a]} - {LABELS[b]}" if a != b else f"{LABELS[a]}: with - without the clean loss", b, found[a, clean_a], found[b, clean_b])
@@ -90,12 +106,13 @@ def verdicts(a, b):
     Args:
         a, b: runs indexed by their seed, see :func:`compared`.
     """
-    same = ["data.checksum", "data.test_images"]
-    seeds = [seed for seed in a.index.intersection(b.index)
-             if a.loc[seed, same].equals(b.loc[seed, same]) and isinstance(a["correct"][seed], str) and isinstance(b["correct"][seed], str)]
-    if not seeds or a.loc[seeds, "data.test_images"].nunique() > 1:
+    both = a.index.intersection(b.index)
+    a, b = a.loc[both], b.loc[both]
+    same = (a["data.checksum"] == b["data.checksum"]) & (a["data.test_images"] == b["data.test_images"]) & a["correct"].notna() & b["correct"].notna()
+    a, b = a[same], b[same]
+    if not len(a) or a["data.test_images"].nunique() > 1:
         return None
-    return tuple(np.stack([unpack_bits(runs["correct"][seed], int(runs["data.test_images"][seed])) for seed in seeds]) for runs in (a, b))
+    return tuple(np.stack([unpack_bits(text, int(count)) for text, count in zip(runs["correct"], runs["data.test_images"])]) for runs in (a, b))
 
 
 def span(difference) -> str:
@@ -453,9 +470,11 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     """
     root = records.opened(root)
     runs = runs_below(root)
+    gc.freeze()  # statsmodels' Holm collects all garbage at every call, which need not go through all records
     measured = {kind: records.collect_measurements(root, kind) for kind in records.KINDS}
-    found = {"accuracy": [(caption(group), summary(group)) for group in experiments(runs)], "differences": [], "networks": [], **{kind: [] for kind in MEASURED}}
-    for group in experiments(runs):
+    groups = experiments(runs)
+    found = {"accuracy": [(caption(group), summary(group)) for group in groups], "differences": [], "networks": [], **{kind: [] for kind in MEASURED}}
+    for group in groups:
         for kind, note, make in (("differences", DIFFERENCES, differences), ("networks", NETWORKS, networks)):
             table = make(group)
             if table is not None:
