@@ -193,9 +193,11 @@ def _recomputed(cell, sides):
     """The cell made again from the values listed, and whether it is the one in the table."""
     means = [mean_std(list(values.values())) for values in sides.values()]
     value = cell.table[cell.name].iloc[cell.row]
+    if value != value or value == "–":
+        return None
     if len(means) == 1 and sides.get(""):
         again, text = means[0][0], report.cell(*means[0], max(4, (report.HEADS.get(cell.name, (0, 1))[1] or 1)))
-    elif len(means) == 2 and value != "–" and (cell.name in ("points", "A - B") or _is_value(cell.kind, cell.name)):
+    elif len(means) == 2 and (cell.name in ("points", "A - B") or _is_value(cell.kind, cell.name)):
         again, text = means[0][0] - means[1][0], f"{means[0][0] - means[1][0]:+.4f}"
         if cell.kind == "claims" and "% slower" in cell.keys:
             again = 100 * again / means[1][0]
