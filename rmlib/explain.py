@@ -58,10 +58,14 @@ def explain(words: list[str], column: str | None = None, everything: bool = Fals
     Raises:
         UserError: nothing fits; names what would.
     """
-    words, folder = list(words), records_folder(words)
+    folder = records_folder(words)
     found = records.gather(folder)
-    words = words[1:] if Path(words[0]).is_dir() else words
-    tables = report.tables(found)
+    text = _explain(found, list(words[1:] if Path(words[0]).is_dir() else words), column, everything)
+    return text + (f"\n\nleft out as damaged or foreign: {len(found.problems)} of the files (rmlib report {folder} names them)" if found.problems else "")
+
+
+def _explain(found, words, column, everything):
+    folder, tables = found.folder, report.tables(found)
     if not words:
         raise UserError(f"explain what of {folder}? A run id, a number as it is printed, or a table and words of its row: {', '.join(tables)}")
     first = words[0]
@@ -311,7 +315,7 @@ def _measurements(found, cell, runs):
             lines.append(f"  measured with {', '.join(f'{name} {value}' for name, value in json.loads(settings).items())}")
             lines += [f"    {path}, {each.seconds:.1f} s, finished {each.finished}, {_code(each.code)}, {_device(each.hardware)}" for path, each in several]
         notebooks = dict.fromkeys(found.folders[run_id].parent / f"{NOTEBOOK[kind]}.ipynb" for run_id in runs if run_id in found.folders)
-        lines += [f"  {'executed notebook: ' + str(path) if path.exists() else f'measured by notebook {NOTEBOOK[kind]} with save=True (no executed copy in {path.parent})'}" for path in notebooks]
+        lines += [f"  executed notebook: {path}" if path.exists() else f"  measured by notebook {NOTEBOOK[kind]} with save=True (no executed copy in {path.parent})" for path in notebooks]
     return lines
 
 
@@ -341,7 +345,8 @@ def _stands_in(tables, run_id):
         for cell in _cells(kind, several):
             if any(run_id in values for values in cell.sides.values()):
                 rows.setdefault((kind, cell.number, cell.row), []).append(cell)
-    return "\n".join(["  stands behind:", *(f"    {cells[0].where.rsplit(' | ', 1)[0]}: {', '.join(cell.head for cell in cells)}" for cells in rows.values())]) if rows else "  stands behind no mean"
+    lines = [f"    {cells[0].where.rsplit(' | ', 1)[0]}: {', '.join(cell.head for cell in cells)}" for cells in rows.values()]
+    return "\n".join(["  stands behind:", *lines]) if lines else "  stands behind no mean"
 
 
 def _run(found, run_id, everything):
@@ -349,7 +354,7 @@ def _run(found, run_id, everything):
     record, folder = found.records[run_id], found.folders[run_id]
     config = complete(record.config)
     metrics = ", ".join(f"{name} {value:.6g}" for name, value in record.metrics.items())
-    told = {name: value for name, value in config.items() if everything or value != report.DEFAULTS[name]} if set(config) <= set(report.DEFAULTS) else config
+    told = {name: value for name, value in config.items() if everything or name not in report.DEFAULTS or value != report.DEFAULTS[name]}
     notebook = folder / f"{CELL}.ipynb"
     beside = [str(found.measured[kind][run_id][0]) for kind in records.KINDS if run_id in found.measured[kind]]
     lines = [f"run {run_id}: {_name(found, run_id)}: {record.status}", f"  record     {folder / records.RECORD}", *(f"  measured   {path}" for path in beside),

@@ -139,6 +139,20 @@ def test_code_of_another_time_and_the_batch_are_named(tmp_path):
     assert f"{record.run_id}/02_training.ipynb" in explain.explain([str(tmp_path), record.run_id])
 
 
+def test_the_example_of_the_readme_is_real(monkeypatch):
+    monkeypatch.chdir(project_root())
+    example = (project_root() / "README.md").read_text().split("$ rmlib explain results/quick 59.08\n")[1].split("$ rmlib")[0]
+    text = explain.explain(["results/quick", "59.08"]).splitlines()
+    assert all(line in text or line.startswith("  ...") for line in example.splitlines()) and example.count("\n") > 10
+
+
+def test_what_is_left_out_is_not_hidden(tmp_path):
+    save(tmp_path, make_record(80))
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "record.json").write_text("{")
+    assert "left out as damaged or foreign: 1 of the files" in explain.explain([str(tmp_path), "accuracy", "Region Mixup"])
+
+
 def test_diverged_runs_are_told(tmp_path):
     save(tmp_path, *(make_record(80 + seed, seed=seed) for seed in range(2)), make_record(seed=2, status="diverged"))
     text = explain.explain([str(tmp_path), "accuracy", "Region Mixup"], "accuracy (%)")
