@@ -7,44 +7,16 @@ import json
 import os
 import re
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 from rmlib import UserError, completeness, origin, paper, records, report
+from rmlib.cells import cells_of, is_value, select, showing
 from rmlib.params import CELL, LABELS, METHOD, TrainParams, complete, method_name, nearest, results_dir
 from rmlib.stats import mean_std
 
-KEYS = (*METHOD, "dataset", "clean loss", "map", "measure", "shuffled", "method", "eps", "difference", "two networks", "claim", "in", "attack", "experiment")  # columns that name a row
-COUNTS = ("n", "images", "its images", "runs", "paper")  # columns in which nobody looks for a number
 NOTEBOOK = {"attacks": "03_robustness", "corruptions": "03_robustness", "cam": "04_cam"}  # that measures a kind
 AGAIN = "runs/again"  # where a rerun goes: beside the old record it would be found finished
 SHOWN = 8  # cells explained at once
-
-
-@dataclass(frozen=True, eq=False)
-class Cell:
-    """One printed cell: which table of its kind, its row and column, and the text."""
-
-    kind: str
-    number: int
-    caption: str
-    table: object
-    row: int
-    name: str
-    head: str
-    text: str
-    keys: str  # what names the row
-
-    @property
-    def where(self) -> str:
-        of = "" if self.kind in ("claims", "eps", "costs") else f", {self.caption.split(';')[0].split(' (the paper')[0]}"
-        return f"table {self.kind}{of} | {self.keys} | {self.head}"
-
-    @property
-    def sides(self) -> dict:
-        """What the table remembers of this cell: {side: {run_id: value}}, {} if nothing."""
-        behind = self.table.attrs.get(origin.BEHIND, [])
-        return behind[self.row].get(self.name, {}) if behind else {}
 
 
 def explain(words: list[str], column: str | None = None, everything: bool = False) -> str:
@@ -58,10 +30,14 @@ def explain(words: list[str], column: str | None = None, everything: bool = Fals
     Raises:
         UserError: nothing fits; names what would.
     """
-    words, folder = list(words), records_folder(words)
+    folder = records_folder(words)
     found = records.gather(folder)
-    words = words[1:] if Path(words[0]).is_dir() else words
-    tables = report.tables(found)
+    text = _explain(found, list(words[1:] if Path(words[0]).is_dir() else words), column, everything)
+    return text + (f"\n\nleft out as damaged or foreign: {len(found.problems)} of the files (rmlib report {folder} names them)" if found.problems else "")
+
+
+def _explain(found, words, column, everything):
+    folder, tables = found.folder, report.tables(found)
     if not words:
         raise UserError(f"explain what of {folder}? A run id, a number as it is printed, or a table and words of its row: {', '.join(tables)}")
     first = words[0]
@@ -71,9 +47,9 @@ def explain(words: list[str], column: str | None = None, everything: bool = Fals
     if first in tables:
         if not tables[first]:
             raise UserError(f"nothing was measured for the table {first!r} under {folder}")
-        cells = _select(first, tables[first], words[1:], column)
+        cells = select(first, tables[first], words[1:], column)
     elif re.search(r"\d", first) and not re.fullmatch("[0-9a-f]{12}", first):
-        cells = _showing(" ".join(words), [cell for kind in tables for cell in _cells(kind, tables[kind]) if not column or column.lower() in cell.head.lower()], folder)
+        cells = showing(" ".join(words), [cell for kind in tables for cell in cells_of(kind, tables[kind]) if not column or column.lower() in cell.head.lower()], folder)
     else:
         raise UserError(f"{folder}: nothing is called {first!r}: {nearest(first, [*tables, *found.records] if re.fullmatch('[0-9a-f]{6,}', first) else list(tables))}")
     rows = {(cell.kind, cell.number, cell.row) for cell in cells}
@@ -99,71 +75,6 @@ def records_folder(words) -> Path:
         raise UserError(f"there is no folder {words[0]}: expected a folder of records, e.g. results/quick")
     folder = results_dir()
     return Path(os.path.relpath(folder)) if folder.is_relative_to(Path.cwd()) else folder
-
-
-def _is_value(kind, name):
-    """Whether a column called as one that names a row is none: the difference of two precisions."""
-    return kind == "precision" and name == "difference"
-
-
-def _cells(kind, several):
-    """Every printed cell of the tables of a kind."""
-    for number, (caption, table) in enumerate(several, 1):
-        names, heads, _, lines = report.cells(table)
-        for row, texts in enumerate(lines):
-            keys = ", ".join(text if name in ("mixer", "method", "map", "measure", "difference", "claim", "dataset", "experiment", "two networks") else f"{name} {text}"
-                             for name, text in zip(names, texts) if name in KEYS and not _is_value(kind, name))
-            yield from (Cell(kind, number, caption, table, row, name, head, text, keys) for name, head, text in zip(names, heads, texts))
-
-
-def _select(kind, several, words, column):
-    """The cells of the rows that fit all words, of one column or of every one that is a mean or has sides."""
-    cells, columns = list(_cells(kind, several)), [column] if column else []
-
-    def fits(cell, word, whole):
-        texts = [cell.text, f"{cell.name}={cell.text}", f"{cell.head}={cell.text}"]
-        return word in map(str.lower, texts) if whole else word in cell.text.lower() or word in cell.caption.lower()
-
-    heads = {text.lower() for cell in cells for text in (cell.head, cell.name)}
-    for word in map(str.lower, words):
-        hits = {(cell.number, cell.row) for cell in cells if fits(cell, word, True)}
-        if not hits and word in heads:
-            columns.append(word)
-            continue
-        hits = hits or {(cell.number, cell.row) for cell in cells if fits(cell, word, False)}
-        if not hits:
-            valid = dict.fromkeys(cell.text for cell in cells if cell.name in KEYS)
-            raise UserError(f"table {kind}: no row has {word!r}: {nearest(word, [*valid, *dict.fromkeys(cell.head for cell in cells)])}")
-        cells = [cell for cell in cells if (cell.number, cell.row) in hits]
-    for name in columns:
-        name = name.lower()
-        own = [cell for cell in cells if name in (cell.head.lower(), cell.name.lower())] or [cell for cell in cells if name in cell.head.lower()]
-        if not own:
-            raise UserError(f"table {kind} has no column {name!r}: {nearest(name, list(dict.fromkeys(cell.head for cell in cells)))}")
-        cells = own
-    if columns:
-        return cells
-    made = {(cell.number, cell.row) for cell in cells if cell.sides}
-    first = {}  # of a row that remembers nothing one cell stands for all
-    for cell in cells:
-        if cell.name not in KEYS or _is_value(kind, cell.name):
-            first.setdefault((cell.number, cell.row), cell)
-    return [cell for cell in cells if cell.sides] + [cell for row, cell in first.items() if row not in made]
-
-
-def _showing(number, cells, folder):
-    """The cells in which a number stands as it is printed."""
-    wanted = number.replace("%", "").replace("−", "-").strip().lstrip("+")
-    cells = [cell for cell in cells if cell.name not in KEYS + COUNTS or _is_value(cell.kind, cell.name)]
-    printed = {cell: [token.lstrip("+") for token in re.findall(r"[-+]?\d+(?:\.\d+)?", cell.text)] for cell in cells}
-    hits = [cell for cell in cells if wanted == cell.text or wanted in printed[cell]]
-    if not hits:
-        try:
-            near, cell = min((((token, cell) for cell in cells for token in printed[cell])), key=lambda pair: abs(float(pair[0]) - float(wanted)))
-        except ValueError:
-            raise UserError(f"{number!r} is neither a run, a table nor a number as it is printed: {', '.join(dict.fromkeys(cell.kind for cell in cells))}") from None
-        raise UserError(f"no table under {folder} shows {number}: the nearest is {near} ({cell.where})")
-    return hits
 
 
 def _cell(found, cell):
@@ -193,9 +104,11 @@ def _recomputed(cell, sides):
     """The cell made again from the values listed, and whether it is the one in the table."""
     means = [mean_std(list(values.values())) for values in sides.values()]
     value = cell.table[cell.name].iloc[cell.row]
+    if value != value or value == "–":
+        return None
     if len(means) == 1 and sides.get(""):
         again, text = means[0][0], report.cell(*means[0], max(4, (report.HEADS.get(cell.name, (0, 1))[1] or 1)))
-    elif len(means) == 2 and value != "–" and (cell.name in ("points", "A - B") or _is_value(cell.kind, cell.name)):
+    elif len(means) == 2 and (cell.name in ("points", "A - B") or is_value(cell.kind, cell.name)):
         again, text = means[0][0] - means[1][0], f"{means[0][0] - means[1][0]:+.4f}"
         if cell.kind == "claims" and "% slower" in cell.keys:
             again = 100 * again / means[1][0]
@@ -309,7 +222,7 @@ def _measurements(found, cell, runs):
             lines.append(f"  measured with {', '.join(f'{name} {value}' for name, value in json.loads(settings).items())}")
             lines += [f"    {path}, {each.seconds:.1f} s, finished {each.finished}, {_code(each.code)}, {_device(each.hardware)}" for path, each in several]
         notebooks = dict.fromkeys(found.folders[run_id].parent / f"{NOTEBOOK[kind]}.ipynb" for run_id in runs if run_id in found.folders)
-        lines += [f"  {'executed notebook: ' + str(path) if path.exists() else f'measured by notebook {NOTEBOOK[kind]} with save=True (no executed copy in {path.parent})'}" for path in notebooks]
+        lines += [f"  executed notebook: {path}" if path.exists() else f"  measured by notebook {NOTEBOOK[kind]} with save=True (no executed copy in {path.parent})" for path in notebooks]
     return lines
 
 
@@ -336,10 +249,11 @@ def _stands_in(tables, run_id):
     """The cells that a run stands behind, a line for each row."""
     rows = {}
     for kind, several in tables.items():
-        for cell in _cells(kind, several):
+        for cell in cells_of(kind, several):
             if any(run_id in values for values in cell.sides.values()):
                 rows.setdefault((kind, cell.number, cell.row), []).append(cell)
-    return "\n".join(["  stands behind:", *(f"    {cells[0].where.rsplit(' | ', 1)[0]}: {', '.join(cell.head for cell in cells)}" for cells in rows.values())]) if rows else "  stands behind no mean"
+    lines = [f"    {cells[0].where.rsplit(' | ', 1)[0]}: {', '.join(cell.head for cell in cells)}" for cells in rows.values()]
+    return "\n".join(["  stands behind:", *lines]) if lines else "  stands behind no mean"
 
 
 def _run(found, run_id, everything):
@@ -347,7 +261,7 @@ def _run(found, run_id, everything):
     record, folder = found.records[run_id], found.folders[run_id]
     config = complete(record.config)
     metrics = ", ".join(f"{name} {value:.6g}" for name, value in record.metrics.items())
-    told = {name: value for name, value in config.items() if everything or value != report.DEFAULTS[name]} if set(config) <= set(report.DEFAULTS) else config
+    told = {name: value for name, value in config.items() if everything or name not in report.DEFAULTS or value != report.DEFAULTS[name]}
     notebook = folder / f"{CELL}.ipynb"
     beside = [str(found.measured[kind][run_id][0]) for kind in records.KINDS if run_id in found.measured[kind]]
     lines = [f"run {run_id}: {_name(found, run_id)}: {record.status}", f"  record     {folder / records.RECORD}", *(f"  measured   {path}" for path in beside),

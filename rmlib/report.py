@@ -66,8 +66,8 @@ def _methods(group):
     found = [group.loc[index] for index in keys.groupby(config, sort=False).groups.values()]
 
     def order(rows):
-        first = rows.iloc[0]
-        return bool(first["config.average"]), -first["config.clean_weight"], MIXERS.index(first["config.mixer"]), str(list(first[config]))
+        average, clean_weight, mixer = (rows[f"config.{name}"].iloc[0] for name in ("average", "clean_weight", "mixer"))
+        return bool(average), -clean_weight, MIXERS.index(mixer), keys.loc[rows.index[0]].tolist()
 
     return [({name: rows[f"config.{name}"].iloc[0] for name in ("mixer", *varying)}, rows) for rows in sorted(found, key=order)]
 

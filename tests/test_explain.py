@@ -11,6 +11,7 @@ from test_records import make_record, save
 
 from rmlib import UserError, explain, records, report
 from rmlib.__main__ import build_parser, main
+from rmlib.cells import cells_of
 from rmlib.params import TrainParams, complete, parse, project_root
 
 QUICK = project_root() / "results" / "quick"
@@ -25,7 +26,7 @@ def listed(text):
 def test_the_values_listed_give_every_mean(kind):
     """Every mean of the table is the mean of the values listed, which are in the files of the runs named."""
     found = records.gather(QUICK)
-    cells = [cell for cell in explain._cells(kind, report.tables(found)[kind]) if f"{cell.name}_std" in cell.table]
+    cells = [cell for cell in cells_of(kind, report.tables(found)[kind]) if f"{cell.name}_std" in cell.table]
     assert len(cells) == {"accuracy": 8 * 3, "robustness": 4 * 9}[kind]
     for cell in cells:
         text, runs = explain._cell(found, cell)
@@ -44,7 +45,7 @@ def test_the_values_listed_give_every_mean(kind):
 
 def test_a_table_that_contradicts_its_values_is_exposed():
     found = records.gather(QUICK)
-    cell = next(cell for cell in explain._cells("accuracy", report.tables(found)["accuracy"]) if cell.name == "accuracy")
+    cell = next(cell for cell in cells_of("accuracy", report.tables(found)["accuracy"]) if cell.name == "accuracy")
     cell.table.loc[cell.row, "accuracy"] += 0.01
     assert "but the table has" in explain._cell(found, cell)[0]
 
@@ -54,7 +55,7 @@ def test_every_mean_of_every_table_is_explained():
     for folder in (QUICK, project_root() / "results" / "precision"):
         found = records.gather(folder)
         for kind, several in report.tables(found).items():
-            for cell in explain._cells(kind, several):
+            for cell in cells_of(kind, several):
                 text, runs = explain._cell(found, cell)
                 assert "mistake" not in text, (kind, cell.name, text)
                 if f"{cell.name}_std" in cell.table and cell.text != "–":
@@ -137,6 +138,20 @@ def test_code_of_another_time_and_the_batch_are_named(tmp_path):
     assert lines[0] == f"git checkout {'a' * 40}" and lines[2] == f"or all of its batch: rmlib batch 'my batches/b.yaml' --out {tmp_path} --compile"
     (tmp_path / record.run_id / "02_training.ipynb").write_text("{}")
     assert f"{record.run_id}/02_training.ipynb" in explain.explain([str(tmp_path), record.run_id])
+
+
+def test_the_example_of_the_readme_is_real(monkeypatch):
+    monkeypatch.chdir(project_root())
+    example = (project_root() / "README.md").read_text().split("$ rmlib explain results/quick 59.08\n")[1].split("$ rmlib")[0]
+    text = explain.explain(["results/quick", "59.08"]).splitlines()
+    assert all(line in text or line.startswith("  ...") for line in example.splitlines()) and example.count("\n") > 10
+
+
+def test_what_is_left_out_is_not_hidden(tmp_path):
+    save(tmp_path, make_record(80))
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "record.json").write_text("{")
+    assert "left out as damaged or foreign: 1 of the files" in explain.explain([str(tmp_path), "accuracy", "Region Mixup"])
 
 
 def test_diverged_runs_are_told(tmp_path):
