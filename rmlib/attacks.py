@@ -24,7 +24,8 @@ import torchattacks
 
 from rmlib import UserError, __version__
 from rmlib.data import stream
-from rmlib.evaluate import as_pixels, margins, pack_bits, with_gradients
+from rmlib.evaluate import as_pixels, margins, with_gradients
+from rmlib.packed import pack_bits
 from rmlib.params import eps_text, nearest
 from rmlib.square import square
 

@@ -16,6 +16,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
 from rmlib import attacks, cam, faithfulness, mixers, networks, records
+from rmlib.bench_batch import CELLS, batch_rows, plan_rows
 from rmlib.bench_training import report as training_table
 from rmlib.data import ImageSet, Loader
 from rmlib.evaluate import predict, sample
@@ -273,6 +274,13 @@ def agreement_table(device, seeds):
     return lines + [f"| {name} | {attack} | {mean:.1f} ± {std:.1f} | {flips} of {total} |" for name, attack, mean, std, flips, total in agreement_rows(device, seeds)]
 
 
+def batch_table(rounds):
+    lines = [f"| {CELLS} cells of notebook 02, one thread each, medians of {rounds} in turn | s | own work of a notebook, s | batch and kernel, s per cell | times as fast as one worker |", "|---|---:|---:|---:|---:|"]
+    lines += [f"| {name} | {seconds:.1f} | {own:.1f} | {beside:.2f} | {ratio:.2f} |" for name, seconds, own, beside, ratio in batch_rows(rounds)]
+    lines += ["", "| whole command, once | records | s |", "|---|---:|---:|"] + [f"| {name} | {count} | {seconds:.1f} |" for name, count, seconds in plan_rows()]
+    return lines
+
+
 def bench(device: str = "cpu", rounds: int = 60, compiled: bool = False, seeds: int = 20, only=BENCHED, width: int | None = None) -> str:
     """Measure and return the Markdown tables; one CPU thread.
 
@@ -285,7 +293,7 @@ def bench(device: str = "cpu", rounds: int = 60, compiled: bool = False, seeds: 
     make = {"mixers": lambda: mixer_table(device, rounds, compiled), "loader": lambda: loader_table(device, rounds),
             "training": lambda: [training_table(device, max(3, rounds // 10), width, compiled)],
             "attacks": lambda: attack_table(device, rounds), "maps": lambda: map_table(device, rounds),
-            "agreement": lambda: agreement_table(device, seeds)}
+            "agreement": lambda: agreement_table(device, seeds), "batch": lambda: batch_table(max(1, rounds // 30))}
     torch.set_num_threads(1)
     try:
         tables = ["\n".join(make[name]()).rstrip() for name in BENCHED if name in only]

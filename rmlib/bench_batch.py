@@ -1,13 +1,25 @@
-"""Made-up material on which the study's own machinery is measured: reports over many records."""
+"""Speed of the study's own machinery: what a batch costs beside its notebooks, several workers, Ray, and plans and reports over many records."""
 
 import base64
+import importlib.util
 import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
+import yaml
 
-from rmlib import records
+from rmlib import plan, records
 from rmlib.params import MIXERS, TrainParams
+
+
+FINISHED = 10_000
 
 
 def synthetic_records(folder: Path, count: int, seeds: int = 50, images: int = 100) -> None:
@@ -27,3 +39,68 @@ def synthetic_records(folder: Path, count: int, seeds: int = 50, images: int = 1
         path = Path(folder) / record.run_id / records.RECORD
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(record.model_dump_json())
+
+
+GRID = {"dataset": "shapes", "width": 8, "epochs": 3, "train_images": 1250, "test_images": 500, "eval_every": 0}  # cells of some ten seconds on one thread
+CELLS = 4
+
+
+def batch_rows(rounds: int) -> list[list]:
+    """[(how, cells, seconds of all, seconds of a notebook's own work, seconds of the batch for each cell, times as fast as one worker)] of the same cells with
+    one worker, with two, with two on a Ray cluster that is there already, and with two beside 10 000 finished cells; medians of ``rounds`` that take turns."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root, times = Path(scratch), {}
+        grid = {"common": GRID, "grid": [{"mixer": "mixup", "seed": list(range(CELLS))}]}
+        (root / "grid.yaml").write_text(yaml.safe_dump(grid))
+        synthetic_records(root / "many", FINISHED)
+        many = [{"mixer": list(MIXERS), "clean_weight": [1.0, 0.0], "width": list(range(1, FINISHED // 400 + 1)), "seed": list(range(50)), "epochs": 3, "test_images": 100}]
+        (root / "many.yaml").write_text(yaml.safe_dump({"grid": many + [GRID | each for each in grid["grid"]]}))
+        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+        ways = {"one worker": ("grid", 1, ()), "two workers": ("grid", 2, ()), f"two workers beside {FINISHED} finished cells": ("many", 2, ())}
+        started = importlib.util.find_spec("ray") is not None and _ray("start", "--head", "--port=6399", "--num-cpus=2", "--include-dashboard=false")
+        if started:
+            ways["two on Ray"] = ("grid", 2, ("--executor", "ray", "--address", "127.0.0.1:6399"))
+        try:
+            for _ in range(rounds):
+                for name, (file, workers, options) in ways.items():
+                    out = root / ("many" if file == "many" else "out")
+                    for run_id in _ids(root / "grid.yaml", out):
+                        shutil.rmtree(out / run_id, ignore_errors=True)
+                    begun = time.perf_counter()
+                    code = ("import sys; from rmlib import batch, plan; "
+                            f"found = batch.run_batch(plan.read_batch(sys.argv[1], sys.argv[2]), workers={workers}, executor={'ray' if options else 'local'!r}, "
+                            f"address={options[-1] if options else None!r}, log=lambda line: None); sys.exit(found['failed'] + found['left'])")
+                    subprocess.run([sys.executable, "-c", code, str(root / f"{file}.yaml"), str(out)], check=True, env=environment, stdout=subprocess.DEVNULL)
+                    seconds = time.perf_counter() - begun
+                    own = [sum(cell.metadata.papermill.duration or 0 for cell in nbformat.read(out / run_id / "02_training.ipynb", 4).cells) for run_id in _ids(root / "grid.yaml", out)]
+                    times.setdefault(name, []).append((seconds, sum(own) / CELLS, (seconds * workers - sum(own)) / CELLS))
+        finally:
+            if started:
+                _ray("stop")
+        middle = {name: np.median(values, axis=0) for name, values in times.items()}
+        return [[name, *values, middle["one worker"][0] / values[0]] for name, values in middle.items()]
+
+
+def _ray(*words):
+    """Run Ray's own command; whether it worked."""
+    return subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def _ids(grid, out):
+    return [cell.run_id for cell in plan.read_batch(grid, out).cells]
+
+
+def plan_rows() -> list[list]:
+    """[(what, number, seconds)] of the commands that read many records: the plan of a batch of as many cells, all finished, and the report over them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root, rows = Path(scratch), []
+        synthetic_records(root / "many", FINISHED)
+        block = {"mixer": list(MIXERS), "clean_weight": [1.0, 0.0], "width": list(range(1, FINISHED // 400 + 1)), "seed": list(range(50)), "epochs": 3, "test_images": 100}
+        (root / "many.yaml").write_text(yaml.safe_dump({"grid": [block]}))
+        for name, words in (("rmlib batch --dry-run, all cells finished", ["batch", str(root / "many.yaml"), "--out", str(root / "many"), "--dry-run"]),
+                            ("rmlib batch --dry-run, no cell finished", ["batch", str(root / "many.yaml"), "--out", str(root / "none"), "--dry-run"]),
+                            ("rmlib report: verified, tables, CSV, Parquet, what is missing, HTML", ["report", str(root / "many")])):
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "rmlib", *words], check=True, stdout=subprocess.DEVNULL)
+            rows.append([name, FINISHED, time.perf_counter() - begun])
+        return rows

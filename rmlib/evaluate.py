@@ -1,16 +1,14 @@
 """Accuracy, calibration and the verdict on every single image."""
 
-import base64
 import contextlib
 import math
-import zlib
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 from rmlib import UserError
 from rmlib.data import ImageSet, stream, to_float
+from rmlib.packed import pack_bits
 
 
 @contextlib.contextmanager
@@ -141,31 +139,6 @@ def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins:
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gap = torch.zeros(bins, dtype=torch.float64).scatter_add_(0, index, correct - confidence)
     return 100 * gap.abs().sum().item() / len(labels)
-
-
-def pack_bits(correct: torch.Tensor) -> str:
-    """Per-image verdicts (N,) bool as base64 text: 10 000 images take 1.7 kB."""
-    return base64.b64encode(np.packbits(correct.numpy())).decode()
-
-
-def unpack_bits(text: str, count: int) -> np.ndarray:
-    """The (count,) bool verdicts behind :func:`pack_bits`."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=count).astype(bool)
-
-
-def pack_values(values: torch.Tensor) -> str:
-    """A value for each image, (N,) in percent or points, as base64 text, rounded to quarters: 500 images take some 0.7 kB.
-
-    Values beyond +-8191 are cut there.
-    """
-    quarters = (4 * values.double()).round().clamp(-(2**15), 2**15 - 1).to(torch.int16).numpy().astype("<i2")
-    return base64.b64encode(zlib.compress(quarters.view(np.uint8).reshape(-1, 2).T.tobytes(), 9)).decode()  # low bytes first: they compress alone
-
-
-def unpack_values(text: str) -> np.ndarray:
-    """The (N,) float64 values behind :func:`pack_values`."""
-    low, high = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).reshape(2, -1)
-    return np.stack((low, high), 1).copy().view("<i2")[:, 0] / 4
 
 
 def evaluate(model, data: ImageSet, bf16: bool = False) -> dict:

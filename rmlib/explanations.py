@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from rmlib import cam, faithfulness, localization, records
 from rmlib.data import ImageSet, to_float
-from rmlib.evaluate import evaluating, full_precision, pack_values, predict, sample
+from rmlib.evaluate import evaluating, full_precision, predict, sample
+from rmlib.packed import pack_values
 from rmlib.params import FULL_CAM, CamParams, TrainParams
 
 PURPOSE = "measured images"  # of the stream that draws the images of the measures

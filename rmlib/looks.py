@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from rmlib import origin, stats
-from rmlib.evaluate import unpack_values
+from rmlib.packed import unpack_values
 from rmlib.params import LABELS, MAPS
 
 NAMES = {"energy_inside": "energy inside the object (%)", "pointing_game": "pointing game (%)", "iou": "IoU with the object (%)",

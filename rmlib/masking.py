@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from rmlib import UserError
-from rmlib.evaluate import sample, unpack_bits
+from rmlib.packed import unpack_bits
 
 PURPOSE = "attacked images"  # of the stream that draws them: a smaller sample is part of a larger one
 LEVEL = 0.01  # of the one-sided sign test (McNemar's, exact) over images behind a warning; not corrected for the number of tests
@@ -45,6 +45,8 @@ def check(results: dict, eps: str, total: int, seed: int) -> dict:
     fgsm = results["fgsm", eps]
     if max(result["images"] for result in (fgsm, *seen.values())) > total:
         raise UserError(f"total={total}: expected the number of images of the whole test set")
+    from rmlib.evaluate import sample  # torch, which tables without attacks do not need
+
     if ("fgsm", "0") in results:
         seen["clean"] = results["fgsm", "0"]
     places = {name: sample(total, result["images"], seed, PURPOSE).numpy() for name, result in {"fgsm": fgsm, **seen}.items()}

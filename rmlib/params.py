@@ -253,7 +253,7 @@ class ResultsParams(Params):
     runs: Optional[str] = Field(None, description="folder of the records (default: results/)")
 
 
-BENCHED = ("mixers", "loader", "training", "attacks", "maps", "agreement")  # the tables of `rmlib bench`
+BENCHED = ("mixers", "loader", "training", "attacks", "maps", "agreement", "batch")  # the tables of `rmlib bench`
 CELL = "02_training"  # the notebook that a grid runs for each of its cells
 NOTEBOOKS: dict[str, type[Params]] = {"01_method": MethodParams, "02_training": TrainParams, "03_robustness": RobustnessParams,
                                       "04_cam": CamParams, "05_results": ResultsParams}

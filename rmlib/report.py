@@ -4,6 +4,7 @@ A table is a pandas DataFrame with unrounded numbers: a column X with its sample
 :func:`render` makes Markdown of it, :func:`write_tables` CSV.
 """
 
+import functools
 import gc
 import json
 import math
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from rmlib import UserError, looks, masking, origin, paper, records
-from rmlib.evaluate import unpack_bits
+from rmlib.packed import unpack_bits
 from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, method_name, nearest
 from rmlib.stats import crossed, holm, mcnemar, mean_std, paired, seeds_needed, welch
 
@@ -49,16 +50,25 @@ def experiments(runs) -> list:
 
 def methods(group):
     """(cells of the method's columns, its runs) for every method of an experiment, in the order of MIXERS."""
-    known, found = _METHODS.get(id(group), (lambda: None, None))
-    if known() is not group:  # a dozen tables ask for the same group
-        found = _methods(group)
-        _METHODS[id(group)] = weakref.ref(group, lambda _, key=id(group): _METHODS.pop(key, None)), found
-    return [(dict(cells), runs) for cells, runs in found]
+    return [(dict(cells), runs) for cells, runs in _methods(group)]
 
 
-_METHODS = {}
+def once(function):
+    """Remember what a function makes of an experiment for as long as that exists: a dozen tables ask for the same."""
+    known = {}
+
+    @functools.wraps(function)
+    def remembered(group):
+        of, found = known.get(id(group), (lambda: None, None))
+        if of() is not group:
+            found = function(group)
+            known[id(group)] = weakref.ref(group, lambda _, key=id(group): known.pop(key, None)), found
+        return found
+
+    return remembered
 
 
+@once
 def _methods(group):
     config = [f"config.{name}" for name in METHOD]
     keys = group[config].map(str)
@@ -87,8 +97,9 @@ def summary(group):
 COMPARED = ("run_id", "finished", "config.seed", "metrics.accuracy", "correct", "data.checksum", "data.test_images")  # what is needed of a run
 
 
+@once
 def compared(group):
-    """The comparisons of an experiment, (label, mixer of the label's end, runs of A, runs of B) each: Region Mixup with the clean loss minus each other
+    """The comparisons of an experiment, (label, mixer of the label's end, runs of A, runs of B, their :func:`verdicts`) each: Region Mixup with the clean loss minus each other
     method with it, and every method with the clean loss minus without. The runs are the finished ones, one for each seed, indexed by it."""
     found = {}
     for row, runs in methods(group):
@@ -96,7 +107,7 @@ def compared(group):
             good = runs.loc[runs["status"] == "done", [name for name in COMPARED if name in runs]].sort_values("finished").drop_duplicates("config.seed", keep="last")
             found[row["mixer"], runs["config.clean_weight"].iloc[0] > 0] = good.set_index("config.seed").sort_index()
     pairs = [("region_mixup", True, mixer, True) for mixer in MIXERS if mixer != "region_mixup"] + [(mixer, True, mixer, False) for mixer in MIXERS]
-    return [(f"{LABELS[a]} - {LABELS[b]}" if a != b else f"{LABELS[a]}: with - without the clean loss", b, found[a, clean_a], found[b, clean_b])
+    return [(f"{LABELS[a]} - {LABELS[b]}" if a != b else f"{LABELS[a]}: with - without the clean loss", b, found[a, clean_a], found[b, clean_b], verdicts(found[a, clean_a], found[b, clean_b]))
             for a, clean_a, b, clean_b in pairs if (a, clean_a) in found and (b, clean_b) in found]
 
 
@@ -129,9 +140,9 @@ def differences(group):
     """Differences in accuracy within an experiment, see :func:`compared`, by Welch's t, paired by seed, and over seeds and images. "resolved": p below
     0.05 after Holm's correction for the number of comparisons. None if there is nothing to compare."""
     table, spreads = [], []
-    for label, of, a, b in compared(group):
+    for label, of, a, b, seen in compared(group):
         accuracy = [runs.get("metrics.accuracy", pd.Series(dtype=float)) for runs in (a, b)]
-        both, seen = a.index.intersection(b.index), verdicts(a, b)
+        both = a.index.intersection(b.index)
         d, pairs = welch(*accuracy), paired(*(each.reindex(both) for each in accuracy))
         images = None if seen is None else crossed(100.0 * seen[0] - 100.0 * seen[1])
         spreads.append([mean_std(each)[1] for each in accuracy])
@@ -153,8 +164,7 @@ def networks(group):
     """Two networks of equal seed at a time, for the comparisons of :func:`compared`: how often the first is better, worse, or not told apart by
     McNemar's test on single images. None if there are no such pairs."""
     table = []
-    for label, of, a, b in compared(group):
-        seen = verdicts(a, b)
+    for label, of, a, b, seen in compared(group):
         found = [mcnemar(*pair) for pair in zip(*seen)] if seen else []
         told = [each.points for each in found if each.p < 0.05]
         if found:
@@ -178,7 +188,7 @@ def told_twice(group, curves: dict):
         curves: of :func:`accuracy_curves`.
     """
     table = []
-    for label, of, a, b in compared(group):
+    for label, of, a, b, _ in compared(group):
         seen = [[[accuracy for _, accuracy in curves[run_id]] for run_id in runs["run_id"] if len(curves.get(run_id, ())) > 1] for runs in (a, b)]
         if all(seen):
             for when, pick in (("last epoch", lambda curve: curve[-1]), ("best epoch", max)):
@@ -198,6 +208,8 @@ def precisions(runs):
     "equal within the spread": the 95 % interval of the paired difference lies within one sample standard deviation of the float32
     seeds either way. "differs": it excludes 0, and is not within that.
     """
+    if runs["config.precision"].nunique() < 2:
+        return []
     names = [f"config.{name}" for name in experiment(DEFAULTS) if name != "precision"]
     good, found = runs[runs["status"] == "done"], []
     for index in good[names].map(str).groupby(names, sort=False).groups.values():

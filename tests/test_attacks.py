@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from conftest import mutated
 from rmlib import UserError, attacks
 from rmlib.data import stream
-from rmlib.evaluate import unpack_bits
+from rmlib.packed import unpack_bits
 from rmlib.models import preact_resnet18
 
 

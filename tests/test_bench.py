@@ -87,3 +87,18 @@ def test_an_epoch_on_cuda_does_not_wait_for_the_host():
     sent = time.perf_counter() - begun
     step.wait()
     assert sent < 0.5 * (time.perf_counter() - begun)
+
+
+def test_the_tables_of_the_batch(monkeypatch):
+    """Every way runs the same cells, the ones beside finished cells too; one worker is the measure."""
+    from rmlib import bench_batch
+
+    monkeypatch.setattr(bench_batch, "FINISHED", 400)
+    monkeypatch.setattr(bench_batch, "CELLS", 2)
+    monkeypatch.setattr(bench_batch, "GRID", bench_batch.GRID | {"width": 2, "epochs": 1, "train_images": 50, "test_images": 20})
+    monkeypatch.setattr(bench_batch, "_ray", lambda *_: False)  # tested with clusters of its own
+    rows = {name: values for name, *values in bench_batch.batch_rows(1)}
+    assert set(rows) == {"one worker", "two workers", "two workers beside 400 finished cells"} and rows["one worker"][-1] == 1
+    for seconds, own, beside, _ in rows.values():
+        assert seconds > own > 0 and beside > 0
+    assert [(count, seconds > 0) for _, count, seconds in bench_batch.plan_rows()] == [(400, True)] * 3

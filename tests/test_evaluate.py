@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from rmlib.data import load
-from rmlib.evaluate import evaluate, evaluating, expected_calibration_error, full_precision, metrics, pack_bits, predict, sample, unpack_bits
+from rmlib.evaluate import evaluate, evaluating, expected_calibration_error, full_precision, metrics, predict, sample
+from rmlib.packed import pack_bits, unpack_bits
 from rmlib.models import preact_resnet18
 
 

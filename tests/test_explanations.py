@@ -7,7 +7,7 @@ from torch import nn
 
 from rmlib import cam, explanations, faithfulness, localization, networks, records
 from rmlib.data import load
-from rmlib.evaluate import pack_values, unpack_values
+from rmlib.packed import pack_values, unpack_values
 from rmlib.params import CamParams
 
 SMALL = dict(measured=10, perturbed=4)

@@ -35,7 +35,7 @@ def add_attacks(root, record, accuracy, attack="fgsm", eps="8/255", images=None,
 
 
 def test_the_protocol_names_real_parameters_and_the_batches_follow_it():
-    from rmlib.batch import read_batch
+    from rmlib.plan import read_batch
 
     assert set(paper.PROTOCOL) <= set(TrainParams.model_fields)
     counts = []

@@ -11,7 +11,7 @@ from scipy import stats
 from test_records import make_record, save
 
 from rmlib import UserError, pages, plots, records, report
-from rmlib.evaluate import pack_bits, pack_values
+from rmlib.packed import pack_bits, pack_values
 from rmlib.params import project_root
 from rmlib.stats import crossed, seeds_needed
 

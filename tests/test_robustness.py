@@ -7,8 +7,9 @@ from test_attacks import loud, touchy
 from test_networks import finished
 
 from rmlib import UserError, attacks, cam, explanations, masking, networks, paper, records, robustness
-from rmlib.batch import read_batch
-from rmlib.evaluate import pack_bits, sample
+from rmlib.plan import read_batch
+from rmlib.evaluate import sample
+from rmlib.packed import pack_bits
 from rmlib.params import FULL_CAM, FULL_ROBUSTNESS, CamParams, RobustnessParams, parse, project_root
 from rmlib.train import train
 
