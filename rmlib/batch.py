@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from rmlib import STOPPED, UserError, executors, records
 from rmlib.params import CELL, Params, experiment
-from rmlib.plan import ERROR, LESSONS, NEEDS, Batch, costs, duration, goes_on, source
+from rmlib.plan import LESSONS, NEEDS, Batch, costs, duration, goes_on, source
 
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # also a closed terminal
 LOCK = ".batch.lock"
@@ -142,12 +142,11 @@ def _check(batch, todo, done):
 
     for name in [*([CELL] if todo else []), *batch.lessons]:
         notebooks.check_parameters(source(name))
-    for name, root, partial in {(cell.dataset, cell.root, cell.allow_partial) for cell in todo}:
-        sources.arrays(name, root, allow_partial=partial)
-    for cell in done:
-        if cell.dataset not in sources.SIZES or cell.allow_partial:
-            images = sources.arrays(cell.dataset, cell.root, allow_partial=cell.allow_partial)
-            records.check_images(cell, images["checksum"], batch.kept[cell.folder.name].data["checksum"])
+    changeable = [cell for cell in done if cell.dataset not in sources.SIZES or cell.allow_partial]
+    asked = {(cell.dataset, cell.root, cell.allow_partial) for cell in (*todo, *changeable)}
+    found = {images: sources.arrays(images[0], images[1], allow_partial=images[2])["checksum"] for images in asked}
+    for cell in changeable:
+        records.check_images(cell, found[cell.dataset, cell.root, cell.allow_partial], batch.kept[cell.folder.name].data["checksum"])
 
 
 def _groups(cells, together):
@@ -341,7 +340,7 @@ class _Run:
         if len(ready) == 1:
             return [self._run_cell(ready[0], begun)]
         for cell in cells:
-            (cell.folder / ERROR).unlink(missing_ok=True)
+            (cell.folder / records.ERROR).unlink(missing_ok=True)
         ended = self.start(["rmlib.train", json.dumps([cell.model_dump() for cell in ready])], ready[0].threads, cells[0].folder / "log.txt",
                            [cell.folder / ".cell.lock" for cell in cells])
         return [self._after_training_together(cell, begun, ended) for cell in ready]
@@ -357,7 +356,7 @@ class _Run:
         if self.stopping or ended.code == STOPPED or not own:
             return "stopped" if goes_on(cell) else "left", reason
         with contextlib.suppress(OSError):
-            (cell.folder / ERROR).write_text(f"{reason}\n")
+            (cell.folder / records.ERROR).write_text(f"{reason}\n")
         return "failed", reason
 
     def _run_cell(self, cell, begun):
@@ -367,7 +366,7 @@ class _Run:
         folder, executed = cell.folder, cell.folder / f"{CELL}.ipynb"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for path in (folder / ERROR, executed):
+            for path in (folder / records.ERROR, executed):
                 path.unlink(missing_ok=True)
         except OSError as error:
             return "failed", f"{folder} cannot be made ({error.strerror}): choose another folder with --out"
@@ -375,9 +374,9 @@ class _Run:
         try:
             record = self.batch.record(cell)
         except UserError as error:
-            return self._failure(ended, executed, folder / ERROR, _last_line(ended.output) if ended.code else f"{error}; does a cell of the notebook change its parameters?")
+            return self._failure(ended, executed, folder / records.ERROR, _last_line(ended.output) if ended.code else f"{error}; does a cell of the notebook change its parameters?")
         if ended.code:  # trained, and then something went wrong, such as an attack
-            return self._failure(ended, executed, folder / ERROR, _last_line(ended.output))
+            return self._failure(ended, executed, folder / records.ERROR, _last_line(ended.output))
         whole = time.monotonic() - begun
         if record.status == "done" and not record.restarts:
             self.note(cell, min(record.seconds, whole), whole - min(record.seconds, whole))
@@ -390,7 +389,7 @@ class _Run:
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return "left", "not started: the time is up"
         out = self.batch.out
-        begun, executed, error, fingerprint = time.monotonic(), out / f"{name}.ipynb", out / f"{name}.{ERROR}", self.batch.fingerprint(name)
+        begun, executed, error, fingerprint = time.monotonic(), out / f"{name}.ipynb", out / f"{name}.{records.ERROR}", self.batch.fingerprint(name)
         try:
             for path in (error, executed):
                 path.unlink(missing_ok=True)

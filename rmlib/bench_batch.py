@@ -15,14 +15,14 @@ import nbformat
 import numpy as np
 import yaml
 
-from rmlib import plan, records
+from rmlib import plan, records, sources
 from rmlib.params import MIXERS, TrainParams
 
 
 FINISHED = 10_000
 
 
-def synthetic_records(folder: Path, count: int, seeds: int = 50, images: int = 100) -> None:
+def synthetic_records(folder: Path, count: int, seeds: int = 50, images: int = 100, checksum: str = "synthetic") -> None:
     """Write ``count`` records that fit together, each in its own folder: experiments, networks of one width each, of 8 methods with ``seeds`` runs, with three
     rows of history and verdicts on ``images`` test images. Nothing was trained; the files are not forced onto the disk one by one."""
     made, rng = records.environment("cpu"), np.random.default_rng(0)
@@ -34,7 +34,7 @@ def synthetic_records(folder: Path, count: int, seeds: int = 50, images: int = 1
         record = records.Record(status="done", run_id=params.run_id, config=params.config, correct=base64.b64encode(np.packbits(right)).decode(),
                                 metrics={"accuracy": 100 * right.mean(), "top5": 99.0, "nll": rng.random(), "ece": 5 * rng.random()},
                                 history=[{"epoch": epoch, "lr": 0.1, "loss": 2 / epoch} for epoch in (1, 2, 3)],
-                                data={"checksum": "synthetic", "train_images": 2000, "test_images": images, "classes": 10},
+                                data={"checksum": checksum, "train_images": 2000, "test_images": images, "classes": 10},
                                 seconds=60.0, images_per_second=100.0, peak_memory_mib=500.0, restarts=0, **made)
         path = Path(folder) / record.run_id / records.RECORD
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def batch_rows(rounds: int) -> list[list]:
         root, times = Path(scratch), {}
         grid = {"common": GRID, "grid": [{"mixer": "mixup", "seed": list(range(CELLS))}]}
         (root / "grid.yaml").write_text(yaml.safe_dump(grid))
-        synthetic_records(root / "many", FINISHED)
+        synthetic_records(root / "many", FINISHED, checksum=str(sources.arrays("shapes")["checksum"]))
         many = [{"mixer": list(MIXERS), "clean_weight": [1.0, 0.0], "width": list(range(1, FINISHED // 400 + 1)), "seed": list(range(50)), "epochs": 3, "test_images": 100}]
         (root / "many.yaml").write_text(yaml.safe_dump({"grid": many + [GRID | each for each in grid["grid"]]}))
         environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}

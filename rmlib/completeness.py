@@ -6,8 +6,6 @@ from pathlib import Path
 from rmlib import records, report
 from rmlib.params import LABELS, config_id
 
-ERROR = "error.txt"  # of a cell that failed, see rmlib.batch
-
 
 def missing(found: records.Collection) -> list[str]:
     """A line for everything that is missing in a collection; [] if it is complete."""
@@ -67,7 +65,7 @@ def why(folder: Path) -> str:
     if (folder / records.RECORD).exists():
         return "its record is left out"
     try:
-        return f"status failed: {(folder / ERROR).read_text().splitlines()[0].strip()}"
+        return f"status failed: {(folder / records.ERROR).read_text().splitlines()[0].strip()}"
     except (OSError, UnicodeDecodeError):
         pass
     except IndexError:

@@ -90,22 +90,27 @@ def build(root: Path, folder: Path, tables: dict | None = None, missing: list[st
     root, folder, runs = found.folder, Path(folder), report.runs_below(found)
     tables = report.tables(found) if tables is None else tables
     report.write_tables(tables, found, folder / "tables")
-    paths = [path for path in sorted(root.rglob("*.ipynb")) if path.stem in NOTEBOOKS and ".ipynb_checkpoints" not in path.parts]
-    pages = {path: "-".join(path.relative_to(root).with_suffix(".html").parts) for path in paths}
-    lessons = [path for path in paths if path.stem != CELL]
-    links = [("report", "index.html"), *((_title(path), pages[path]) for path in lessons)]
+    problems, books = [line.replace(f"{root}/", "") for line in found.problems], {}  # no machine path where it can be helped
+    for path in sorted(root.rglob("*.ipynb")):
+        if path.stem in NOTEBOOKS and ".ipynb_checkpoints" not in path.parts:
+            try:
+                books[path] = nbformat.read(path, as_version=4)
+            except (ValueError, OSError):  # its process was killed while it was written
+                problems.append(f"{path.relative_to(root)} is damaged: it has no page; its record, if there is one, counts all the same")
+    pages = {path: "-".join(path.relative_to(root).with_suffix(".html").parts) for path in books}
+    lessons = [path for path in books if path.stem != CELL]
+    links = [("report", "index.html"), *((_title(path, books[path]), pages[path]) for path in lessons)]
     targets = {f"{path.stem}.ipynb": pages[path] for path in lessons} | {f"{CELL}.ipynb": "index.html#runs"}
     for path, page in pages.items():
-        body = notebook_html(nbformat.read(path, as_version=4))
+        body = notebook_html(books[path])
         for name, target in targets.items():
             body = body.replace(f'href="{name}"', f'href="{target}"')
-        records.atomic_write(folder / page, _page(_title(path), links, body).encode())
+        records.atomic_write(folder / page, _page(_title(path, books[path]), links, body).encode())
     title = f"Report: {root.resolve().name}"
     text = "\n".join(f"## {HEADINGS[kind]}\n\n" + "\n".join(f"{words}:\n\n{report.render(table)}" for words, table in several)
                      for kind, several in tables.items() if several)
     heads, cells = _cells(runs, {path.parent.name: page for path, page in pages.items() if path.stem == CELL})
-    problems = [line.replace(f"{root}/", "") for line in found.problems]  # no machine path where it can be helped
-    body = INDEX.render(title=title, runs=len(runs), problems=problems, missing=completeness.missing(found) if missing is None else missing, lessons=[(pages[path], path.stem, _question(path)) for path in lessons],
+    body = INDEX.render(title=title, runs=len(runs), problems=problems, missing=completeness.missing(found) if missing is None else missing, lessons=[(pages[path], path.stem, _question(books[path])) for path in lessons],
                         tables=markdown2html(text), heads=heads, cells=cells)
     records.atomic_write(folder / "index.html", _page(title, links, body).encode())
     return folder / "index.html"
@@ -136,15 +141,15 @@ def _page(title, links, body):
     return PAGE.render(title=title, links=links, body=body, pygments=HtmlFormatter(style="default").get_style_defs(".highlight"))
 
 
-def _title(path):
+def _title(path, notebook):
     """'1. The method' of a notebook's first heading, cut at the colon, or its name."""
-    first = nbformat.read(path, as_version=4).cells[0].source
+    first = notebook.cells[0].source
     heading = re.match(r"# (.+)", first)
     return heading[1].split(":")[0] if heading else path.stem
 
 
-def _question(path):
-    found = re.search(r"\*\*Question\.\*\* (.+)", nbformat.read(path, as_version=4).cells[0].source)
+def _question(notebook):
+    found = re.search(r"\*\*Question\.\*\* (.+)", notebook.cells[0].source)
     return found[1] if found else ""
 
 

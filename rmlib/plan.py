@@ -28,7 +28,6 @@ from rmlib.params import CELL, NOTEBOOKS, DataParams, NetworksParams, Params, Tr
 # what must have ended before a notebook starts
 NEEDS = {"01_method": (), CELL: (), "03_robustness": (CELL,), "04_cam": (CELL,), "05_results": (CELL, "03_robustness", "04_cam")}
 LESSONS = tuple(name for name in NEEDS if name != CELL)
-ERROR, PLAN = "error.txt", "plan.json"
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -75,7 +74,7 @@ class Batch:
                 return "damaged"
             if not (cell.robustness and record.status == "done") or records.measured_to_the_end(folder):
                 return "done"
-        if (folder / ERROR).exists():
+        if (folder / records.ERROR).exists():
             return "failed"
         return "partial" if goes_on(cell) else "new"
 
@@ -98,7 +97,7 @@ class Batch:
                 return "done"
         except OSError:
             pass
-        return "failed" if (self.out / f"{name}.{ERROR}").exists() else "new"
+        return "failed" if (self.out / f"{name}.{records.ERROR}").exists() else "new"
 
     def plan(self) -> list[tuple[str, str, Optional[TrainParams]]]:
         """What a run would do, as (state, text, cell or None): every cell, then every other notebook; one that looks at something that
@@ -136,8 +135,8 @@ class Batch:
         cells = ",\n  ".join(json.dumps({"run_id": cell.folder.name, "label": self.label(cell), "config": cell.config, "robustness": cell.robustness})
                              for cell in self.cells)
         head = {"schema_version": 1, "name": self.name, "file": self.file, "options": options, "notebooks": list(self.lessons)}
-        records.atomic_write(self.out / PLAN, f'{json.dumps(head)[:-1]}, "cells": [\n  {cells}\n]}}\n'.encode())
-        return self.out / PLAN
+        records.atomic_write(self.out / records.PLAN, f'{json.dumps(head)[:-1]}, "cells": [\n  {cells}\n]}}\n'.encode())
+        return self.out / records.PLAN
 
 
 def goes_on(cell: TrainParams) -> bool:

@@ -30,6 +30,7 @@ from rmlib.params import ADDED, TrainParams, complete, config_id, project_root
 RECORD, CHECKPOINT, PREVIOUS = "record.json", "checkpoint.pt", "checkpoint.previous.pt"  # of a run that has ended; of one that goes on, and the one before
 WEIGHTS = "weights.safetensors"
 PLAN = "plan.json"  # beside the runs' folders: the cells of the batch that was run there
+ERROR = "error.txt"  # of a cell or a lesson that failed: why, and what was printed
 KINDS = ("attacks", "cam", "corruptions")  # of measurements on a trained network
 KEPT = "maps"  # the measure in cam.json that ends :func:`rmlib.robustness.after_training`: small maps for figures
 

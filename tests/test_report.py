@@ -373,6 +373,9 @@ def test_the_site_is_whole(tmp_path):
     assert method.count("<math") == 2 and "$$" not in method and "$HOME" in method and "42 &lt;b&gt;" in method and "<td>2</td>" in method
     assert "01_method.html" in found[f"{record.run_id}-02_training.html"].links, "links between notebooks lead to their pages"
     assert pages.build(root, root / "report") == index and len(list((root / "report").glob("*.html"))) == 3, "made again, nothing piles up"
+    whole = next(root.rglob("02_training.ipynb"))
+    whole.write_text(whole.read_text()[:500])  # its process was killed while it was written
+    assert "02_training.ipynb is damaged: it has no page" in pages.build(root, root / "report").read_text()
 
 
 @pytest.mark.parametrize("document", ["README.md", "results/README.md"])
