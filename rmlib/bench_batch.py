@@ -43,6 +43,7 @@ def synthetic_records(folder: Path, count: int, seeds: int = 50, images: int = 1
 
 GRID = {"dataset": "shapes", "width": 8, "epochs": 3, "train_images": 1250, "test_images": 500, "eval_every": 0}  # cells of some ten seconds on one thread
 CELLS = 4
+RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}  # a cluster for one measurement on this machine
 
 
 def batch_rows(rounds: int) -> list[list]:
@@ -55,7 +56,7 @@ def batch_rows(rounds: int) -> list[list]:
         synthetic_records(root / "many", FINISHED, checksum=str(sources.arrays("shapes")["checksum"]))
         many = [{"mixer": list(MIXERS), "clean_weight": [1.0, 0.0], "width": list(range(1, FINISHED // 400 + 1)), "seed": list(range(50)), "epochs": 3, "test_images": 100}]
         (root / "many.yaml").write_text(yaml.safe_dump({"grid": many + [GRID | each for each in grid["grid"]]}))
-        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+        environment = os.environ | RAY_ENVIRONMENT
         ways = {"one worker": ("grid", 1, ()), "two workers": ("grid", 2, ()), f"two workers beside {FINISHED} finished cells": ("many", 2, ())}
         started = importlib.util.find_spec("ray") is not None and _ray("start", "--head", "--port=6399", "--num-cpus=2", "--include-dashboard=false")
         if started:
@@ -83,7 +84,7 @@ def batch_rows(rounds: int) -> list[list]:
 
 def _ray(*words):
     """Run Ray's own command; whether it worked."""
-    return subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    return subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], env=os.environ | RAY_ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def _ids(grid, out):

@@ -189,7 +189,7 @@ class Ray:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", **({} if address else {"include_dashboard": False}))
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0][:100]}); start one with "
-                            "`ray start --head`, or leave --address out for one on this machine") from None
+                            "`ray start --head`, or leave --address out for one on this machine; one that wants a token answers to --address auto, or with RAY_AUTH_MODE=token") from None
         found = ray.cluster_resources()
         cpus, gpus = found.get("CPU", 0), found.get("GPU", 0)
         share = 1 / per_gpu if device == "cuda" or (device == "auto" and gpus) else 0

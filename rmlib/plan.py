@@ -256,21 +256,29 @@ def costs(batch: Batch) -> dict[str, Cost]:
             config, hardware = complete(record["config"]), record["hardware"].get("gpu") or record["hardware"]["cpu"]
             row = hardware == here, hardware, record["seconds"], _seconds_after(path.parent), record["peak_memory_mib"]
             known[_kind(config)].append(row)
-            alike[_speed(config)].append((row, record["seconds"] / (config["epochs"] * record["data"]["train_images"] * (1 + bool(config["clean_weight"])))))
+            alike[_speed(config)].append((*row, record["seconds"] / (config["epochs"] * record["data"]["train_images"] * (1 + bool(config["clean_weight"])))))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-    found = {}
+    known, alike, found = _middle(known), _middle(alike), {}
     for cell in batch.cells:
         config = complete(cell.config)
-        if rows := known.get(_kind(config)):
-            best = [row for row in rows if row[0] == max(row[0] for row in rows)]
-            after = [row[3] for row in best if row[3]] if cell.robustness else []
-            seconds = statistics.median(row[2] for row in best) + (statistics.median(after) if after else 0)
-            found[cell.folder.name] = Cost(seconds, max(row[4] for row in best), best[0][1], bool(after) or not cell.robustness)
-        elif cell.train_images and (rows := alike.get(_speed(config))):
-            best = [(row, unit) for row, unit in rows if row[0] == max(row[0] for row, _ in rows)]
-            seconds = statistics.median(unit for _, unit in best) * cell.epochs * cell.train_images * (1 + bool(cell.clean_weight))
-            found[cell.folder.name] = Cost(seconds, max(row[4] for row, _ in best), best[0][0][1], False)
+        if row := known.get(_kind(config)):
+            hardware, seconds, after, memory = row
+            found[cell.folder.name] = Cost(seconds + (after if cell.robustness else 0), memory, hardware, bool(after) or not cell.robustness)
+        elif cell.train_images and (row := alike.get(_speed(config))):
+            hardware, *_, memory, unit = row
+            found[cell.folder.name] = Cost(unit * cell.epochs * cell.train_images * (1 + bool(cell.clean_weight)), memory, hardware, False)
+    return found
+
+
+def _middle(groups):
+    """Of each group the rows of this machine's hardware, or all if there are none: (hardware, medians of seconds, of seconds after it, largest memory, ...)."""
+    found = {}
+    for key, rows in groups.items():
+        here = any(row[0] for row in rows)
+        _, hardware, seconds, after, memory, *unit = zip(*(row for row in rows if row[0] == here))
+        after = [each for each in after if each]
+        found[key] = hardware[0], statistics.median(seconds), statistics.median(after) if after else 0.0, max(memory), *map(statistics.median, unit)
     return found
 
 

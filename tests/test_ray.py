@@ -32,8 +32,8 @@ def two_nodes():
 
 @pytest.fixture
 def quiet(monkeypatch):
-    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_DEDUP_LOGS"):
-        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray writes a token into the user's home
 
 
 def began():
