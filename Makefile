@@ -14,7 +14,7 @@ study: env  ## the whole study on the built-in images: five notebooks, a grid of
 	$(BIN) -m rmlib batch $(BATCHES)/quick.yaml
 
 test: env  ## pytest, and nbval over the notebooks
-	$(BIN) -m pytest tests notebooks --numprocesses auto --maxprocesses 4 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=180
+	$(BIN) -m pytest tests notebooks --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=180
 
 MINUTES =
 gpu: env  ## on a GPU: its tests, what is fast there, then `make grid`; MINUTES=25 limits the grid alone: no network is begun that will not end in time

@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 
-from rmlib import UserError, records
+from rmlib import Stopped, UserError, records
 from rmlib.params import NOTEBOOKS, nearest
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -36,9 +37,11 @@ def source_hash(notebook) -> str:
 def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     """Execute a notebook into ``target``, without paths of this machine in its metadata.
 
-    What the notebook prints is printed here, too, as it comes. A kernel that does not start is tried again.
+    What the notebook prints is printed here, too, as it comes. A kernel that does not start is tried again. SIGTERM and Ctrl-C interrupt the cell
+    that is executed (see :func:`_end_kernel`) and start no other.
 
     Raises:
+        Stopped: told to end between two cells; in a cell it is the cell's own error.
         UserError: the notebook is missing, or a cell failed (the executed copy shows which).
     """
     import papermill
@@ -51,15 +54,29 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     # Plain TCP warns in every kernel since ipykernel 7.3. The wait lets a training that is told to end write its checkpoint.
     kernels = Config({"KernelManager": {"transport_encryption": "auto", "shutdown_wait_time": 60.0}})
+    ending = threading.Event()
+
+    def end(*_):
+        if not ending.is_set():
+            ending.set()
+            threading.Thread(target=_end_kernel, daemon=True).start()
+
+    def not_after_the_end(**_):
+        if ending.is_set():
+            raise Stopped("stopped between two cells of the notebook")
+
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None  # SIGTERM ends the kernel as Ctrl-C does
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT) if main}
     try:
         for attempt, pause in enumerate((*BACKOFF, None), 1):
             try:
                 papermill.execute_notebook(os.path.relpath(source), str(target), parameters, kernel_name="python3", progress_bar=False,
-                                           config=kernels, stdout_file=sys.stdout, stderr_file=sys.stdout)
+                                           config=kernels, stdout_file=sys.stdout, stderr_file=sys.stdout,
+                                           on_cell_start=not_after_the_end)
                 break
             except (RuntimeError, ZMQError) as error:
+                if ending.is_set():
+                    raise Stopped("stopped with the notebook") from None
                 if isinstance(error, DeadKernelError) or not _never_began(Path(target)):
                     raise
                 if pause is None:
@@ -71,10 +88,20 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     except papermill.PapermillExecutionError as error:
         raise UserError(f"{error.ename}: {error.evalue} (cell {error.exec_count} of {target})") from error
     finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         with contextlib.suppress(ValueError, OSError):  # it could not be written to its end: told by what stopped it
             tidy(Path(target))
+
+
+def _end_kernel():
+    """Interrupt what the kernel executes, as Ctrl-C would: a training ends with a checkpoint, and papermill sees a cell that failed. (An exception
+    in this process instead would tear papermill's event loop at a random place, with the kernel left behind.) A kernel deaf to it is killed."""
+    for pause, number in ((0, signal.SIGINT), (15, signal.SIGINT), (45, signal.SIGKILL)):  # the second for one that fell between two cells
+        time.sleep(pause)
+        for process in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
 
 
 def _never_began(target):

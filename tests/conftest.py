@@ -31,6 +31,14 @@ def pytest_unconfigure(config):
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
+SLOW = ("test_ray.py", "test_faults.py", "test_batch.py", "02_training.ipynb", "test_step.py", "test_attacks.py", "03_robustness.ipynb")
+
+
+def pytest_collection_modifyitems(items):
+    """The slow files first, so that they run side by side and nobody waits for the last one alone."""
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
+
+
 def pytest_runtest_setup(item):
     if "cuda" in item.keywords:
         import torch
