@@ -23,6 +23,7 @@ PATIENCE = GRACE + 45  # seconds to wait for what an earlier parent left behind
 
 def main(locks: list[str], module: str, arguments: list[str]) -> None:
     """Hold the locks and run a module as a program, while the parent lives."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray's workers block SIGINT, and kernels would inherit that: an interrupted training could not hear it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.ExitStack() as held:
         for path in map(Path, locks):

@@ -18,7 +18,11 @@ assert settings.seed != 1 or os.path.exists({mended!r}), "seed 1 does not work"
 if settings.seed == 2 and not os.path.exists({mended!r}):
     os.kill(os.getpid(), 9)
 if settings.seed == 3:
-    time.sleep(0 if os.path.exists({mended!r}) else 100)
+    try:
+        time.sleep(0 if os.path.exists({mended!r}) else 100)
+    except KeyboardInterrupt:
+        open("interrupted.txt", "w").close()
+        raise
 if settings.seed == 6 and not os.path.exists({mended!r}):  # deaf to everything but SIGKILL
     import signal
     for number in (signal.SIGINT, signal.SIGTERM):

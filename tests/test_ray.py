@@ -106,6 +106,7 @@ def test_on_a_cluster_of_its_own_failures_are_told_and_ctrl_c_ends_well(project,
     _, errors = driver.communicate(timeout=90)
     assert driver.returncode == 130 and "the same command goes on" in errors
     until(lambda: not process.is_running(), 30)
+    assert Path("interrupted.txt").exists(), "a training hears it and writes its checkpoint; it is not killed"
 
 
 def test_what_a_cluster_cannot_do_is_told_in_one_line(project, quiet):
