@@ -1,10 +1,12 @@
 """Speed of the study's own machinery: what a batch costs beside its notebooks, several workers, Ray, and plans and reports over many records."""
 
 import base64
+import contextlib
 import importlib.util
 import itertools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,6 @@ import yaml
 
 from rmlib import plan, records, sources
 from rmlib.params import MIXERS, TrainParams
-
 
 FINISHED = 10_000
 
@@ -57,34 +58,43 @@ def batch_rows(rounds: int) -> list[list]:
         many = [{"mixer": list(MIXERS), "clean_weight": [1.0, 0.0], "width": list(range(1, FINISHED // 400 + 1)), "seed": list(range(50)), "epochs": 3, "test_images": 100}]
         (root / "many.yaml").write_text(yaml.safe_dump({"grid": many + [GRID | each for each in grid["grid"]]}))
         environment = os.environ | RAY_ENVIRONMENT
-        ways = {"one worker": ("grid", 1, ()), "two workers": ("grid", 2, ()), f"two workers beside {FINISHED} finished cells": ("many", 2, ())}
-        started = importlib.util.find_spec("ray") is not None and _ray("start", "--head", "--port=6399", "--num-cpus=2", "--include-dashboard=false")
-        if started:
-            ways["two on Ray"] = ("grid", 2, ("--executor", "ray", "--address", "127.0.0.1:6399"))
-        try:
+        ways = {"one worker": ("grid", 1, None), "two workers": ("grid", 2, None), f"two workers beside {FINISHED} finished cells": ("many", 2, None)}
+        with _ray_cluster() as address:
+            if address:
+                ways["two on Ray"] = ("grid", 2, address)
             for _ in range(rounds):
-                for name, (file, workers, options) in ways.items():
+                for name, (file, workers, address) in ways.items():
                     out = root / ("many" if file == "many" else "out")
                     for run_id in _ids(root / "grid.yaml", out):
                         shutil.rmtree(out / run_id, ignore_errors=True)
                     begun = time.perf_counter()
                     code = ("import sys; from rmlib import batch, plan; "
-                            f"found = batch.run_batch(plan.read_batch(sys.argv[1], sys.argv[2]), workers={workers}, executor={'ray' if options else 'local'!r}, "
-                            f"address={options[-1] if options else None!r}, log=lambda line: None); sys.exit(found['failed'] + found['left'])")
+                            f"found = batch.run_batch(plan.read_batch(sys.argv[1], sys.argv[2]), workers={workers}, executor={'ray' if address else 'local'!r}, "
+                            f"address={address!r}, log=lambda line: None); sys.exit(found['failed'] + found['left'])")
                     subprocess.run([sys.executable, "-c", code, str(root / f"{file}.yaml"), str(out)], check=True, env=environment, stdout=subprocess.DEVNULL)
                     seconds = time.perf_counter() - begun
                     own = [sum(cell.metadata.papermill.duration or 0 for cell in nbformat.read(out / run_id / "02_training.ipynb", 4).cells) for run_id in _ids(root / "grid.yaml", out)]
                     times.setdefault(name, []).append((seconds, sum(own) / CELLS, (seconds * workers - sum(own)) / CELLS))
-        finally:
-            if started:
-                _ray("stop")
         middle = {name: np.median(values, axis=0) for name, values in times.items()}
         return [[name, *values, middle["one worker"][0] / values[0]] for name, values in middle.items()]
 
 
-def _ray(*words):
-    """Run Ray's own command; whether it worked."""
-    return subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], env=os.environ | RAY_ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+@contextlib.contextmanager
+def _ray_cluster(seconds=60):
+    """The address of a Ray cluster of this machine's own, for two cells; None where Ray is not installed or does not start."""
+    if importlib.util.find_spec("ray") is None:
+        yield None
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+    cluster = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *words], env=os.environ | RAY_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        yield f"127.0.0.1:{port}" if any("Ray runtime started" in line for line in cluster.stdout) else None
+    finally:
+        cluster.terminate()
+        cluster.communicate(timeout=seconds)
 
 
 def _ids(grid, out):
