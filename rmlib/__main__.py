@@ -196,11 +196,12 @@ def run_batch(options) -> int:
     if options.dry_run:
         print(plan.describe(batch, options.workers or batches.default_workers(batch, executors.chosen_gpus(options.gpus) if options.gpus else (), options.per_gpu)))
         return 0
-    told = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in ("executor", "per_gpu", "together", "timeout") if getattr(options, name) not in (None, 1, "local")]
+    told = [word for name, usual in (("per_gpu", 1), ("together", 1), ("timeout", None)) if getattr(options, name) != usual
+            for word in (f"--{name.replace('_', '-')}", f"{getattr(options, name):g}")]  # what is right on another machine, too
     counts = batches.run_batch(batch, workers=options.workers, only_failed=options.only_failed, keep_going=options.keep_going, max_minutes=options.max_minutes,
                                timeout=options.timeout, min_images_per_second=options.min_images_per_second, together=options.together, compiled=options.compile,
                                gpus=options.gpus, per_gpu=options.per_gpu, executor=options.executor, address=options.address,
-                               options=(*told, *(["--compile"] if options.compile else [])), log=lambda line: print(line, flush=True), live=sys.stderr.isatty())
+                               options=(*told, *["--compile"] * options.compile), log=lambda line: print(line, flush=True), live=sys.stderr.isatty())
     print(f"\n{', '.join(f'{count} {state}' for state, count in counts.items())}\n")
     if any(batch.state(cell) == "done" for cell in batch.cells):
         make_report(batch.out, batch.out / "report")

@@ -62,7 +62,7 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
         gpus, per_gpu: see :func:`rmlib.executors.chosen_gpus`; processes that share a GPU.
         executor, address: "local", or "ray" with the address of a cluster (see :class:`rmlib.executors.Ray`).
         log: called with one line for each event. live: also keep a status line at the bottom of the terminal.
-        options: of the command line, for the plan's file.
+        options: of the command line, for the plan's file, where cells are run.
 
     Raises:
         UserError: another batch works in this folder, it cannot be written, data are missing or others than before, no such GPU or cluster.
@@ -72,13 +72,12 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
         for cell in batch.cells:
             if states[cell.folder.name] == "damaged":
                 log(_set_aside(batch, cell))
-                states[cell.folder.name] = batch.state(cell)
-        wanted = ("failed",) if only_failed else ("failed", "partial", "new")
+        wanted = ("failed", "damaged") if only_failed else ("failed", "damaged", "partial", "new")
         todo = [cell for cell in batch.cells if states[cell.folder.name] in wanted]
         _check(batch, todo, [cell for cell in batch.cells if states[cell.folder.name] == "done"])
         asked = {"compiled": compiled or None, "min_images_per_second": min_images_per_second}
         asked = {name: value for name, value in asked.items() if value is not None}
-        plan = batch.write(list(options))
+        plan = batch.write(list(options) if todo else None)
         if executor == "ray":
             places = executors.Ray(address, plan, max(cell.threads for cell in batch.cells), batch.cells[0].device, per_gpu, workers)
         else:
@@ -171,7 +170,8 @@ def _unit(cells):
 
 
 class Progress:
-    """What has become of the units of work: counts, one line for each event, and how long the rest will take."""
+    """What has become of the units of work: counts, one line for each event, and how long the rest will take. Nobody needs to listen: a terminal
+    or pipe that is gone costs these lines and nothing else."""
 
     def __init__(self, counts: dict, expected: dict, places: int, log, live: bool):
         self.counts, self.expected, self.places, self.log = counts, expected, places, log  # expected: unit -> seconds or None, of what has not ended
@@ -200,7 +200,8 @@ class Progress:
     def tell(self, text):
         """One line, after where the batch stands."""
         self._show("")
-        self.log(f"[{self.state()}] {text}")
+        with contextlib.suppress(OSError, ValueError):
+            self.log(f"[{self.state()}] {text}")
 
     def state(self) -> str:
         """'12 done, 2 running, 1 failed, 30 to go, about 14 min left'."""
@@ -225,8 +226,9 @@ class Progress:
 
     def _show(self, text):
         """Make the status line anew."""
-        if self.live:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):
+            if self.live:
+                print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
     def close(self):
         self.closed.set()
@@ -268,14 +270,11 @@ class _Run:
                     unit = futures.pop(future)
                     future.result()
                     order.done(unit)
-        except KeyboardInterrupt:
+        except BaseException as reason:
             self.stopping = True
-            self.progress.tell("interrupted: ending the running cells with a checkpoint; the same command goes on from here")
-            self.executor.stop()
-            raise
-        except BaseException:  # an error of this program: what runs is not waited for until its end
-            self.stopping = True
-            self.executor.stop()
+            self.executor.stop()  # also after an error of this program: what runs is not waited for until its end
+            if isinstance(reason, KeyboardInterrupt):
+                self.progress.tell("interrupted: ending the running cells with a checkpoint; the same command goes on from here")
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -339,8 +338,11 @@ class _Run:
         begun = time.monotonic()
         if len(ready) == 1:
             return [self._run_cell(ready[0], begun)]
-        for cell in cells:
-            (cell.folder / records.ERROR).unlink(missing_ok=True)
+        try:
+            for cell in cells:
+                _begin(cell)
+        except OSError as error:
+            return [("failed", f"{cells[0].folder.parent} cannot be written ({error.strerror}): choose another folder with --out")] * len(cells)
         ended = self.start(["rmlib.train", json.dumps([cell.model_dump() for cell in ready])], ready[0].threads, cells[0].folder / "log.txt",
                            [cell.folder / ".cell.lock" for cell in cells])
         return [self._after_training_together(cell, begun, ended) for cell in ready]
@@ -365,9 +367,7 @@ class _Run:
 
         folder, executed = cell.folder, cell.folder / f"{CELL}.ipynb"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for path in (folder / records.ERROR, executed):
-                path.unlink(missing_ok=True)
+            _begin(cell)
         except OSError as error:
             return "failed", f"{folder} cannot be made ({error.strerror}): choose another folder with --out"
         ended = self.execute(CELL, executed, cell, cell.threads, folder / "log.txt", folder / ".cell.lock")
@@ -377,12 +377,12 @@ class _Run:
             return self._failure(ended, executed, folder / records.ERROR, _last_line(ended.output) if ended.code else f"{error}; does a cell of the notebook change its parameters?")
         if ended.code:  # trained, and then something went wrong, such as an attack
             return self._failure(ended, executed, folder / records.ERROR, _last_line(ended.output))
+        (folder / records.UNFINISHED).unlink(missing_ok=True)
         whole = time.monotonic() - begun
-        if record.status == "done" and not record.restarts:
+        if not record.restarts:
             self.note(cell, min(record.seconds, whole), whole - min(record.seconds, whole))
-        accuracy = f"{record.metrics['accuracy']:.2f} %" if record.status == "done" else record.status
         low = paper.below_band(record)
-        return "done", f"{accuracy} after {whole:.0f} s" + (f"; {low}" if low else "")
+        return "done", f"{record.metrics['accuracy']:.2f} % after {whole:.0f} s" + (f"; {low}" if low else "")
 
     def _run_lesson(self, name):
         """Run one of the other notebooks; its mark is written when it came to its end. Returns (outcome, one line of text)."""
@@ -421,6 +421,14 @@ class _Run:
 
 def _interrupt(*_):
     raise KeyboardInterrupt
+
+
+def _begin(cell):
+    """Mark a cell as one whose notebook has not come to its end, and take away what an earlier attempt left."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    (cell.folder / records.UNFINISHED).touch()
+    for name in (records.ERROR, f"{CELL}.ipynb"):
+        (cell.folder / name).unlink(missing_ok=True)
 
 
 def _kind(cell):

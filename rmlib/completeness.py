@@ -29,7 +29,7 @@ def read_plan(path: Path) -> dict | None:
     try:
         plan = json.loads(path.read_text())
         return plan if plan["schema_version"] == 1 and all(isinstance(cell["run_id"], str) and cell["label"] for cell in plan["cells"]) else None
-    except (*records.DAMAGE, KeyError, OSError):
+    except (*records.DAMAGE, OSError):
         return None
 
 

@@ -29,7 +29,7 @@ from rmlib import STOPPED, UserError
 from rmlib.child import GRACE
 
 HANDED_ON = ("RMLIB_DATA", "RMLIB_CACHE", "RMLIB_RUNS", "RMLIB_MIRROR", "RMLIB_OFFLINE")  # of the environment, to other machines
-LOST = 3  # times that Ray gives a job to another worker when the one before was lost
+LOST = (2, 10, 30)  # seconds before a job whose worker or machine was lost is given to another one, each time longer: a cluster needs some to notice
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,18 @@ def _kill(process):
 
 def _listen(stream, log, lines):
     """Keep the last lines of a stream, and all of them in a file as far as it can be written: a full disk costs the log, not the job."""
-    with contextlib.ExitStack() as stack:
-        file = None
+    file = None
+    with contextlib.suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = open(log, "ab", buffering=0)
+    for line in stream:
+        lines.append(line.rstrip())
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.write(line.encode(errors="replace"))
+    if file is not None:
         with contextlib.suppress(OSError):
-            log.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(log, "a"))
-        for line in stream:
-            lines.append(line.rstrip())
-            if file is not None:
-                with contextlib.suppress(OSError):
-                    file.write(line)
-                    file.flush()
+            file.close()
 
 
 class Local:
@@ -166,7 +167,7 @@ class Ray:
     """The nodes of a Ray cluster, which all see the folder of results under the same path.
 
     Args:
-        address: of a running cluster, such as auto or 10.0.0.1:6379; None starts one on this machine.
+        address: of a running cluster, such as auto or 10.0.0.1:6379; None starts one on this machine, also beside another.
         plan: a file in the folder of results, by which a node shows that it sees the same folder.
         threads: of a job. device: of its cells: cpu, cuda, or auto for a GPU where the cluster has any. per_gpu: jobs that share one.
         workers: jobs at the same time; None: as many as the cluster takes.
@@ -186,7 +187,7 @@ class Ray:
         try:
             if found := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address or ""):  # Ray itself would try for minutes
                 socket.create_connection((found[1], int(found[2])), timeout=10).close()
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **({} if address else {"include_dashboard": False}))
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else {"include_dashboard": False}))
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0][:100]}); start one with "
                             "`ray start --head`, or leave --address out for one on this machine; one that wants a token answers to --address auto, or with RAY_AUTH_MODE=token") from None
@@ -198,22 +199,30 @@ class Ray:
             self.close()
             raise UserError(f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs: too little for a cell of {threads} threads with device={device!r}")
         self.places = workers or fits
-        self.start = ray.remote(num_cpus=threads, num_gpus=share, max_retries=LOST)(_on_a_node).remote
+        self.start = ray.remote(num_cpus=threads, num_gpus=share, max_retries=0)(_on_a_node).remote  # tried again below: Ray itself would never give up a job without memory
 
     def run(self, job: Job) -> Ended:
-        if self.stopping.is_set():
-            return Ended(STOPPED, "not started")
-        handed_on = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
-        reference = self.start(job, handed_on, str(self.plan.resolve()), self.plan.read_bytes())
-        self.running.add(reference)
-        try:
-            return self.ray.get(reference)
-        except self.ray.exceptions.TaskCancelledError:
-            return Ended(STOPPED, "stopped")
-        except self.ray.exceptions.RayError as error:
-            return Ended(1, f"Ray lost it {LOST + 1} times: {str(error).splitlines()[0]}")
-        finally:
-            self.running.discard(reference)
+        handed_on, errors = {name: os.environ[name] for name in HANDED_ON if name in os.environ}, self.ray.exceptions
+        for pause in (0, *LOST):
+            if self.stopping.wait(pause):
+                return Ended(STOPPED, "not started")
+            reference = self.start(job, handed_on, str(self.plan.resolve()), self.plan.read_bytes())
+            self.running.add(reference)
+            if self.stopping.is_set():  # between the two lines before
+                self.ray.cancel(reference)
+            try:
+                return self.ray.get(reference)
+            except errors.TaskCancelledError:
+                return Ended(STOPPED, "stopped")
+            except errors.OutOfMemoryError:
+                return Ended(1, "a machine of the cluster had no memory left: run fewer cells at the same time, or smaller ones")
+            except errors.RayTaskError as error:
+                return Ended(1, f"a machine of the cluster cannot run it: {str(error).strip().splitlines()[-1]}")
+            except errors.RayError as error:  # its worker or machine is gone
+                lost = str(error).strip().splitlines()[0]
+            finally:
+                self.running.discard(reference)
+        return Ended(1, f"lost with its worker or machine {1 + len(LOST)} times: {lost}")
 
     def stop(self):
         self.stopping.set()
@@ -225,7 +234,9 @@ class Ray:
 
 
 def _on_a_node(job, environment, plan, content, patience=10.0):
-    """A job on a node of the cluster, if the node sees the batch's folder."""
+    """A job on a node of the cluster, if the node sees project and folder of the batch."""
+    if not Path(job.folder).is_dir():
+        return Ended(1, f"a machine of the cluster has no folder {job.folder}: project and --out must lie under one path on all machines")
     begun = time.monotonic()
     while time.monotonic() - begun < patience:  # a network file system may be late by some seconds
         with contextlib.suppress(OSError):

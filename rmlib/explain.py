@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rmlib import UserError, completeness, origin, paper, records, report
 from rmlib.cells import cells_of, is_value, select, showing
-from rmlib.params import CELL, LABELS, METHOD, TrainParams, complete, method_name, nearest, results_dir
+from rmlib.params import CELL, LABELS, TrainParams, complete, method_name, nearest, results_dir
 from rmlib.stats import mean_std
 
 NOTEBOOK = {"attacks": "03_robustness", "corruptions": "03_robustness", "cam": "04_cam"}  # that measures a kind
@@ -123,6 +123,14 @@ def _recomputed(cell, sides):
 
 def _sides(found, cell):
     """({side: {run_id: value}}, how the cell was made of them)."""
+    behind = cell.table.attrs.get(origin.BEHIND, [])
+    if cell.kind in ("differences", "networks"):
+        (sides,) = behind[cell.row].values()
+        return sides, "from the accuracies of these runs (in percent, A before B), their spread, and their number; p corrected for the other rows of the table:"
+    if cell.kind == "costs":
+        sides = cell.sides or behind[cell.row]["sum"]
+        hours = ", ".join(f"{sum(values.values()):.4f} of {name}" for name, values in sides.items())
+        return sides, "images per second of training, of each run:" if "" in sides else f"hours, {hours} together, of each run:"
     if cell.sides:
         sides, count = cell.sides, sum(map(len, cell.sides.values()))
         if not count:
@@ -130,8 +138,6 @@ def _sides(found, cell):
         if len(sides) == 2:
             return sides, f"mean of {' minus mean of '.join(sides)}, over pairs of runs"
         return sides, f"mean{' and sample standard deviation' if count > 1 else ''} of {count} value{'s' if count > 1 else ''}, one for each network:"
-    if cell.kind in ("differences", "networks"):
-        return _both_sides(found, cell)
     if cell.kind == "claims":
         claim, runs = paper.CLAIMS[cell.row], paper.under_protocol(found.runs)
         sides = {_side(*side): paper.by_run(paper.values(runs, found.tables["attacks"], claim.metric, claim.dataset, *side)) for side in (claim.a, claim.b)}
@@ -142,50 +148,13 @@ def _sides(found, cell):
         dataset = next(name for name, label in paper.DATASETS.items() if label == row["dataset"])
         sides = {LABELS[mixer]: paper.by_run(paper.values(runs, found.tables["attacks"], "accuracy", dataset, mixer, 1.0)) for mixer in paper.METHODS}
         return sides, "fitted to the curves of accuracy over sizes of perturbation of these networks (clean accuracy listed):" if all(sides.values()) else _not_run(cell)
-    if cell.kind == "costs":
-        return _costs(found, cell)
-    behind = cell.table.attrs.get(origin.BEHIND, [])  # a count, an interval, a state: made of what the rest of its row is made of
+    # a count, an interval, a state: made of what the rest of its row is made of
     sides = {name if len(entry) == 1 else f"{name}, {side}": values for name, entry in (behind[cell.row] if behind else {}).items() for side, values in entry.items()}
     return sides, "made of what its whole row is made of:" if any(sides.values()) else _not_run(cell)
 
 
-def _both_sides(found, cell):
-    """The runs on both sides of a comparison of an experiment, read from its label."""
-    label = cell.table.iloc[cell.row, 0]
-    mixers = {text: name for name, text in LABELS.items()}
-    first, _, last = label.partition(": with - without the clean loss") if ": with" in label else label.partition(" - ")
-    a, b = (mixers[first], True), ((mixers[first], False) if ": with" in label else (mixers[last], True))
-    options = []
-    for group in report.experiments(found.runs):
-        if cell.caption.startswith(f"{report.title(group)};"):
-            known = {(row["mixer"], runs["config.clean_weight"].iloc[0] > 0): runs[runs["status"] == "done"] for row, runs in report.methods(group)
-                     if all(runs[f"config.{name}"].iloc[0] == report.DEFAULTS[name] for name in METHOD if name not in ("mixer", "clean_weight"))}
-            if a in known and b in known:
-                options.append({_side(mixer, float(clean)): dict(zip(runs["run_id"], runs["metrics.accuracy"])) for (mixer, clean) in (a, b) for runs in [known[mixer, clean]]})
-    points = cell.table["points"].iloc[cell.row] if "points" in cell.table else None
-    sides = next((each for each in options if points is not None and abs(_gap(each) - points) < 1e-9), options[0] if options else {})
-    return sides, "from the accuracies of these runs (in percent, A before B), their spread, and their number; p corrected for the other rows of the table:"
-
-
-def _gap(sides):
-    a, b = (mean_std(list(values.values()))[0] for values in sides.values())
-    return a - b
-
-
 def _side(mixer, clean_weight):
     return f"{LABELS[mixer]}, clean_weight={clean_weight:g}"
-
-
-def _costs(found, cell):
-    name = cell.table["experiment"].iloc[cell.row]
-    groups = [group for group in report.experiments(found.runs) if name in (report.title(group), "all")]
-    alike = [group for group in groups if name == "all" or len(group) == cell.table["runs"].iloc[cell.row]] or groups
-    runs = {run["run_id"]: run for group in (alike if name == "all" else alike[:1]) for run in group.to_dict("records")}
-    if cell.name == "images_per_second":
-        return {"": {run_id: run["images_per_second"] * run["together"] for run_id, run in runs.items()}}, "images per second of training, of each run:"
-    training = {run_id: run["seconds"] / run["together"] / 3600 for run_id, run in runs.items()}
-    after = {run_id: sum(each.seconds for kind in records.KINDS for each in _content(found, kind, run_id)) / 3600 for run_id in runs}
-    return {"training": training, "measurements": after}, f"hours, {sum(training.values()):.4f} of training and {sum(after.values()):.4f} of measurements together, of each run:"
 
 
 def _not_run(cell):
@@ -309,4 +278,4 @@ def train_words(record: records.Record) -> list[str]:
             words += [f"--{option}", *map(str, value)]
         else:
             words += [f"--{option}", "all" if value is None else str(value)]
-    return [*words, "--device", record.hardware["device"], "--out", AGAIN]
+    return [*words, *["--compiled"] * record.compiled, "--device", record.hardware["device"], "--out", AGAIN]

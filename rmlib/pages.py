@@ -90,27 +90,35 @@ def build(root: Path, folder: Path, tables: dict | None = None, missing: list[st
     root, folder, runs = found.folder, Path(folder), report.runs_below(found)
     tables = report.tables(found) if tables is None else tables
     report.write_tables(tables, found, folder / "tables")
-    problems, books = [line.replace(f"{root}/", "") for line in found.problems], {}  # no machine path where it can be helped
-    for path in sorted(root.rglob("*.ipynb")):
-        if path.stem in NOTEBOOKS and ".ipynb_checkpoints" not in path.parts:
-            try:
-                books[path] = nbformat.read(path, as_version=4)
-            except (ValueError, OSError):  # its process was killed while it was written
-                problems.append(f"{path.relative_to(root)} is damaged: it has no page; its record, if there is one, counts all the same")
-    pages = {path: "-".join(path.relative_to(root).with_suffix(".html").parts) for path in books}
-    lessons = [path for path in books if path.stem != CELL]
-    links = [("report", "index.html"), *((_title(path, books[path]), pages[path]) for path in lessons)]
-    targets = {f"{path.stem}.ipynb": pages[path] for path in lessons} | {f"{CELL}.ipynb": "index.html#runs"}
-    for path, page in pages.items():
-        body = notebook_html(books[path])
-        for name, target in targets.items():
-            body = body.replace(f'href="{name}"', f'href="{target}"')
-        records.atomic_write(folder / page, _page(_title(path, books[path]), links, body).encode())
+    problems = [line.replace(f"{root}/", "") for line in found.problems]  # no machine path where it can be helped
+
+    def opened(path):
+        """(title, question, HTML) of an executed notebook, or None if it cannot be shown."""
+        try:
+            book = nbformat.read(path, as_version=4)
+            return _title(path, book), _question(book), notebook_html(book)
+        except (*records.DAMAGE, OSError, nbformat.ValidationError):  # its process was killed while it was written, or it is no notebook
+            problems.append(f"{path.relative_to(root)} is damaged: it has no page; its record, if there is one, counts all the same")
+
+    paths = [path for path in sorted(root.rglob("*.ipynb")) if path.stem in NOTEBOOKS and ".ipynb_checkpoints" not in path.parts]
+    name = {path: "-".join(path.relative_to(root).with_suffix(".html").parts) for path in paths}
+    lessons = {path: book for path in paths if path.stem != CELL for book in [opened(path)] if book}
+    links = [("report", "index.html"), *((of, name[path]) for path, (of, _, _) in lessons.items())]
+    targets = {f"{path.stem}.ipynb": name[path] for path in lessons} | {f"{CELL}.ipynb": "index.html#runs"}
+    shown = set()
+    for path in paths:
+        book = opened(path) if path.stem == CELL else lessons.get(path)
+        if book:
+            of, _, body = book
+            for file, target in targets.items():
+                body = body.replace(f'href="{file}"', f'href="{target}"')
+            records.atomic_write(folder / name[path], _page(of, links, body).encode())
+            shown.add(path)
     title = f"Report: {root.resolve().name}"
     text = "\n".join(f"## {HEADINGS[kind]}\n\n" + "\n".join(f"{words}:\n\n{report.render(table)}" for words, table in several)
                      for kind, several in tables.items() if several)
-    heads, cells = _cells(runs, {path.parent.name: page for path, page in pages.items() if path.stem == CELL})
-    body = INDEX.render(title=title, runs=len(runs), problems=problems, missing=completeness.missing(found) if missing is None else missing, lessons=[(pages[path], path.stem, _question(books[path])) for path in lessons],
+    heads, cells = _cells(runs, {path.parent.name: name[path] for path in shown if path.stem == CELL})
+    body = INDEX.render(title=title, runs=len(runs), problems=problems, missing=completeness.missing(found) if missing is None else missing, lessons=[(name[path], path.stem, question) for path, (_, question, _) in lessons.items()],
                         tables=markdown2html(text), heads=heads, cells=cells)
     records.atomic_write(folder / "index.html", _page(title, links, body).encode())
     return folder / "index.html"
@@ -158,7 +166,7 @@ def _cells(runs, pages):
     varying = [name for name in ("dataset", "width", "epochs", *report.METHOD[1:]) if runs[f"config.{name}"].map(str).nunique() > 1]
     rows, shown = [], ["run_id", "status", "seconds", "metrics.accuracy", "metrics.nll", "config.mixer", "config.seed", *(f"config.{name}" for name in varying)]
     for group in report.experiments(runs):
-        for _, method in report.methods(group):
+        for _, method in report.methods(group, repeated=True):
             for run in method[[name for name in shown if name in method]].sort_values("config.seed").to_dict("records"):
                 numbers = [f"{run['metrics.accuracy']:.2f}", f"{run['metrics.nll']:.3f}"] if run["status"] == "done" else [run["status"], ""]
                 rows.append((pages.get(run["run_id"]), [report.LABELS[run["config.mixer"]], run["config.seed"],

@@ -218,7 +218,7 @@ def _verdict(reported, mean, std, count):
         return f"{count} of {RUNS} runs"
     if reported is LOST or reported[1] is LOST:
         return "the paper's spread is lost"
-    if not (std or reported[1]):
+    if not (std > 1e-12 * abs(mean) or reported[1]):
         return "no spread"
     p = ttest_ind_from_stats(mean, std, count, *reported, RUNS, equal_var=False).pvalue
     return "agrees" if p >= 0.05 else "higher" if mean > reported[0] else "lower"

@@ -17,7 +17,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,7 +34,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key given twice is a mistake instead of the last one winning."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key) for key, _ in node.value]
+        keys = [self.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = {str(key) for key in keys if keys.count(key) > 1}
         if twice:
             raise yaml.YAMLError(f"{', '.join(sorted(twice))} is given twice in one block (line {node.start_mark.line + 1})")
@@ -46,9 +46,9 @@ class BatchFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    common: dict = Field({}, description="parameters of all cells")
-    grid: list[dict] = Field(min_length=1, description="blocks; in each, lists span a grid of cells")
-    notebooks: dict[str, Optional[dict]] = Field({}, description="the other notebooks of the study, with their parameters")
+    common: dict[str, Any] = Field({}, description="parameters of all cells")
+    grid: list[dict[str, Any]] = Field(min_length=1, description="blocks; in each, lists span a grid of cells")
+    notebooks: dict[str, Optional[dict[str, Any]]] = Field({}, description="the other notebooks of the study, with their parameters")
 
 
 @dataclass
@@ -64,15 +64,17 @@ class Batch:
     kept: dict[str, records.Record] = field(default_factory=dict)  # records that were read, by run id
 
     def state(self, cell: TrainParams) -> str:
-        """done (a readable record, and the attacks that were asked for), damaged (a record that cannot be read, or of another run), failed,
-        partial (a checkpoint or a part of the attacks) or new."""
+        """done (a readable record, the attacks that were asked for, and a notebook that came to its end), damaged (a record that cannot be read, or of
+        another run), failed (also a loss that became infinite), partial (something to go on from) or new."""
         folder = cell.folder
         if (folder / records.RECORD).exists():
             try:
                 record = self.record(cell)
             except UserError:
                 return "damaged"
-            if not (cell.robustness and record.status == "done") or records.measured_to_the_end(folder):
+            if record.status != "done":
+                return "failed"
+            if not any((folder / name).exists() for name in (records.ERROR, records.UNFINISHED)) and (not cell.robustness or records.measured_to_the_end(folder)):
                 return "done"
         if (folder / records.ERROR).exists():
             return "failed"
@@ -130,8 +132,14 @@ class Batch:
         """The parameters in which this cell differs from the others of the batch."""
         return " ".join([cell.mixer, *(f"{name}={getattr(cell, name)}" for name in self._varying)])
 
-    def write(self, options: list[str]) -> Path:
-        """Store the plan as ``out/plan.json``, for whoever asks later what belongs to a complete table, and how it was made."""
+    def write(self, options: Optional[list[str]]) -> Path:
+        """Store the plan as ``out/plan.json``, for whoever asks later what belongs to a complete table, and how it was made; ``options`` of the command
+        line, None for those that are stored already."""
+        if options is None:
+            try:
+                options = json.loads((self.out / records.PLAN).read_text())["options"]
+            except (*records.DAMAGE, OSError):
+                options = []
         cells = ",\n  ".join(json.dumps({"run_id": cell.folder.name, "label": self.label(cell), "config": cell.config, "robustness": cell.robustness})
                              for cell in self.cells)
         head = {"schema_version": 1, "name": self.name, "file": self.file, "options": options, "notebooks": list(self.lessons)}
@@ -178,7 +186,7 @@ def read_batch(path: Path, out: Optional[Path] = None) -> Batch:
     out = Path(out) if out else runs_dir() / path.stem
     out = Path(os.path.relpath(out)) if out.resolve().is_relative_to(Path.cwd()) else out  # no machine path in the notebooks
     cells, wrong = {}, {}
-    if not all(value for block in file.grid for value in block.values() if isinstance(value, list)):
+    if not all(value for block in (file.common, *file.grid) for value in block.values() if isinstance(value, list)):
         raise UserError(f"{path}: an empty list spans no cell: give it values, or leave the parameter out")
     for block in file.grid:
         for values in _expand(file.common | block):
@@ -254,11 +262,13 @@ def costs(batch: Batch) -> dict[str, Cost]:
         try:  # not checked as a report checks it: a wrong one costs an estimate
             record = json.loads(path.read_text())
             config, hardware = complete(record["config"]), record["hardware"].get("gpu") or record["hardware"]["cpu"]
-            row = hardware == here, hardware, record["seconds"], _seconds_after(path.parent), record["peak_memory_mib"]
-            known[_kind(config)].append(row)
-            alike[_speed(config)].append((*row, record["seconds"] / (config["epochs"] * record["data"]["train_images"] * (1 + bool(config["clean_weight"])))))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            row = hardware == here, hardware, float(record["seconds"]), _seconds_after(path.parent), float(record["peak_memory_mib"])
+            unit = record["seconds"] / (config["epochs"] * record["data"]["train_images"] * (1 + bool(config["clean_weight"])))
+            kind, speed = _kind(config), _speed(config)
+        except (*records.DAMAGE, OSError):
             continue
+        known[kind].append(row)
+        alike[speed].append((*row, unit))
     known, alike, found = _middle(known), _middle(alike), {}
     for cell in batch.cells:
         config = complete(cell.config)

@@ -31,6 +31,7 @@ RECORD, CHECKPOINT, PREVIOUS = "record.json", "checkpoint.pt", "checkpoint.previ
 WEIGHTS = "weights.safetensors"
 PLAN = "plan.json"  # beside the runs' folders: the cells of the batch that was run there
 ERROR = "error.txt"  # of a cell or a lesson that failed: why, and what was printed
+UNFINISHED = ".unfinished"  # of a cell whose notebook has begun and not come to its end
 KINDS = ("attacks", "cam", "corruptions")  # of measurements on a trained network
 KEPT = "maps"  # the measure in cam.json that ends :func:`rmlib.robustness.after_training`: small maps for figures
 
@@ -75,6 +76,7 @@ class Record(Provenance):
     peak_memory_mib: float = Field(description="of the process (CPU) or of the device (CUDA)")
     checkpoint_seconds: float = Field(0.0, description="of `seconds`, those that the checkpoints took")
     together: int = Field(1, description="runs trained in one process at the same time: all of them share `seconds`")
+    compiled: bool = Field(False, description="network and mixing were compiled")
     restarts: int = Field(description="times the run was resumed from a checkpoint")
 
     @model_validator(mode="after")
@@ -136,8 +138,8 @@ def schemas() -> dict[str, dict]:
     return found
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or not there; the old one stays until the new one is safe.
+def atomic_write(path: Path, content: bytes, before: Optional[str] = None) -> None:
+    """Write a file so that it is either whole or not there; the old one stays until the new one is safe, and afterwards under the name ``before``.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -150,6 +152,8 @@ def atomic_write(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            if before and path.exists():
+                os.replace(path, path.with_name(before))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -203,11 +207,11 @@ def write(record: Record, folder: Path) -> Path:
     return path
 
 
-DAMAGE = (json.JSONDecodeError, TypeError, UnicodeDecodeError, ArithmeticError, RecursionError)  # what a file of anything may raise
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)  # what a file of anything may raise
 
 
 def _first_line(error):
-    return str(error).splitlines()[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read(path: Path) -> Record:
@@ -222,12 +226,12 @@ def read(path: Path) -> Record:
         return Record(**json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(f"there is no record {path}: the run has not finished") from None
-    except DAMAGE as error:
-        raise UserError(f"{path} is damaged ({_first_line(error)}): delete it and run the cell again") from error
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path} is not a record of schema 1 ({'.'.join(map(str, first['loc']))}: {first['msg']}): "
                         "delete it and run the cell again") from error
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged ({_first_line(error)}): delete it and run the cell again") from error
 
 
 def measurements(folder: Path, kind: str) -> Measurements | None:
@@ -243,11 +247,22 @@ def measurements(folder: Path, kind: str) -> Measurements | None:
 def _measurements(path, run_id):
     try:
         found = Measurements(**json.loads(path.read_text()))
-    except (*DAMAGE, ValidationError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path} is damaged ({_first_line(error)}): delete it and measure again") from error
     if found.run_id != run_id:
         raise UserError(f"{path} belongs to another run ({found.run_id}): delete it and measure again")
     return found
+
+
+def forget_others(folder: Path, run_id: str) -> None:
+    """Delete what was measured on another network than the one whose weights lie in a run's folder now."""
+    weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() if (folder / WEIGHTS).exists() else None
+    for path in (folder / f"{kind}.json" for kind in KINDS):
+        try:
+            if path.exists() and _measurements(path, run_id).weights != weights:
+                path.unlink()
+        except UserError:
+            path.unlink()
 
 
 def measured_to_the_end(folder: Path) -> bool:

@@ -48,9 +48,10 @@ def experiments(runs) -> list:
     return sorted(groups, key=lambda group: (-group["config.width"].iloc[0], -group["config.epochs"].iloc[0], group["config.dataset"].iloc[0]))
 
 
-def methods(group):
-    """(cells of the method's columns, its runs) for every method of an experiment, in the order of MIXERS."""
-    return [(dict(cells), runs) for cells, runs in _methods(group)]
+def methods(group, repeated: bool = False):
+    """(cells of the method's columns, its runs) for every method of an experiment, in the order of MIXERS. A network counts once: of runs that differ only in
+    parameters without effect on it, such as when the test set was looked at, the latest; ``repeated`` gives all of them."""
+    return [(dict(cells), runs if repeated else latest) for cells, runs, latest in _methods(group)]
 
 
 def once(function):
@@ -79,7 +80,13 @@ def _methods(group):
         average, clean_weight, mixer = (rows[f"config.{name}"].iloc[0] for name in ("average", "clean_weight", "mixer"))
         return bool(average), -clean_weight, MIXERS.index(mixer), keys.loc[rows.index[0]].tolist()
 
-    return [({name: rows[f"config.{name}"].iloc[0] for name in ("mixer", *varying)}, rows) for rows in sorted(found, key=order)]
+    return [({name: rows[f"config.{name}"].iloc[0] for name in ("mixer", *varying)}, rows, _latest(rows)) for rows in sorted(found, key=order)]
+
+
+def _latest(rows):
+    """Of the runs of one method the latest of each seed and precision."""
+    same = ["config.seed", "config.precision"]
+    return rows.sort_values("finished", kind="stable").drop_duplicates(same, keep="last").sort_index() if rows.duplicated(same).any() else rows
 
 
 def summary(group):
@@ -94,7 +101,7 @@ def summary(group):
     return origin.table(table)
 
 
-COMPARED = ("run_id", "finished", "config.seed", "metrics.accuracy", "correct", "data.checksum", "data.test_images")  # what is needed of a run
+COMPARED = ("run_id", "config.mixer", "config.clean_weight", "config.seed", "metrics.accuracy", "correct", "data.checksum", "data.test_images")  # what is needed of a run
 
 
 @once
@@ -104,11 +111,17 @@ def compared(group):
     found = {}
     for row, runs in methods(group):
         if all(runs[f"config.{name}"].iloc[0] == DEFAULTS[name] for name in METHOD if name not in ("mixer", "clean_weight")):
-            good = runs.loc[runs["status"] == "done", [name for name in COMPARED if name in runs]].sort_values("finished").drop_duplicates("config.seed", keep="last")
-            found[row["mixer"], runs["config.clean_weight"].iloc[0] > 0] = good.set_index("config.seed").sort_index()
+            good = runs.loc[runs["status"] == "done", [name for name in COMPARED if name in runs]]
+            if len(good):
+                found[row["mixer"], runs["config.clean_weight"].iloc[0] > 0] = good.set_index("config.seed").sort_index()
     pairs = [("region_mixup", True, mixer, True) for mixer in MIXERS if mixer != "region_mixup"] + [(mixer, True, mixer, False) for mixer in MIXERS]
     return [(f"{LABELS[a]} - {LABELS[b]}" if a != b else f"{LABELS[a]}: with - without the clean loss", b, found[a, clean_a], found[b, clean_b], verdicts(found[a, clean_a], found[b, clean_b]))
             for a, clean_a, b, clean_b in pairs if (a, clean_a) in found and (b, clean_b) in found]
+
+
+def sides(a, b) -> dict:
+    """What :func:`rmlib.origin.note` remembers of a comparison: the accuracies of the runs of A and of B, see :func:`compared`."""
+    return {f"{LABELS[runs['config.mixer'].iloc[0]]}, clean_weight={runs['config.clean_weight'].iloc[0]:g}": dict(zip(runs["run_id"], runs["metrics.accuracy"])) for runs in (a, b)}
 
 
 def verdicts(a, b):
@@ -141,7 +154,7 @@ def differences(group):
     0.05 after Holm's correction for the number of comparisons. None if there is nothing to compare."""
     table, spreads = [], []
     for label, of, a, b, seen in compared(group):
-        accuracy = [runs.get("metrics.accuracy", pd.Series(dtype=float)) for runs in (a, b)]
+        accuracy = [runs["metrics.accuracy"] for runs in (a, b)]
         both = a.index.intersection(b.index)
         d, pairs = welch(*accuracy), paired(*(each.reindex(both) for each in accuracy))
         images = None if seen is None else crossed(100.0 * seen[0] - 100.0 * seen[1])
@@ -149,11 +162,12 @@ def differences(group):
         table.append({"difference": label, "of": of, "points": d.mean, "low": d.low, "high": d.high, "95 % interval": span(d), "n": f"{d.n[0]}, {d.n[1]}",
                       "paired": span(pairs), "paired_low": pairs.low, "paired_high": pairs.high, "r": round(pairs.correlation, 2),
                       "seeds and images": "–" if images is None else span(images), "p (Holm)": d.p})
+        origin.note(table[-1], "points", sides(a, b))
     corrected = holm([row["p (Holm)"] for row in table])
     for row, spread, p in zip(table, spreads, corrected):
         needed = math.nan if p < 0.05 or p != p else seeds_needed(row["points"], *spread, alpha=0.05 / np.isfinite(corrected).sum())
         row |= {"p (Holm)": round(p, 3), "state": "resolved" if p < 0.05 else "unresolved", "seeds to resolve": needed if math.isfinite(needed) else math.nan}
-    return pd.DataFrame(table) if table else None
+    return origin.table(table) if table else None
 
 
 NETWORKS = ("McNemar's exact test of two networks at a time, those of equal seeds, on all test images; better, worse: pairs in which p is below 0.05, uncorrected. It is about these "
@@ -171,7 +185,8 @@ def networks(group):
             table.append({"two networks": label, "pairs": len(found), "better": sum(each > 0 for each in told), "worse": sum(each < 0 for each in told),
                           "not told apart": len(found) - len(told), "points of each pair": ", ".join(f"{each.points:+.2f}" for each in found),
                           "p of each pair": ", ".join(f"{each.p:.3f}" if each.p >= 0.001 else "<0.001" for each in found)})
-    return pd.DataFrame(table) if table else None
+            origin.note(table[-1], "points of each pair", sides(a, b))
+    return origin.table(table) if table else None
 
 
 def accuracy_curves(root: Path) -> dict[str, list[tuple[int, float]]]:
@@ -387,7 +402,10 @@ def costs(runs, measured: dict):
             hours = [rows[kind].sum() if kind in rows else 0.0 for kind in ("training", "measurements")]
             table.append({"experiment": name, "runs": int(rows["training"].notna().sum()), "training": round(hours[0], 2), "measurements": round(hours[1], 2),
                           "sum": round(sum(hours), 2), "unit": unit, "images_per_second": speed, "images_per_second_std": spread, "hardware": _hardware(rows)})
-    return pd.DataFrame(table)
+            origin.note(table[-1], "sum", {kind: rows.groupby("run_id", sort=False)[kind].sum().to_dict() for kind in ("training", "measurements") if kind in rows})
+            if name != "all":
+                origin.note(table[-1], "images_per_second", {"": rows.dropna(subset="images_per_second").set_index("run_id")["images_per_second"].to_dict()})
+    return origin.table(table)
 
 
 def title(group) -> str:

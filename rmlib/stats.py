@@ -37,11 +37,16 @@ def mean_std(values) -> tuple[float, float]:
     return (values.mean() if len(values) else math.nan), (values.std(ddof=1) if len(values) > 1 else math.nan)
 
 
+def _alike(values, size=None) -> bool:
+    """Whether numbers are equal up to rounding, of numbers as large as ``size`` (default: the largest of them): there is then no spread to measure by."""
+    return bool(np.ptp(values) <= 1e-12 * (np.abs(values).max() if size is None else size))
+
+
 def welch(a, b) -> Difference:
     """A minus B for independent runs with unequal spread, one number per run: Welch's t test, 95 % interval."""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     mean, count = mean_std(a)[0] - mean_std(b)[0], (len(a), len(b))
-    if min(count) < 2 or a.std() == b.std() == 0:
+    if min(count) < 2 or _alike(a) and _alike(b):
         return Difference(mean, math.nan, math.nan, math.nan, count)
     test = stats.ttest_ind(a, b, equal_var=False)
     low, high = test.confidence_interval(0.95)
@@ -59,8 +64,8 @@ def paired(a, b) -> Difference:
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} runs are not pairs")
     mean, count = mean_std(a - b)[0], (len(a), len(b))
-    correlation = float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and a.std() and b.std() else math.nan
-    if len(a) < 2 or np.ptp(a - b) <= 1e-12 * np.abs([a, b]).max():  # the same difference in every pair, up to rounding
+    correlation = float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and not (_alike(a) or _alike(b)) else math.nan
+    if len(a) < 2 or _alike(a - b, np.abs([a, b]).max()):
         return Difference(mean, math.nan, math.nan, math.nan, count, correlation)
     test = stats.ttest_rel(a, b)
     low, high = test.confidence_interval(0.95)

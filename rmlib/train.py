@@ -190,15 +190,15 @@ class Run:
                  "progress": json.dumps(self.progress), "images": self.train_set.checksum}
         buffer = io.BytesIO()  # torch reports a full disk as an obscure RuntimeError; a plain write says what it is
         torch.save(state, buffer)
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(path, self.folder / PREVIOUS)
-        records.atomic_write(path, buffer.getbuffer())
+        records.atomic_write(path, buffer.getbuffer(), before=PREVIOUS)
         self.saved = time.perf_counter()
         self.saving = self.saved - begun
         self.progress["checkpoint_seconds"] += self.saving
 
     def _restore(self, log):
         """Go on from the last checkpoint, or from the one before if that is damaged."""
+        for half in (half for name in (CHECKPOINT, WEIGHTS, records.RECORD) for half in self.folder.glob(f".{name}.*")):
+            half.unlink(missing_ok=True)  # of a process that was killed while it wrote
         wrong = []
         for path in (self.folder / CHECKPOINT, self.folder / PREVIOUS):
             if not path.exists():
@@ -211,6 +211,7 @@ class Run:
             check_images(self.params, self.train_set.checksum, images)
             if wrong:
                 log(f"{wrong[0]}: the one before is used")
+                os.replace(path, self.folder / CHECKPOINT)  # the damaged one must not take its place when the next is written
             self.progress["restarts"] += 1
             return
         if wrong:
@@ -236,6 +237,8 @@ class Run:
             if params.bn_recalibration:
                 recalibrated = evaluate(recalibrate_batchnorm(self.model, self.loader), self.test_set)
             records.atomic_write(self.folder / WEIGHTS, save_tensors(stored_weights(self.model, params.half_weights)))
+        else:  # of an earlier attempt
+            (self.folder / WEIGHTS).unlink(missing_ok=True)
         seen = sum(1 for row in place["history"] if math.isfinite(row["loss"])) * len(self.train_set)
         record = Record(
             status=status, run_id=params.run_id, config=params.config, correct=result.pop("correct", None), metrics=result,
@@ -244,10 +247,9 @@ class Run:
                   "classes": self.num_classes, "mean": self.channels[0], "std": self.channels[1]},
             seconds=place["seconds"] + time.perf_counter() - started,
             images_per_second=seen / place["train_seconds"] if place["train_seconds"] else 0.0,
-            peak_memory_mib=peak_memory_mib(self.device), checkpoint_seconds=place["checkpoint_seconds"], together=self.together,
+            peak_memory_mib=peak_memory_mib(self.device), checkpoint_seconds=place["checkpoint_seconds"], together=self.together, compiled=params.compiled,
             restarts=place["restarts"], **records.environment(self.device.type))
-        for kind in records.KINDS:  # of an earlier network in this folder
-            (self.folder / f"{kind}.json").unlink(missing_ok=True)
+        records.forget_others(self.folder, params.run_id)
         records.write(record, self.folder)
         for name in (CHECKPOINT, PREVIOUS):
             (self.folder / name).unlink(missing_ok=True)
@@ -414,12 +416,13 @@ def interactive() -> bool:
 
 @contextlib.contextmanager
 def noticing_signals():
-    """A list that SIGTERM and the first Ctrl-C (or "interrupt kernel") enter, so that the loop can end after a whole step
-    with a checkpoint. A second Ctrl-C interrupts at once. Only the main thread can be told."""
+    """A list that SIGTERM and Ctrl-C (or "interrupt kernel") enter, so that the loop can end after a whole step with a checkpoint. Where
+    somebody watches, a second Ctrl-C interrupts at once, and what the last checkpoint does not hold is lost; elsewhere signals come in
+    numbers (a machine that shuts down tells every process), and that would lose it for nothing. Only the main thread can be told."""
     received = []
 
     def notice(number, _):
-        if received:
+        if received and number == signal.SIGINT and interactive():
             raise KeyboardInterrupt
         received.append(signal.Signals(number).name)
 

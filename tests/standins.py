@@ -34,7 +34,7 @@ if settings.seed == 6 and not os.path.exists({mended!r}):  # deaf to everything 
 if settings.seed == 7 and not os.path.exists({mended!r}):  # no room for a record
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-if settings.seed == 8:  # no room for the notebook
+if settings.seed == 8 and not os.path.exists({mended!r}):  # no room for the notebook
     import resource
     resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (100, 100))
 if settings.seed == 9 and not os.path.exists({mended!r}):

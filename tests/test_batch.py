@@ -44,6 +44,9 @@ grid:
     ("grid: []", "grid"),
     ("", "is empty"),
     ("grid: [{seed: []}]", "empty list"),
+    ("common: {seed: []}\ngrid: [{lr: 0.1}]", "empty list"),
+    ("grid: [{1: 2}]", "grid.0.1"),
+    ("grid: [{seed: 0}]\nnotebooks: {05_results: {1: 2}}", "notebooks.05_results.1"),
     ("grid: [{lr: 0.1, lr: 0.2}]", "lr is given twice"),
     ("grid: [{dataset: ['folder:a/pets', 'folder:b/pets']}]", "different names"),
     ("grid: [{", "is not YAML"),
@@ -58,6 +61,12 @@ def test_mistakes_in_a_batch_file(tmp_path, text, words):
     with pytest.raises(UserError, match=words) as error:
         read_batch(write(tmp_path, text))
     assert "\n" not in str(error.value)
+
+
+def test_blocks_may_share_what_they_have_in_common(tmp_path):
+    """YAML's merge keys; what stands in the block itself counts more, and is not given twice."""
+    batch = read_batch(write(tmp_path, "grid:\n- &short {epochs: 3, lr: 0.1}\n- {<<: *short, lr: 0.2, seed: 1}\n"))
+    assert [(cell.epochs, cell.lr, cell.seed) for cell in batch.cells] == [(3, 0.1, 0), (3, 0.2, 1)]
 
 
 def test_an_unknown_batch_file_names_the_known_ones():
@@ -99,6 +108,13 @@ grid: [{seed: [0, 1, 2, 3]}, {clean_weight: 0}, {epochs: 8, robustness: false}, 
     text = plan.describe(batch, 2)
     assert "7 cells: 3 done, 4 to run, 2 at a time; about 4 min and 200 MiB for each at a time" in text and "nothing like 1 of them was run before" in text
     assert f"new      {fourth.run_id}  {batch.label(fourth)}  3 min, 200 MiB" in text.replace("150 s", "3 min") or "2 min, 200 MiB" in text
+    for number, words in enumerate(('"seconds": 100.0', '"peak_memory_mib": 100.0')):  # a foreign record costs its part of the estimate and nothing else
+        stray = first.folder / "record.json"
+        whole = stray.read_text()
+        assert words in whole
+        stray.write_text(whole.replace(words, words.split(":")[0] + ": null"))
+        assert plan.costs(batch)[fourth.run_id].seconds == 160 + 30
+        stray.write_text(whole)
     other = measured(fourth, 1.0).model_copy(update={"hardware": {"device": "cuda", "cpu": "x", "gpu": "a fast card"}})
     records.write(other, fourth.folder)
     assert plan.costs(batch)[fourth.run_id].seconds == 150, "this machine's own runs count more than those of another"
@@ -262,10 +278,24 @@ def test_a_record_that_cannot_be_used_is_set_aside_and_its_cell_runs_again(proje
         path.write_bytes(path.read_bytes()[:-200])
     content = path.read_bytes()
     assert batch.state(cell) == "damaged" and batch.plan()[0][0] == "damaged"
-    assert run_batch(batch, log=lines.append)["done"] == 1
+    assert run_batch(batch, log=lines.append, only_failed=True)["done"] == 1
     (told,) = [line for line in lines if line.startswith("damaged")]
     assert ("is damaged" if kind == "truncated" else f"belongs to run {foreign.run_id}") in told
     assert records.read(cell.folder).metrics["accuracy"] == 80 and (cell.folder / "record.json.damaged").read_bytes() == content
+
+
+@pytest.mark.parametrize("words, stored", [(["--together", "2", "--compile", "--timeout", "1.5"], ["--together", "2", "--timeout", "1.5", "--compile"]), (["--timeout", "1"], ["--timeout", "1"]), ([], [])])
+def test_the_plan_stores_words_that_the_command_line_takes(project, monkeypatch, words, stored):
+    """How the cells were run; a later call that runs none leaves it as it is."""
+    from rmlib.__main__ import build_parser, main
+
+    monkeypatch.setattr(batches._Run, "all", lambda *_: None)
+    grid(project, seed=[1, 0])
+    for call in (words, ["--only-failed"]):  # none has failed: nothing runs
+        main(["batch", "grid.yaml", "--out", "out", *call])
+        assert json.loads((project / "out" / "plan.json").read_text())["options"] == stored
+    options, again = (build_parser()[0].parse_args(["batch", "grid.yaml", *each]) for each in (words, stored))
+    assert options == again
 
 
 def test_missing_data_is_told_before_any_kernel_starts(project, monkeypatch):
@@ -421,7 +451,6 @@ def test_a_cell_that_ended_before_the_others_were_stopped_gets_its_notebook(proj
         if words[0] != "rmlib.train":
             return call(self, words, *rest)
         records.write(make_record(80.0, checksum=str(sources.arrays("shapes")["checksum"]), **first.config), first.folder)
-        second.folder.mkdir(parents=True)
         (second.folder / records.CHECKPOINT).write_text("")
         return executors.Ended(75, "rmlib: stopped by max_minutes=1 in epoch 3 of 6")
 
@@ -436,8 +465,9 @@ def test_attacks_that_fail_after_a_training_are_no_success(project):
     batch, lines = read_batch(grid(project, seed=[5], robustness=True), "out"), []
     counts = run_batch(batch, log=lines.append)
     assert counts["failed"] == 1 and "AssertionError: out of memory" in lines[-1] and batch.state(batch.cells[0]) == "failed"
-    (batch.cells[0].folder / "error.txt").unlink()
-    assert batch.state(batch.cells[0]) == "partial", "the power was cut during the attacks"
+    for name in ("error.txt", records.UNFINISHED):
+        (batch.cells[0].folder / name).unlink()
+    assert batch.state(batch.cells[0]) == "partial", "attacks are asked for that the first call did not make"
     what = {"measure": "localization", "images": 3}
     (batch.cells[0].folder / records.WEIGHTS).write_bytes(b"weights")
     records.measure(batch.cells[0].folder, "cam", what, lambda: {}, "cpu", save=True)

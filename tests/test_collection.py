@@ -39,6 +39,26 @@ def test_every_committed_record_fits_its_schema_and_a_broken_one_does_not():
     assert not validators["record-1.json"].is_valid(record)
 
 
+def test_a_file_of_anything_costs_itself_and_nothing_else(tmp_path, capsys):
+    """Measurements without what belongs to them, numbers of any length, notebooks that are JSON but no notebooks."""
+    good = make_record(80)
+    save(tmp_path, good)
+    folder = tmp_path / good.run_id
+    (folder / records.WEIGHTS).write_bytes(b"weights")
+    measured(tmp_path, good, "attacks", ({"attack": "fgsm", "eps": "8/255"}, {"images": 8, "clean_accuracy": 100.0, "accuracy_after": 100.0, "correct": "/w=="}))
+    whole = (folder / "attacks.json").read_text()
+    assert not records.gather(tmp_path).problems
+    for text in (whole.replace('"images": 8, ', ""), whole.replace('"images": 8', f'"images": {"8" * 5000}'), whole.replace('"/w=="', '"?"'), whole.replace('"/w=="', "[]"), "null", "3"):
+        (folder / "attacks.json").write_text(text)
+        assert text != whole and len(records.gather(tmp_path).problems) == 1, text[:100]
+    for number, text in enumerate(("{}", "null", '{"nbformat": 4}', '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}', '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [1]}', "[" * 100_000)):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "02_training.ipynb").write_text(text)
+    assert main(["report", str(tmp_path)]) == 1
+    assert "| Region Mixup | 1 | 80.00 |" in capsys.readouterr().out
+    assert (tmp_path / "report" / "index.html").read_text().count("it has no page") == 6
+
+
 def spoilt(root, record, **changes):
     """A record with other contents than its own."""
     folder = root / record.run_id

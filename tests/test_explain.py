@@ -113,6 +113,19 @@ def test_a_difference_names_the_runs_of_both_sides(capsys):
     assert "Region Mixup: " in capsys.readouterr().out
 
 
+def test_experiments_of_one_title_are_told_apart(tmp_path, capsys):
+    """Width, epochs and images are the same, the learning rate is not: every row names the runs of its own table."""
+    for lr in (0.1, 0.05):
+        save(tmp_path, *(make_record(80 + seed, seed=seed, mixer=mixer, lr=lr) for seed in range(3) for mixer in ("mixup", "region_mixup")))
+    found = records.gather(tmp_path)
+    for kind in ("networks", "differences", "costs"):
+        named = []
+        for cell in [cell for cell in cells_of(kind, report.tables(found)[kind]) if cell.name in ("points", "pairs", "training")]:
+            _, runs = explain._cell(found, cell)
+            named.append({found.records[run_id].config["lr"] for run_id in runs})
+        assert named == [{0.1}, {0.05}] + [{0.1, 0.05}] * (kind == "costs") or named == [{0.05}, {0.1}] + [{0.1, 0.05}] * (kind == "costs"), kind
+
+
 def test_what_was_not_run_says_what_would_make_it(capsys, tmp_path):
     assert main(["explain", str(QUICK), "claims", "Region Mixup > CutMix", "Square", "CIFAR-100"]) == 0
     text = capsys.readouterr().out
@@ -136,6 +149,10 @@ def test_code_of_another_time_and_the_batch_are_named(tmp_path):
     (tmp_path / records.PLAN).write_text(json.dumps({"schema_version": 1, "name": "b", "file": "my batches/b.yaml", "options": ["--compile"], "cells": [cell], "notebooks": []}))
     lines = explain.again(records.gather(tmp_path), record.run_id)
     assert lines[0] == f"git checkout {'a' * 40}" and lines[2] == f"or all of its batch: rmlib batch 'my batches/b.yaml' --out {tmp_path} --compile"
+    words = shlex.split(lines[2].split(": rmlib ")[1])
+    assert build_parser()[0].parse_args(words).compile
+    record.compiled = True
+    assert "--compiled" in explain.train_words(record)
     (tmp_path / record.run_id / "02_training.ipynb").write_text("{}")
     assert f"{record.run_id}/02_training.ipynb" in explain.explain([str(tmp_path), record.run_id])
 

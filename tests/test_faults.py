@@ -56,11 +56,46 @@ def test_a_cell_that_dies_is_told_in_one_line_and_does_not_run_twice(project, se
 
 
 def test_no_room_for_the_notebook(project):
-    """The record is whole: the cell has failed in this call, and is done in the next without running again."""
+    """The record is whole: the cell has failed, and once there is room its notebook is made again, from the record."""
     grid(project, seed=[8])
     counts, lines = run(project)
     assert counts["failed"] == 1 and "File too large" in lines[-1]
-    assert run(project)[0]["done"] == 1 and Path("began.txt").read_text().count("\n") == 1
+    assert read_batch("grid.yaml", "out").plan()[0][0] == "failed", "a record alone does not make it done"
+    (record,) = Path("out").glob("*/record.json")
+    stamp = record.stat().st_mtime_ns
+    mend(project)
+    assert run(project)[0]["done"] == 1 and Path("recorded.txt").read_text() == "8\n"
+    assert record.stat().st_mtime_ns == stamp and (record.parent / "02_training.ipynb").stat().st_size > 1000
+
+
+def test_a_notebook_that_was_killed_after_the_record_is_made_again(project):
+    """Batch and notebook were killed between the record and the last cell: the next call does not take it for done, and trains nothing."""
+    grid(project, seed=[0])
+    batch = read_batch("grid.yaml", "out")
+    assert run(project)[0]["done"] == 1
+    (batch.cells[0].folder / records.UNFINISHED).touch()  # as it is while the notebook runs
+    assert batch.plan()[0][0] == "partial"
+    assert run(project)[0]["done"] == 1 and batch.plan()[0][0] == "done" and Path("recorded.txt").read_text() == "0\n"
+
+
+def test_a_diverged_cell_has_failed_whenever_one_asks(project):
+    from test_records import make_record
+
+    batch = read_batch(grid(project, seed=[0]), "out")
+    records.write(make_record(status="diverged", **batch.cells[0].config), batch.cells[0].folder)
+    assert batch.plan()[0][0] == "failed"
+
+
+def test_ctrl_c_reaches_the_cells_also_when_nobody_reads_the_output(project):
+    """As with `rmlib batch ... | tee log`, whose tee ends first: the running cell is interrupted, the batch ends."""
+    grid(project, seed=[3])
+    batch = subprocess.Popen(BATCH, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    until(lambda: Path("began.txt").exists())
+    batch.stdout.close()
+    batch.send_signal(signal.SIGINT)
+    assert batch.wait(60) in (120, 130) and Path("interrupted.txt").exists()  # 120: Python's own, where output cannot be written
+    mend(project)
+    assert run(project)[0]["done"] == 1
 
 
 def test_a_cell_that_hangs_is_ended_by_its_time_limit(project):

@@ -1,5 +1,6 @@
 """The same batch on a Ray cluster of two nodes with a GPU each that is only counted, on this machine: what is lost is made again, once."""
 
+import os
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import psutil
 import pytest
 from standins import grid
 
-from rmlib import UserError, records
+from rmlib import UserError, executors, records
 from rmlib.batch import run_batch
 from rmlib.plan import read_batch
 
@@ -76,6 +77,7 @@ def test_a_worker_and_a_node_are_lost_and_then_the_cluster(project, quiet):
     driver.communicate()
     before = {path: path.stat().st_mtime_ns for path in Path("out").glob("*/record.json")}
     assert 3 <= len(before) < len(seeds)
+    done = sum(not (path.parent / records.UNFINISHED).exists() for path in before)  # the notebook of others was lost after its record, and is made again from that
 
     cluster, nodes = two_nodes()
     try:
@@ -83,7 +85,7 @@ def test_a_worker_and_a_node_are_lost_and_then_the_cluster(project, quiet):
     finally:
         cluster.shutdown()
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert f"{len(before)} done already, {len(seeds) - len(before)} to run, 2 at a time" in answer.stdout
+    assert f"{done} done already, {len(seeds) - done} to run, 2 at a time" in answer.stdout
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()), "what was finished stays as it was"
     assert recorded() == Counter(seeds) and {str(record.config["seed"]) for record in records.find(Path("out"))} == set(seeds)
 
@@ -118,9 +120,41 @@ def test_what_a_cluster_cannot_do_is_told_in_one_line(project, quiet):
 
 def test_a_machine_that_sees_another_folder_is_told(tmp_path):
     """What a node does with a job whose plan it does not see, or sees with other contents."""
-    from rmlib import executors
-
     (tmp_path / "plan.json").write_text("another")
     for path in (tmp_path / "plan.json", tmp_path / "no" / "plan.json"):
-        ended = executors._on_a_node(None, {}, str(path), b"this one", patience=0.1)
+        ended = executors._on_a_node(job(tmp_path), {}, str(path), b"this one", patience=0.1)
         assert ended.code == 1 and re.search("does not see plan.json of this batch: give --out a folder that all machines share", ended.output)
+    ended = executors._on_a_node(job(tmp_path / "elsewhere"), {}, str(tmp_path / "plan.json"), b"another")
+    assert ended.code == 1 and "has no folder" in ended.output and "under one path on all machines" in ended.output
+
+
+def job(folder):
+    return executors.Job(("rmlib",), 1, Path("log.txt"), (), folder=str(folder))
+
+
+@pytest.mark.parametrize("kind, words, attempts", [("worker", "lost with its worker or machine 4 times", (4,)), ("memory", "no memory left", (0, 1)), ("error", "cannot run it: .*no such thing", (1,))])
+def test_what_ray_cannot_do_is_told_and_tried_as_often_as_is_said(tmp_path, kind, words, attempts, quiet, monkeypatch):
+    """A worker that dies each time (three more attempts), a machine without memory (Ray's own retries would never end), an error of the executor itself."""
+    for name, text in (("plan.json", "plan"), ("attempts", "")):
+        (tmp_path / name).write_text(text)
+    if kind == "memory":  # any use of memory is then too much
+        monkeypatch.setenv("RAY_memory_usage_threshold", "0.0001")
+        monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+
+    def broken(*_, folder=str(tmp_path), kind=kind):
+        with open(f"{folder}/attempts", "a") as file:
+            file.write(".")
+        if kind == "worker":
+            os._exit(1)
+        if kind == "memory":
+            time.sleep(60)
+        raise LookupError("no such thing")
+
+    monkeypatch.setattr(executors, "_on_a_node", broken)
+    monkeypatch.setattr(executors, "LOST", (1, 1, 1))
+    places = executors.Ray(None, tmp_path / "plan.json", 1, "cpu")
+    try:
+        ended = places.run(job(tmp_path))
+    finally:
+        places.close()
+    assert ended.code == 1 and re.search(words, ended.output) and (tmp_path / "attempts").stat().st_size in attempts

@@ -49,6 +49,21 @@ def test_what_leaves_the_network_alone_does_not_part_its_runs(tmp_path):
     assert list(report.summary(group)["n"]) == [2]
 
 
+def test_a_network_counts_once_however_often_it_was_trained(tmp_path):
+    """Runs that differ in what has no effect on the network are the same network: n, mean, differences and measurements count it once, and the list of runs shows both."""
+    made = [make_record(80 + seed + 10 * (mixer == "mixup"), seed=seed, mixer=mixer) for seed in range(3) for mixer in ("mixup", "region_mixup")]
+    save(tmp_path, *made)
+    before = report.tables(tmp_path)
+    again = [make_record(record.metrics["accuracy"], **(record.config | {"eval_every": 3})) for record in made]
+    assert not {record.run_id for record in again} & {record.run_id for record in made}
+    save(tmp_path, *again)
+    after = report.tables(tmp_path)
+    for kind in ("accuracy", "differences"):
+        pd.testing.assert_frame_equal(before[kind][0][1], after[kind][0][1])
+    assert list(after["accuracy"][0][1]["n"]) == [3, 3] and after["costs"][0][1]["runs"].tolist() == [12, 12]
+    assert len(pages._cells(report.runs_below(tmp_path), {})[1]) == 12
+
+
 def test_a_run_stored_twice_is_one_run(tmp_path):
     save(tmp_path / "a", make_record(80, seed=0), make_record(82, seed=1))
     save(tmp_path / "b", make_record(80, seed=0))

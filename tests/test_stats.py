@@ -39,7 +39,7 @@ def test_paired_is_the_interval_of_the_differences():
         stats.paired([1, 2], [1])
 
 
-@pytest.mark.parametrize("a, b", [([1.0], [2.0, 3.0]), ([], [1.0]), ([2.0, 2.0], [1.0, 1.0])])
+@pytest.mark.parametrize("a, b", [([1.0], [2.0, 3.0]), ([], [1.0]), ([2.0, 2.0], [1.0, 1.0]), ([98.15] * 3, [98.2] * 3), ([0.1 + 0.2, 0.3], [0.3, 0.3])])
 def test_without_a_spread_there_is_no_interval(a, b):
     d = stats.welch(a, b)
     assert math.isnan(d.low) and math.isnan(d.high) and math.isnan(d.p)

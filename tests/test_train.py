@@ -225,11 +225,11 @@ def test_checkpoints_take_a_hundredth_of_the_time(tiny_run, monkeypatch):
         clock[0] += 10
         yield from run_steps(self)
 
-    def slow_write(path, content):
+    def slow_write(path, content, **options):
         if path.name == records.CHECKPOINT:
             clock[0] += 1
             written.append(clock[0])
-        write(path, content)
+        write(path, content, **options)
 
     monkeypatch.setattr(Run, "steps", slow_epoch)
     monkeypatch.setattr(records, "atomic_write", slow_write)
@@ -391,12 +391,58 @@ def test_a_damaged_checkpoint_costs_one_checkpoint(tiny_run, tmp_path, monkeypat
     monkeypatch.setattr(Run, "save", save)
     assert written == [1, 2, 3]
     damage(options.folder / train.CHECKPOINT)
+    left = (options.folder / train.CHECKPOINT).exists()
     record, whole = train.train(options, log=lines.append), train.train(params(many), log=quiet)
-    assert ("checkpoint.pt is damaged" in lines[0] and "the one before is used" in lines[0]) or not (options.folder / train.CHECKPOINT).exists()
+    assert ("checkpoint.pt is damaged" in lines[0] and "the one before is used" in lines[0]) == left
     assert any("goes on from epoch 3" in line for line in lines[:2])
     assert record.restarts == 1 and record.history == whole.history and record.correct == whole.correct
     a, b = weights_of(options.folder), weights_of(params(many).folder)
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_good_checkpoint_is_never_replaced_by_a_damaged_one(tiny_run, monkeypatch):
+    """The last one is damaged, the one before is used, and then the disk is full while the next is written, or the process is killed there."""
+    monkeypatch.setattr(train, "CHECKPOINT_SHARE", float("inf"))
+    options = params(tiny_run, epochs=5, max_minutes=1e-4)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            train.train(options, log=quiet)
+    path = options.folder / train.CHECKPOINT
+    assert path.exists() and (options.folder / train.PREVIOUS).exists()
+    path.write_bytes(path.read_bytes()[:1000])
+    (options.folder / f".{train.CHECKPOINT}.123").write_bytes(b"half of one")
+    run = Run(options, log=quiet)
+    assert not (options.folder / f".{train.CHECKPOINT}.123").exists(), "what a killed process left is cleaned away"
+    place = run.progress["epoch"], run.progress["step"]
+    with monkeypatch.context() as full:
+        full.setattr("builtins.open", _full_disk)
+        with pytest.raises(UserError, match="No space left"):
+            run.save()
+    again = Run(options, log=lambda line: pytest.fail(line))
+    assert (again.progress["epoch"], again.progress["step"]) == place
+    with monkeypatch.context() as killed:
+        killed.setattr(records.os, "replace", lambda *_: os._exit(9))  # at its first replacement
+        process = os.fork()
+        if not process:
+            run.save()
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    again = Run(options, log=lambda line: pytest.fail(line))
+    assert (again.progress["epoch"], again.progress["step"]) == place
+
+
+def test_a_second_signal_does_not_cost_the_checkpoint(tiny_run, monkeypatch):
+    """A machine that shuts down signals every process, and an ending batch its kernels. Where somebody watches, the second Ctrl-C interrupts at once."""
+    for watched in (False, True):
+        monkeypatch.setattr(train, "interactive", lambda: watched)
+        with train.noticing_signals() as seen:
+            for number in (signal.SIGTERM, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                interrupted = False
+            except KeyboardInterrupt:
+                interrupted = True
+        assert seen[0] == "SIGTERM" and interrupted == watched
 
 
 def test_a_full_disk_loses_nothing(tiny_run, monkeypatch):
@@ -404,11 +450,11 @@ def test_a_full_disk_loses_nothing(tiny_run, monkeypatch):
     options = params(tiny_run)
     original, calls = records.atomic_write, []
 
-    def full(path, content):
+    def full(path, content, **options):
         calls.append(path.name)
         if len(calls) == 3:
             monkeypatch.setattr("builtins.open", _full_disk)
-        original(path, content)
+        original(path, content, **options)
 
     monkeypatch.setattr(records, "atomic_write", full)
     with pytest.raises(UserError, match="cannot be written.*No space left.*make room"):
