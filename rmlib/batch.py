@@ -377,10 +377,11 @@ class _Run:
             return self._failure(ended, executed, folder / records.ERROR, _last_line(ended.output) if ended.code else f"{error}; does a cell of the notebook change its parameters?")
         if ended.code:  # trained, and then something went wrong, such as an attack
             return self._failure(ended, executed, folder / records.ERROR, _last_line(ended.output))
-        (folder / records.UNFINISHED).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (folder / records.UNFINISHED).unlink(missing_ok=True)
         whole = time.monotonic() - begun
-        if not record.restarts:
-            self.note(cell, min(record.seconds, whole), whole - min(record.seconds, whole))
+        if not record.restarts and whole >= record.seconds:  # else it was trained before
+            self.note(cell, record.seconds, whole - record.seconds)
         low = paper.below_band(record)
         return "done", f"{record.metrics['accuracy']:.2f} % after {whole:.0f} s" + (f"; {low}" if low else "")
 

@@ -39,6 +39,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 
+def pytest_xdist_auto_num_workers(config):
+    """Of `--numprocesses auto`: one more than there are cores, since the slow tests wait for kernels and clusters most of the time."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_runtest_setup(item):
     if "cuda" in item.keywords:
         import torch

@@ -96,7 +96,7 @@ def test_the_tables_of_the_batch(monkeypatch):
     from rmlib import bench_batch
 
     monkeypatch.setattr(bench_batch, "FINISHED", 400)
-    monkeypatch.setattr(bench_batch, "CELLS", 2)
+    monkeypatch.setattr(bench_batch, "CELLS", 1)
     monkeypatch.setattr(bench_batch, "GRID", bench_batch.GRID | {"width": 2, "epochs": 1, "train_images": 50, "test_images": 20})
     monkeypatch.setattr(bench_batch, "_ray_cluster", contextlib.nullcontext)  # tested with clusters of its own
     rows = {name: values for name, *values in bench_batch.batch_rows(1)}

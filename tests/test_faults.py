@@ -151,7 +151,7 @@ def test_what_an_orphan_leaves_is_gone_on_from(project):
 
 
 def test_killed_at_twenty_random_moments_the_grid_ends_as_if_undisturbed(pictures, tmp_path):
-    """Real trainings through the command line. SIGKILL to the batch alone, most of them while it starts and every fourth inside the epochs; the numbers
+    """Real trainings through the command line. SIGKILL to the batch alone, most of them while it starts and every fifth inside the epochs; the numbers
     are those of runs never stopped, bit for bit."""
     from rmlib.train import train
 
@@ -166,9 +166,9 @@ def test_killed_at_twenty_random_moments_the_grid_ends_as_if_undisturbed(picture
     kills = 0
     for number in range(20):
         before, process = epochs(), subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=project_root())
-        if number % 4 == 3:
+        if number % 5 == 4:
             until(lambda: epochs() > before or process.poll() is not None)
-        time.sleep(dice.uniform(0.1, 0.6) if number % 4 == 3 else dice.uniform(0.1, 2.5))
+        time.sleep(dice.uniform(0.1, 0.6) if number % 5 == 4 else dice.uniform(0.1, 2.5))
         kills += process.poll() is None
         process.kill()
         process.wait()

@@ -136,13 +136,18 @@ class TestMeasure:
         (folder / records.WEIGHTS).write_bytes(b"two")
         assert measure({"eps": "0"}) == {"n": 2} and len(records.measurements(folder, "attacks").measurements) == 1
 
-    def test_training_again_forgets_them(self, tiny_run):
+    def test_training_again_forgets_them_unless_the_network_is_the_same(self, tiny_run):
         params, _ = finished(tiny_run)
         records.measure(params.folder, "attacks", {"eps": "0"}, dict, "cpu", save=True)
         (params.folder / records.RECORD).unlink()
         assert len(records.collect_measurements(params.folder, "attacks")) == 0, "a run without record has no results"
         train(params, log=quiet)
-        assert records.measurements(params.folder, "attacks") is None, "they were about the network before"
+        assert records.measurements(params.folder, "attacks") is not None, "the same network, bit for bit: hours of attacks stay"
+        path = params.folder / "attacks.json"
+        path.write_text(path.read_text().replace('"weights": "', '"weights": "0'))
+        (params.folder / records.RECORD).unlink()
+        train(params, log=quiet)
+        assert not path.exists(), "they were about another network"
 
     def test_without_save_nothing_is_loaded_or_written(self, tmp_path):
         folder, measure, calls = self.run(tmp_path)
