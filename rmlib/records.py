@@ -438,7 +438,8 @@ def cpu_name() -> str:
 
 def _git_state():
     def git(*words):
-        answer = subprocess.run(["git", *words], cwd=project_root(), capture_output=True, text=True)
+        # without optional locks: killed within `git status`, it would leave the user's repository locked
+        answer = subprocess.run(["git", "--no-optional-locks", *words], cwd=project_root(), capture_output=True, text=True)
         return answer.stdout.strip() if answer.returncode == 0 else None
 
     try:

@@ -1,5 +1,7 @@
 import base64
 import json
+import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -72,3 +74,18 @@ def test_collect_makes_one_table(tmp_path):
     assert sorted(table["metrics.accuracy"].dropna()) == [80, 82] and set(table["status"]) == {"done", "diverged"}
     assert set(table["config.seed"]) == {0, 1, 2} and (table["config.mixer"] == "region_mixup").all()
     assert records.collect(tmp_path / "nothing").empty
+
+
+def test_asking_for_the_commit_leaves_the_repository_alone(tmp_path, monkeypatch):
+    """A process may be killed while it asks: there must be no lock of git's to be left behind."""
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"]):
+        (tmp_path / "file").write_text("text")
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    os.utime(tmp_path / "file", (1e9, 1e9))  # `git status` would write this into its index, under a lock
+    index = tmp_path / ".git" / "index"
+    before = index.read_bytes()
+    monkeypatch.setattr(records, "project_root", lambda: tmp_path)
+    code = records.environment("cpu")["code"]
+    assert code["dirty"] is False and len(code["commit"]) == 40 and index.read_bytes() == before
+    subprocess.run(["git", "status"], cwd=tmp_path, check=True, capture_output=True)
+    assert index.read_bytes() != before, "it was tempted"
