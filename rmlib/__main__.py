@@ -268,6 +268,9 @@ def run_bench(options) -> int:
 
 def console():
     """Entry point of the installed ``rmlib`` command."""
+    from rmlib.child import import_less
+
+    import_less()
     sys.exit(main())
 
 

@@ -34,9 +34,14 @@ def main(locks: list[str], module: str, arguments: list[str]) -> None:
                 sys.exit(f"rmlib: another process holds {path}: wait for it, or stop it first")
             except OSError as error:
                 sys.exit(f"rmlib: {path.parent} cannot be written ({error.strerror or error}): choose another folder with --out")
-        sys.modules.setdefault("rfc3987_syntax", None)  # a grammar of web addresses that jsonschema would build for most of a second, where it is installed
+        import_less()
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def import_less() -> None:
+    """For a process of our own: keep jsonschema (behind nbformat) from building a grammar of web addresses for a second, where that is installed."""
+    sys.modules.setdefault("rfc3987_syntax", None)
 
 
 def _end_with_parent():

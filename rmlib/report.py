@@ -86,7 +86,9 @@ def _methods(group):
 def _latest(rows):
     """Of the runs of one method the latest of each seed and precision."""
     same = ["config.seed", "config.precision"]
-    return rows.sort_values("finished", kind="stable").drop_duplicates(same, keep="last").sort_index() if rows.duplicated(same).any() else rows
+    if len(set(zip(*(rows[name] for name in same)))) == len(rows):
+        return rows
+    return rows.sort_values("finished", kind="stable").drop_duplicates(same, keep="last").sort_index()
 
 
 def summary(group):
