@@ -52,8 +52,9 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     if not Path(source).exists():
         raise UserError(f"there is no notebook {source}")
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    # Plain TCP warns in every kernel since ipykernel 7.3. The wait lets a training that is told to end write its checkpoint.
-    kernels = Config({"KernelManager": {"transport_encryption": "auto", "shutdown_wait_time": 60.0}})
+    # Plain TCP warns in every kernel since ipykernel 7.3. A kernel is asked to go after its last cell, by a message that jupyter_client gives a tenth of a
+    # second to be delivered: on a busy machine it is lost now and then, and SIGTERM follows after half of the wait.
+    kernels = Config({"KernelManager": {"transport_encryption": "auto", "shutdown_wait_time": 6.0}})
     ending = threading.Event()
 
     def end(*_):
