@@ -69,6 +69,10 @@ def guarded(command) -> int:
 
 def _fail(message, code):
     print(" ".join(str(message).split()), file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads it any more; Python would exit with 120 for that
+        sys.stdout = open(os.devnull, "w")
     return code
 
 

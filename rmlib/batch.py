@@ -9,9 +9,7 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -19,11 +17,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Optional
 
-from filelock import FileLock, Timeout
-
 from rmlib import STOPPED, UserError, executors, records
 from rmlib.params import CELL, Params, experiment
-from rmlib.plan import LESSONS, NEEDS, Batch, costs, duration, goes_on, source
+from rmlib.plan import LESSONS, NEEDS, Batch, costs, goes_on, source
+from rmlib.progress import Progress, last_line
 
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # also a closed terminal
 LOCK = ".batch.lock"
@@ -67,7 +64,7 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
     Raises:
         UserError: another batch works in this folder, it cannot be written, data are missing or others than before, no such GPU or cluster.
     """
-    with _alone(batch):
+    with records.holding(batch.out / LOCK, f"another batch works in {batch.out}: wait for it, or stop it and give the command again; two on one folder would only be in each other's way"):
         states = {cell.folder.name: batch.state(cell) for cell in batch.cells}
         for cell in batch.cells:
             if states[cell.folder.name] == "damaged":
@@ -101,23 +98,6 @@ def run_batch(batch: Batch, *, workers: Optional[int] = None, only_failed: bool 
             places.close()
     counts["left"] = len(batch.cells) + len(batch.lessons) - sum(counts.values())
     return counts
-
-
-@contextlib.contextmanager
-def _alone(batch):
-    """Hold the folder of results for this batch; a killed one lets go of it."""
-    try:
-        batch.out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(batch.out / LOCK)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another batch works in {batch.out}: wait for it, or stop it and give the command again; two on one folder would only be in each other's way") from None
-    except OSError as error:
-        raise UserError(f"{batch.out} cannot be written ({error.strerror or error}): choose another folder with --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _set_aside(batch, cell):
@@ -160,89 +140,9 @@ def _sum(values):
     return None if None in values else sum(values)
 
 
-def _mean(values):
-    return sum(values) / len(values) if values else None
-
-
 def _unit(cells):
     """The name of some cells that run together, among the units of work."""
     return cells[0].folder.name
-
-
-class Progress:
-    """What has become of the units of work: counts, one line for each event, and how long the rest will take. Nobody needs to listen: a terminal
-    or pipe that is gone costs these lines and nothing else."""
-
-    def __init__(self, counts: dict, expected: dict, places: int, log, live: bool):
-        self.counts, self.expected, self.places, self.log = counts, expected, places, log  # expected: unit -> seconds or None, of what has not ended
-        self.running, self.took, self.lock = {}, [], threading.Lock()  # unit -> (label, begun, log); (seconds, expected or None) of what has ended
-        self.closed, self.live = threading.Event(), live
-        if live:
-            threading.Thread(target=self._watch, daemon=True).start()
-
-    def begin(self, unit, label, file):
-        with self.lock:
-            self.running[unit] = label, time.monotonic(), file
-
-    def end(self, unit, outcomes):
-        """Count and tell what became of a unit: [(label, outcome, one line of text)]."""
-        with self.lock:
-            _, begun, _ = self.running.pop(unit, (None, None, None))
-            expected = self.expected.pop(unit, None)
-            if begun is not None:
-                self.took.append((time.monotonic() - begun, expected))
-            for _, outcome, _ in outcomes:
-                if outcome in self.counts:  # what is left is counted at the end, with what was never begun
-                    self.counts[outcome] += 1
-        for label, outcome, text in outcomes:
-            self.tell(f"{outcome:<7} {label}: {text}")
-
-    def tell(self, text):
-        """One line, after where the batch stands."""
-        self._show("")
-        with contextlib.suppress(OSError, ValueError):
-            self.log(f"[{self.state()}] {text}")
-
-    def state(self) -> str:
-        """'12 done, 2 running, 1 failed, 30 to go, about 14 min left'."""
-        with self.lock:
-            now, usual = time.monotonic(), _mean([seconds for seconds, _ in self.took])
-            beside = _mean([seconds - expected for seconds, expected in self.took if expected is not None]) or 0.0  # a notebook does more than train
-            begun = {unit: now - start for unit, (_, start, _) in self.running.items()}
-            known = [usual if seconds is None else max(seconds + beside, 0.0) for seconds in self.expected.values()]
-            rest = [max(seconds - begun.get(unit, 0), 0) for unit, seconds in zip(self.expected, known) if seconds is not None]
-            waiting = len(self.expected.keys() - begun.keys())
-            parts = [f"{self.counts['done']} done", f"{len(begun)} running"] + [f"{self.counts[name]} {name}" for name in ("failed", "stopped") if self.counts[name]]
-            parts += [f"{waiting} to go"] if waiting else []
-        left = max(sum(rest) / max(min(self.places, len(rest)), 1), max(rest, default=0))
-        return ", ".join(parts + ([f"about {duration(left)} left"] if left and None not in known else []))
-
-    def _watch(self):
-        while not self.closed.wait(1):
-            with self.lock:
-                running = list(self.running.values())
-            said = [f"{label}: {_last_line_of(file) or 'starting'} ({duration(time.monotonic() - begun)})" for label, begun, file in running]
-            self._show(f"{self.state()} | {' | '.join(said)}"[:shutil.get_terminal_size().columns - 1])
-
-    def _show(self, text):
-        """Make the status line anew."""
-        with contextlib.suppress(OSError, ValueError):
-            if self.live:
-                print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-    def close(self):
-        self.closed.set()
-        self._show("")
-
-
-def _last_line_of(path: Path):
-    """The last line of a log that is being written."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.path.getsize(path) - 2000))
-            return _last_line(file.read().decode(errors="replace"))
-    except OSError:
-        return None
 
 
 class _Run:
@@ -352,7 +252,7 @@ class _Run:
         the reason has failed, and the others were stopped because of it."""
         if (cell.folder / records.RECORD).exists() and not self.stopping:
             return self._run_cell(cell, begun)
-        reason = self._too_late(ended) or _last_line(ended.output) or "no reason was given"
+        reason = self._too_late(ended) or last_line(ended.output) or "no reason was given"
         named = re.search(r"run ([0-9a-f]{12}):", reason)  # none: killed, or an error of the program itself, which is everybody's
         own = named is None or named[1] == cell.folder.name
         if self.stopping or ended.code == STOPPED or not own:
@@ -374,9 +274,9 @@ class _Run:
         try:
             record = self.batch.record(cell)
         except UserError as error:
-            return self._failure(ended, executed, folder / records.ERROR, _last_line(ended.output) if ended.code else f"{error}; does a cell of the notebook change its parameters?")
+            return self._failure(ended, executed, folder / records.ERROR, last_line(ended.output) if ended.code else f"{error}; does a cell of the notebook change its parameters?")
         if ended.code:  # trained, and then something went wrong, such as an attack
-            return self._failure(ended, executed, folder / records.ERROR, _last_line(ended.output))
+            return self._failure(ended, executed, folder / records.ERROR, last_line(ended.output))
         with contextlib.suppress(OSError):
             (folder / records.UNFINISHED).unlink(missing_ok=True)
         whole = time.monotonic() - begun
@@ -396,7 +296,7 @@ class _Run:
                 path.unlink(missing_ok=True)
             ended = self.execute(name, executed, self.batch.lessons[name], self.batch.cells[0].threads, out / f"{name}.log", out / f".{name}.lock")
             if ended.code:
-                return self._failure(ended, executed, error, _last_line(ended.output))
+                return self._failure(ended, executed, error, last_line(ended.output))
             records.atomic_write(out / f"{name}.done", fingerprint.encode())
         except UserError as reason:  # a full disk
             return "failed", str(reason)
@@ -451,8 +351,3 @@ def _last_error(executed: Path, ended):
         return None
     errors = [output for cell in cells for output in cell.get("outputs", []) if output.output_type == "error"]
     return f"{errors[0].ename}: {errors[0].evalue}".splitlines()[0] if errors else None
-
-
-def _last_line(output: str):
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else None

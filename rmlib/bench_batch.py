@@ -80,7 +80,7 @@ def batch_rows(rounds: int) -> list[list]:
 
 
 @contextlib.contextmanager
-def _ray_cluster(seconds=60):
+def _ray_cluster():
     """The address of a Ray cluster of this machine's own, for two cells; None where Ray is not installed or does not start."""
     if importlib.util.find_spec("ray") is None:
         yield None
@@ -94,7 +94,7 @@ def _ray_cluster(seconds=60):
         yield f"127.0.0.1:{port}" if any("Ray runtime started" in line for line in cluster.stdout) else None
     finally:
         cluster.terminate()
-        cluster.communicate(timeout=seconds)
+        cluster.communicate(timeout=60)
 
 
 def _ids(grid, out):

@@ -5,7 +5,7 @@ threads; ``stop()``, after which running jobs end with a checkpoint; and ``close
 that is told its threads and its GPU before it starts.
 
 Ray rather than a scheduler of our own: it knows the GPUs of many machines and fractions of them, sets CUDA_VISIBLE_DEVICES, and
-gives what was lost with a worker or a node to another one. What a job has done lies in files, so being run twice is being resumed.
+says what was lost with a worker or a node. What a job has done lies in files, so being run twice is being resumed.
 """
 
 import collections

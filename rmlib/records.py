@@ -169,15 +169,29 @@ def only_process(folder: Path):
     Raises:
         UserError: another process holds it, or the folder cannot be written.
     """
-    path = Path(folder) / ".lock"
+    told = f"another process is training the run in {folder}: wait for it, or stop it first"
+    with holding(Path(folder) / ".lock", told, seconds=3):  # a killed kernel may need some to go
+        yield
+
+
+@contextlib.contextmanager
+def holding(path: Path, told: str, seconds: float = 0.0):
+    """Hold a lock file for this process; a killed process lets go of it.
+
+    Args:
+        told: the error's text if another holds it for ``seconds`` more.
+
+    Raises:
+        UserError: another process holds it, or its folder cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
-        lock.acquire(timeout=3, poll_interval=0.1)  # a killed kernel may need a second to go
+        lock.acquire(timeout=seconds, poll_interval=0.1)
     except Timeout:
-        raise UserError(f"another process is training the run in {folder}: wait for it, or stop it first") from None
+        raise UserError(told) from None
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}): choose another folder with `out`") from error
+        raise UserError(f"{path.parent} cannot be written ({error.strerror or error}): choose another folder with `out`") from error
     try:
         yield
     finally:
