@@ -254,7 +254,7 @@ def again(found: records.Collection, run_id: str) -> list[str]:
     """The commands that make a run again: the code of its time, then the run alone, or the whole batch where a plan names one."""
     record = found.records[run_id]
     commit, lines = record.code["commit"], []
-    if commit and commit != records.environment("cpu")["code"]["commit"]:
+    if commit and commit != records.git_state()["commit"]:
         lines.append(f"git checkout {commit}")
     lines.append(shlex.join(["rmlib", *train_words(record)]))
     for path in found.plans:

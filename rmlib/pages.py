@@ -73,7 +73,7 @@ deviation stand beside each, what was run on which hardware above each table. Th
 
 HEADINGS = {"accuracy": "What was run", "differences": "Differences with their intervals", "networks": "Two networks at a time (McNemar)", "robustness": "Under attack and under corruptions", "checks": "Can FGSM be believed?", "corrupted": "Under each corruption", "localization": "Where the networks look", "faithfulness": "Do the maps tell what the networks look at?",
             "sanity": "Maps of shuffled networks", "guard": "The eps of Grad-CAM++", "looks": "Differences in where they look", "precision": "bfloat16 beside float32",
-            "paper": "The paper's tables, and ours", "eps": "Which eps did the paper use?", "claims": "The claims", "costs": "What it cost"}
+            "paper": "The paper's tables, and ours", "eps": "Which eps did the paper use?", "claims": "The claims", "small": "The claims of the small-data study", "costs": "What it cost"}
 
 
 def build(root: Path, folder: Path, tables: dict | None = None, missing: list[str] | None = None) -> Path:

@@ -164,7 +164,10 @@ class TrainParams(DataParams):
     half_weights: bool = Field(False, description="store the trained network in float16: half the size, nearly the same verdicts")
     robustness: bool = Field(False, description="then attack it, corrupt its images and measure its maps as those of the paper's networks (hours on a CPU), stored beside the record")
 
-    RUNTIME: ClassVar = ("root", "device", "compiled", "out", "max_minutes", "must_fit", "min_images_per_second", "checkpoint_every", "half_weights", "robustness")
+    measured_images: Limit = Field(None, ge=1, description="robustness: test images under attack and corruption, drawn by seed 0 (AutoAttack: a twentieth of them); None or all: every one")
+
+    RUNTIME: ClassVar = ("root", "device", "compiled", "out", "max_minutes", "must_fit", "min_images_per_second", "checkpoint_every", "half_weights", "robustness",
+                         "measured_images")
 
     @model_validator(mode="after")
     def _belongs_to_mixer(self):
@@ -173,6 +176,8 @@ class TrainParams(DataParams):
                  for owner, names in owners.items() if owner != self.mixer for name in names if not self._is_default(name)]
         if self.mixer == "none" and not self._is_default("alpha"):
             wrong.append(f"alpha={self.alpha} does nothing for mixer 'none'")
+        if self.measured_images is not None and not self.robustness:
+            wrong.append(f"measured_images={self.measured_images} does nothing without robustness")
         if self.must_fit and self.max_minutes is None:
             wrong.append("must_fit=True does nothing without max_minutes")
         if any(not 0 < milestone < 1 for milestone in self.milestones):

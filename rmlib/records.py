@@ -432,12 +432,13 @@ def environment(device: str) -> dict:
     """The ``code``, ``versions``, ``hardware`` and ``finished`` of a record made now; device is "cpu" or "cuda"."""
     versions = {"python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
-    hardware = {"device": device, "cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system()}
-    if device == "cuda":
-        import torch
+    import torch
 
+    # the instruction set that torch's kernels use: the same seed gives other numbers on another one
+    hardware = {"device": device, "cpu": cpu_name(), "capability": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(), "system": platform.system()}
+    if device == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name()
-    return {"code": _git_state(), "versions": versions, "hardware": hardware,
+    return {"code": git_state(), "versions": versions, "hardware": hardware,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
@@ -450,7 +451,8 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def _git_state():
+def git_state() -> dict:
+    """Version, commit and dirty flag of the code that runs."""
     def git(*words):
         # without optional locks: killed within `git status`, it would leave the user's repository locked
         answer = subprocess.run(["git", "--no-optional-locks", *words], cwd=project_root(), capture_output=True, text=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rmlib import UserError, looks, masking, origin, paper, records
+from rmlib import UserError, looks, masking, origin, paper, records, small
 from rmlib.packed import unpack_bits
 from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, method_name, nearest
 from rmlib.stats import crossed, holm, mcnemar, mean_std, paired, seeds_needed, welch
@@ -498,7 +498,8 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     each cell in its ``attrs`` (see :mod:`rmlib.origin`).
 
     Kinds: ``accuracy``, ``differences``, ``networks``, ``robustness``, ``checks``, ``corrupted``, ``localization``, ``faithfulness``, ``sanity``, ``guard`` and ``looks``
-    with one table per experiment, ``precision``, ``paper`` with the paper's Tables 1 to 4 beside ours, ``eps``, ``claims``, and ``costs``.
+    with one table per experiment, ``precision``, ``paper`` with the paper's Tables 1 to 4 beside ours, ``eps``, ``claims``, ``small``
+    with the claims of the small-data study where some of it was run, and ``costs``.
     """
     root = records.opened(root)
     runs = runs_below(root)
@@ -527,6 +528,8 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
                      "method alone, and the one that comes closest to all three, with its 95 % interval and the p of what does not fit (0.05 or less: no one eps fits; "
                      "more: not rejected, which is less than shown)", paper.fitting_eps(runs, attacks))]
     found["claims"] = [(paper.CAPTION, paper.claims(runs, attacks))]
+    claimed = small.claims(runs, attacks)
+    found["small"] = [] if claimed is None else [(small.CAPTION, claimed)]
     found["costs"] = [(COSTS, costs(runs, measured))]
     return found
 

@@ -63,7 +63,9 @@ def measure(folder: Path, model, test_set: ImageSet, settings: RobustnessParams,
 def after_training(params: TrainParams, log=print) -> None:
     """Measure the network of a finished run as the paper's networks are measured, on its own device: attacks and corruptions
     (FULL_ROBUSTNESS), then its maps (:func:`rmlib.explanations.after_training`)."""
-    settings = RobustnessParams(**FULL_ROBUSTNESS, root=params.root, device=params.device, threads=params.threads, save=True)
+    count = params.measured_images
+    fewer = {} if count is None else {"images": count, "autoattack_images": min(FULL_ROBUSTNESS["autoattack_images"], count // 20)}
+    settings = RobustnessParams(**FULL_ROBUSTNESS | fewer, root=params.root, device=params.device, threads=params.threads, save=True)
     record = records.read(params.folder)
     root = params.dataset.removeprefix("folder:") if params.dataset.startswith("folder:") else params.root
     model = networks.load(params.folder).to(pick_device(params.device))
