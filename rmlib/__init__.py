@@ -1,8 +1,9 @@
 """Region Mixup, studied: mixers, models and the training loop behind the notebooks.
 
-Two conventions hold everywhere. ``lam`` is always the weight of the ORIGINAL image, never of its partner. Images are
-``(N, C, H, W)`` in [0, 1]; normalisation is the first layer of the model. Importing this package imports nothing else,
-so that ``from rmlib.mixers import RegionMixup`` needs torch alone.
+Two conventions hold everywhere. ``lam`` is always the weight of the ORIGINAL image, never of its
+partner. Images are ``(N, C, H, W)`` in [0, 1]; normalisation is the first layer of the model.
+Importing this package imports nothing else, so that ``from rmlib.mixers import RegionMixup`` needs
+torch alone.
 """
 
 __version__ = "0.1.0"
@@ -11,7 +12,9 @@ STOPPED = 75  # exit code of a run that was stopped and can go on: EX_TEMPFAIL o
 
 
 class UserError(ValueError):
-    """A mistake or a missing thing that the user can mend: the message is one line with the value and the remedy."""
+    """A mistake or a missing thing that the user can mend: the message is one line with the value
+    and the remedy.
+    """
 
     def _render_traceback_(self):
         """What IPython shows in a notebook: that line, not the way through the library."""
@@ -19,4 +22,6 @@ class UserError(ValueError):
 
 
 class Stopped(RuntimeError):
-    """A run was asked to stop before its schedule ended; its checkpoint lets the same command go on from there."""
+    """A run was asked to stop before its schedule ended; its checkpoint lets the same command go on
+    from there.
+    """

@@ -1,7 +1,9 @@
-"""Speed of training: the bare step of the network, the full step of every mixer, what each part costs, and a plain loop beside them.
+"""Speed of training: the bare step of the network, the full step of every mixer, what each part
+costs, and a plain loop beside them.
 
-Images are random; the set is as large as the bench asks, whole batches and one smaller one as in the real sets. A rate is that of whole
-epochs, with everything the host does in them. Rows that are compared are measured in turn, round after round.
+Images are random; the set is as large as the bench asks, whole batches and one smaller one as in
+the real sets. A rate is that of whole epochs, with everything the host does in them. Rows that are
+compared are measured in turn, round after round.
 """
 
 import gc
@@ -52,7 +54,9 @@ class Bare(Step):
         """Make the batches, one for every size."""
         self.fixed = {}
         for size in {self.loader.size_of(0), self.loader.size_of(len(self.loader) - 1)}:
-            images = torch.rand(size, *self.loader.image_shape, device=self.device).to(memory_format=torch.channels_last)
+            images = torch.rand(size, *self.loader.image_shape, device=self.device).to(
+                memory_format=torch.channels_last
+            )
             labels = torch.arange(size, device=self.device) % CLASSES
             self.fixed[size] = images, labels, images, F.one_hot(labels, CLASSES).float()
 
@@ -66,10 +70,14 @@ class UnrecordedBare(Bare):
 
 def make_step(data: ImageSet, device: torch.device, kind=Step, **changes) -> Step:
     """A step on its own network, ready to run."""
-    params = TrainParams(**{"batch_size": BATCH, "epochs": 10**6, "schedule": "multistep", "lr": 0.01} | changes)
+    params = TrainParams(
+        **{"batch_size": BATCH, "epochs": 10**6, "schedule": "multistep", "lr": 0.01} | changes
+    )
     model = make_model(params, CLASSES, *data.channel_stats()).to(device).train()
     mixer = make_mixer(params, CLASSES)
-    step = kind(params, model, make_optimizer(params, model), mixer, Loader(data, BATCH, 0, device=device))
+    step = kind(
+        params, model, make_optimizer(params, model), mixer, Loader(data, BATCH, 0, device=device)
+    )
     if kind is Bare and not step.recorded:
         step.hold()
     return step
@@ -92,15 +100,20 @@ class Clock:
         self.epoch += 1
 
     def rates(self, rounds: int) -> dict[str, float]:
-        """Images per second of each, the median of ``rounds`` epochs after one that does not count."""
+        """Images per second of each: the median of ``rounds`` epochs after a warm-up epoch."""
         self.turn(count=False)
         for _ in range(rounds):
             self.turn()
-        return {name: len(step.loader.labels) / statistics.median(self.times[name]) for name, step in self.steps.items()}
+        return {
+            name: len(step.loader.labels) / statistics.median(self.times[name])
+            for name, step in self.steps.items()
+        }
 
 
 def flops_per_image(width: int, size: int = 32) -> float:
-    """Floating point operations (2 per multiply-add) of one forward and backward of one image, counted by torch."""
+    """Floating point operations (2 per multiply-add) of one forward and backward of one image,
+    counted by torch.
+    """
     model = preact_resnet18(CLASSES, width)
     with FlopCounterMode(display=False) as counter:
         model(torch.rand(2, 3, size, size)).sum().backward()
@@ -126,7 +139,9 @@ def _wait(device):
 
 
 def seconds_of(function, device: torch.device, repeats: int) -> float:
-    """Seconds per call of a function without arguments, in CUDA graphs where there is CUDA, as it runs within a step."""
+    """Seconds per call of a function without arguments, in CUDA graphs where there is CUDA, as it
+    runs within a step.
+    """
     call, inner = function, 1
     if device.type == "cuda":
         stream, graph, inner = torch.cuda.Stream(), torch.cuda.CUDAGraph(), 20
@@ -149,38 +164,69 @@ def seconds_of(function, device: torch.device, repeats: int) -> float:
 
 
 def parts(step: Step, repeats: int) -> dict[str, float]:
-    """Seconds per step of what is not the network: making the batch (loader, augmentation, mixing) and the totals, on the device; and the
-    draw of a row of the tables, on the host, which on CUDA goes on while the device is busy."""
+    """Seconds per step of what is not the network: making the batch (loader, augmentation, mixing)
+    and the totals, on the device; and the draw of a row of the tables, on the host, which on CUDA
+    goes on while the device is busy.
+    """
     tables = step.draw(0)
     if step.tables is None:
         step.begin(tables)
     row = [tensor[0].to(step.device) for tensor in tables.tensors()][:-1]
     make = step.of_whole_batches[0]
     images, labels, mixed, targets = make(BATCH, *row)
-    logits, loss = torch.randn(BATCH, CLASSES, device=step.device), torch.ones((), device=step.device)
+    logits, loss = (
+        torch.randn(BATCH, CLASSES, device=step.device),
+        torch.ones((), device=step.device),
+    )
     begun = time.perf_counter()
     step.draw(1)
-    return {"drawing": (time.perf_counter() - begun) / len(step.loader),
-            "batch": seconds_of(lambda: make(BATCH, *row), step.device, repeats),
-            "totals": seconds_of(lambda: step.count(labels, targets, loss, logits, loss, logits, loss), step.device, repeats)}
+    return {
+        "drawing": (time.perf_counter() - begun) / len(step.loader),
+        "batch": seconds_of(lambda: make(BATCH, *row), step.device, repeats),
+        "totals": seconds_of(
+            lambda: step.count(labels, targets, loss, logits, loss, logits, loss),
+            step.device,
+            repeats,
+        ),
+    }
 
 
-def plain_loop(data: ImageSet, width: int, device: torch.device, precision: str, workers: int, epochs: int = 2) -> float:
-    """Images per second of the loop that one would write first: a DataLoader with torchvision's v2 transforms, v2.MixUp when it
-    collates, one forward, ``loss.item()`` once per step; the same network, batch and precision. The first epoch does not count."""
+def plain_loop(
+    data: ImageSet, width: int, device: torch.device, precision: str, workers: int, epochs: int = 2
+) -> float:
+    """Images per second of the loop that one would write first: a DataLoader with torchvision's v2
+    transforms, v2.MixUp when it collates, one forward, ``loss.item()`` once per step; the same
+    network, batch and precision. The first epoch does not count.
+    """
     from torchvision.transforms import v2
 
-    transform = v2.Compose([v2.RandomCrop(32, padding=2), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)])
+    transform = v2.Compose(
+        [
+            v2.RandomCrop(32, padding=2),
+            v2.RandomHorizontalFlip(),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
     mixup = v2.MixUp(alpha=1.0, num_classes=CLASSES)
     samples = _Transformed(data.images, data.labels, transform)
-    loader = torch.utils.data.DataLoader(samples, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0,
-                                         pin_memory=device.type == "cuda", collate_fn=_Collate(mixup))
+    loader = torch.utils.data.DataLoader(
+        samples,
+        BATCH,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        collate_fn=_Collate(mixup),
+    )
     model = preact_resnet18(CLASSES, width, 1, *data.channel_stats()).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=5e-4)
     for epoch in range(epochs):
         begun = time.perf_counter()
         for images, targets in loader:
-            images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            images, targets = (
+                images.to(device, non_blocking=True),
+                targets.to(device, non_blocking=True),
+            )
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 loss = F.cross_entropy(model(images), targets)
             optimizer.zero_grad()
@@ -211,7 +257,9 @@ class _Collate:
 
 
 def together(data: ImageSet, device: torch.device, count: int, rounds: int, **changes) -> float:
-    """Images per second of ``count`` runs in one process, a step of each in turn, all of them summed."""
+    """Images per second of ``count`` runs in one process, a step of each in turn, all of them
+    summed.
+    """
     runs = [make_step(data, device, seed=seed, **changes) for seed in range(count)]
     for run in runs:
         run.ready(0)
@@ -231,7 +279,10 @@ def apart(count: int, images: int, device: torch.device, rounds: int, **changes)
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(count, context) as pool:
         ready = manager.Barrier(count)
-        jobs = [pool.submit(_apart, ready, images, device.type, rounds, changes | {"seed": seed}) for seed in range(count)]
+        jobs = [
+            pool.submit(_apart, ready, images, device.type, rounds, changes | {"seed": seed})
+            for seed in range(count)
+        ]
         return count * images * rounds / max(job.result() for job in jobs)
 
 
@@ -249,20 +300,30 @@ def _apart(ready, images, device, rounds, changes):
 
 
 def checkpoint_seconds(step: Step, repeats: int = 3) -> float:
-    """Seconds to put network and optimiser into the bytes of a checkpoint (the disk is not counted)."""
+    """Seconds to put network and optimiser into the bytes of a checkpoint (the disk is not
+    counted).
+    """
     times = []
     for _ in range(repeats):
         begun = time.perf_counter()
-        torch.save({"model": step.model.state_dict(), "optimizer": step.optimizer.state_dict()}, io.BytesIO())
+        torch.save(
+            {"model": step.model.state_dict(), "optimizer": step.optimizer.state_dict()},
+            io.BytesIO(),
+        )
         times.append(time.perf_counter() - begun)
     return statistics.median(times)
 
 
 def ladder(device: torch.device, data: ImageSet, common: dict, compiled: bool) -> dict[str, Step]:
-    """The steps that are timed by turns: the bare step in every way it can run here, the best last, then the full step of every mixer in that way."""
+    """The steps that are timed by turns: the bare step in every way it can run here, the best last,
+    then the full step of every mixer in that way.
+    """
     bare = {"mixer": "none", "clean_weight": 0, **common}
     if device.type == "cuda":
-        steps = {"bare step, operation by operation": make_step(data, device, UnrecordedBare, **bare), "bare step, in CUDA graphs": make_step(data, device, Bare, **bare)}
+        steps = {
+            "bare step, operation by operation": make_step(data, device, UnrecordedBare, **bare),
+            "bare step, in CUDA graphs": make_step(data, device, Bare, **bare),
+        }
     else:
         steps = {"bare step, operation by operation": make_step(data, device, Bare, **bare)}
     if compiled:
@@ -270,45 +331,83 @@ def ladder(device: torch.device, data: ImageSet, common: dict, compiled: bool) -
     best = common | {"compiled": compiled}
     for mixer in MIXERS:
         for weight, words in ((0, "mixed alone"), (1, "clean + mixed")):
-            steps[f"full step, {LABELS[mixer]}, {words}"] = make_step(data, device, mixer=mixer, clean_weight=weight, **best)
-    return steps | {"full step, Region Mixup k=4, mixed alone": make_step(data, device, mixer="region_mixup", k=4, clean_weight=0, **best)}
+            steps[f"full step, {LABELS[mixer]}, {words}"] = make_step(
+                data, device, mixer=mixer, clean_weight=weight, **best
+            )
+    return steps | {
+        "full step, Region Mixup k=4, mixed alone": make_step(
+            data, device, mixer="region_mixup", k=4, clean_weight=0, **best
+        )
+    }
 
 
 def part_lines(steps: dict[str, Step], bare_seconds: float, repeats: int) -> list[str]:
-    """The cost of what is not the network; mixing is what a batch of a mixer costs more than one without mixing."""
-    cost = {mixer: parts(steps[f"full step, {LABELS[mixer]}, mixed alone"], repeats) for mixer in MIXERS}
-    shown = {"loader, augmentation and targets": cost["none"]["batch"], "running totals": cost["none"]["totals"]}
-    shown |= {f"mixing, {LABELS[mixer]}": cost[mixer]["batch"] - cost["none"]["batch"] for mixer in MIXERS if mixer != "none"}
+    """The cost of what is not the network; mixing is what a batch of a mixer costs more than one
+    without mixing.
+    """
+    cost = {
+        mixer: parts(steps[f"full step, {LABELS[mixer]}, mixed alone"], repeats) for mixer in MIXERS
+    }
+    shown = {
+        "loader, augmentation and targets": cost["none"]["batch"],
+        "running totals": cost["none"]["totals"],
+    }
+    shown |= {
+        f"mixing, {LABELS[mixer]}": cost[mixer]["batch"] - cost["none"]["batch"]
+        for mixer in MIXERS
+        if mixer != "none"
+    }
     shown |= {f"drawing (host), {LABELS[mixer]}": cost[mixer]["drawing"] for mixer in MIXERS}
-    lines = [f"| {name} | {1e6 * value:.0f} | {100 * value / bare_seconds:.1f} % |" for name, value in shown.items()]
+    lines = [
+        f"| {name} | {1e6 * value:.0f} | {100 * value / bare_seconds:.1f} % |"
+        for name, value in shown.items()
+    ]
     return ["| part of a step | µs | of the bare step |", "|---|---:|---:|", *lines]
 
 
 def beside_lines(step: Step) -> list[str]:
     """What a run does between its epochs."""
-    lines, test = ["| between epochs | s |", "|---|---:|"], random_set(10_000 if step.device.type == "cuda" else 1000)
+    lines, test = (
+        ["| between epochs | s |", "|---|---:|"],
+        random_set(10_000 if step.device.type == "cuda" else 1000),
+    )
     for bf16 in (False, True) if step.device.type == "cuda" else (False,):
         evaluate(step.model, test, bf16)  # the first one loads kernels
         begun = time.perf_counter()
         evaluate(step.model, test, bf16)
-        lines.append(f"| evaluation of {len(test)} images, {'bf16' if bf16 else 'fp32'} | {time.perf_counter() - begun:.3f} |")
+        lines.append(
+            f"| evaluation of {len(test)} images, {'bf16' if bf16 else 'fp32'} |"
+            f" {time.perf_counter() - begun:.3f} |"
+        )
     return [*lines, f"| bytes of a checkpoint | {checkpoint_seconds(step):.3f} |"]
 
 
 def several_lines(data: ImageSet, device: torch.device, rounds: int, **changes) -> list[str]:
     """Several runs at once, in one process and in as many."""
     alone = together(data, device, 1, rounds, **changes)
-    found = {"one": alone} | {f"{count} in one process": together(data, device, count, rounds, **changes) for count in SEVERAL}
-    found |= {f"{count} processes": apart(count, len(data), device, rounds, **changes) for count in SEVERAL}
-    return ["| several runs, Region Mixup, clean + mixed, all summed | images/s | times one alone |", "|---|---:|---:|",
-            *(f"| {name} | {value:.0f} | {value / alone:.2f} |" for name, value in found.items())]
+    found = {"one": alone} | {
+        f"{count} in one process": together(data, device, count, rounds, **changes)
+        for count in SEVERAL
+    }
+    found |= {
+        f"{count} processes": apart(count, len(data), device, rounds, **changes)
+        for count in SEVERAL
+    }
+    return [
+        "| several runs, Region Mixup, clean + mixed, all summed | images/s | times one alone |",
+        "|---|---:|---:|",
+        *(f"| {name} | {value:.0f} | {value / alone:.2f} |" for name, value in found.items()),
+    ]
 
 
-def report(device: torch.device, rounds: int, width: int | None = None, compiled: bool = False) -> str:
+def report(
+    device: torch.device, rounds: int, width: int | None = None, compiled: bool = False
+) -> str:
     """Measure and return the Markdown tables; cuDNN chooses the fastest kernels for everybody.
 
     Args:
-        rounds: epochs behind every median. width: of the network, default 64 on CUDA and 8 on the CPU.
+        rounds: epochs behind every median.
+        width: of the network, default 64 on CUDA and 8 on the CPU.
         compiled: also measure the compiled step, and use it in what follows.
     """
     with fastest_kernels():
@@ -318,7 +417,9 @@ def report(device: torch.device, rounds: int, width: int | None = None, compiled
 def _report(device, rounds, width, compiled):
     default, steps_of_epoch = SIZES[device.type]
     data, width = random_set((steps_of_epoch - 1) * BATCH + 80), width or default
-    precision, matrix = ("bf16", torch.bfloat16) if device.type == "cuda" else ("fp32", torch.float32)
+    precision, matrix = (
+        ("bf16", torch.bfloat16) if device.type == "cuda" else ("fp32", torch.float32)
+    )
     common = {"width": width, "precision": precision}
     rate, work = matrix_rate(device, matrix), flops_per_image(width)
     steps = ladder(device, data, common, compiled)
@@ -327,14 +428,53 @@ def _report(device, rounds, width, compiled):
     lines = []
     for name, value in rates.items():
         forwards = 2 if name.endswith("clean + mixed") else 1
-        lines.append(f"| {name} | {value:.0f} | {50_000 / value:.2f} | {100 * value * forwards * work / rate:.1f} % | {100 * value * forwards / rates[bare]:.1f} % |")
-    mine, workers = rates["full step, Mixup, mixed alone"], min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
+        lines.append(
+            f"| {name} | {value:.0f} | {50_000 / value:.2f} |"
+            f" {100 * value * forwards * work / rate:.1f} % |"
+            f" {100 * value * forwards / rates[bare]:.1f} % |"
+        )
+    mine, workers = (
+        rates["full step, Mixup, mixed alone"],
+        min(16, os.cpu_count() or 1) if device.type == "cuda" else 0,
+    )
     plain = plain_loop(data, width, device, precision, workers)
-    return "\n".join([
-        f"Training: PreAct ResNet-18 of width {width}, {precision}, batch {BATCH}, {len(data)} random images of 32 x 32 per epoch, medians of {rounds} epochs in turn; "
-        f"matrix product of random numbers in the same run: {rate / 1e12:.3g} TFLOP/s; with the clean loss a step has two forwards, and its shares count both", "",
-        "| step | images/s | s per 50 000 images | share of the matrix rate | share of the bare step |", "|---|---:|---:|---:|---:|", *lines, "",
-        *part_lines(steps, BATCH / rates[bare], 3 * rounds), "", *beside_lines(steps[bare]), "",
-        *several_lines(data, device, rounds, mixer="region_mixup", clean_weight=1, compiled=compiled, **common), "",
-        "| one forward on Mixup's batches, end to end | images/s | times |", "|---|---:|---:|",
-        f"| DataLoader with {workers} workers, torchvision v2, plain loop | {plain:.0f} | 1.00 |", f"| ours | {mine:.0f} | {mine / plain:.2f} |", ""])
+    return "\n".join(
+        [
+            (
+                f"Training: PreAct ResNet-18 of width {width}, {precision}, batch {BATCH},"
+                f" {len(data)} random images of 32 x 32 per epoch, medians of {rounds} epochs in"
+                f" turn; matrix product of random numbers in the same run: {rate / 1e12:.3g}"
+                " TFLOP/s; with the clean loss a step has two forwards, and its shares count both"
+            ),
+            "",
+            (
+                "| step | images/s | s per 50 000 images | share of the matrix rate | share of the"
+                " bare step |"
+            ),
+            "|---|---:|---:|---:|---:|",
+            *lines,
+            "",
+            *part_lines(steps, BATCH / rates[bare], 3 * rounds),
+            "",
+            *beside_lines(steps[bare]),
+            "",
+            *several_lines(
+                data,
+                device,
+                rounds,
+                mixer="region_mixup",
+                clean_weight=1,
+                compiled=compiled,
+                **common,
+            ),
+            "",
+            "| one forward on Mixup's batches, end to end | images/s | times |",
+            "|---|---:|---:|",
+            (
+                f"| DataLoader with {workers} workers, torchvision v2, plain loop | {plain:.0f} |"
+                " 1.00 |"
+            ),
+            f"| ours | {mine:.0f} | {mine / plain:.2f} |",
+            "",
+        ]
+    )

@@ -1,4 +1,6 @@
-"""The printed cells of a report's tables, and the ways to name one: by words of its row and a column, or by the number that stands in it."""
+"""The printed cells of a report's tables, and the ways to name one: by words of its row and a
+column, or by the number that stands in it.
+"""
 
 import re
 from dataclasses import dataclass
@@ -6,8 +8,29 @@ from dataclasses import dataclass
 from rmlib import UserError, origin, report
 from rmlib.params import METHOD, nearest
 
-KEYS = (*METHOD, "dataset", "clean loss", "map", "measure", "shuffled", "method", "eps", "difference", "two networks", "claim", "in", "attack", "experiment")  # columns that name a row
-COUNTS = ("n", "images", "its images", "runs", "paper")  # columns in which nobody looks for a number
+KEYS = (
+    *METHOD,
+    "dataset",
+    "clean loss",
+    "map",
+    "measure",
+    "shuffled",
+    "method",
+    "eps",
+    "difference",
+    "two networks",
+    "claim",
+    "in",
+    "attack",
+    "experiment",
+)  # columns that name a row
+COUNTS = (
+    "n",
+    "images",
+    "its images",
+    "runs",
+    "paper",
+)  # columns in which nobody looks for a number
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +49,11 @@ class Cell:
 
     @property
     def where(self) -> str:
-        of = "" if self.kind in ("claims", "eps", "costs") else f", {self.caption.split(';')[0].split(' (the paper')[0]}"
+        of = (
+            ""
+            if self.kind in ("claims", "eps", "costs")
+            else f", {self.caption.split(';')[0].split(' (the paper')[0]}"
+        )
         return f"table {self.kind}{of} | {self.keys} | {self.head}"
 
     @property
@@ -46,13 +73,35 @@ def cells_of(kind: str, several: list):
     for number, (caption, table) in enumerate(several, 1):
         names, heads, _, lines = report.cells(table)
         for row, texts in enumerate(lines):
-            keys = ", ".join(text if name in ("mixer", "method", "map", "measure", "difference", "claim", "dataset", "experiment", "two networks") else f"{name} {text}"
-                             for name, text in zip(names, texts) if name in KEYS and not is_value(kind, name))
-            yield from (Cell(kind, number, caption, table, row, name, head, text, keys) for name, head, text in zip(names, heads, texts))
+            keys = ", ".join(
+                (
+                    text
+                    if name
+                    in (
+                        "mixer",
+                        "method",
+                        "map",
+                        "measure",
+                        "difference",
+                        "claim",
+                        "dataset",
+                        "experiment",
+                        "two networks",
+                    )
+                    else f"{name} {text}"
+                )
+                for name, text in zip(names, texts)
+                if name in KEYS and not is_value(kind, name)
+            )
+            yield from (
+                Cell(kind, number, caption, table, row, name, head, text, keys)
+                for name, head, text in zip(names, heads, texts)
+            )
 
 
 def select(kind: str, several: list, words: list[str], column: str | None) -> list[Cell]:
-    """The cells of the rows that fit all words, of one column or of every one that is a mean or has sides.
+    """The cells of the rows that fit all words, of one column or of every one that is a mean or has
+    sides.
 
     Raises:
         UserError: no row or column is called so; names the nearest.
@@ -61,7 +110,11 @@ def select(kind: str, several: list, words: list[str], column: str | None) -> li
 
     def fits(cell, word, whole):
         texts = [cell.text, f"{cell.name}={cell.text}", f"{cell.head}={cell.text}"]
-        return word in map(str.lower, texts) if whole else word in cell.text.lower() or word in cell.caption.lower()
+        return (
+            word in map(str.lower, texts)
+            if whole
+            else word in cell.text.lower() or word in cell.caption.lower()
+        )
 
     heads = {text.lower() for cell in cells for text in (cell.head, cell.name)}
     for word in map(str.lower, words):
@@ -72,13 +125,21 @@ def select(kind: str, several: list, words: list[str], column: str | None) -> li
         hits = hits or {(cell.number, cell.row) for cell in cells if fits(cell, word, False)}
         if not hits:
             valid = dict.fromkeys(cell.text for cell in cells if cell.name in KEYS)
-            raise UserError(f"table {kind}: no row has {word!r}: {nearest(word, [*valid, *dict.fromkeys(cell.head for cell in cells)])}")
+            raise UserError(
+                f"table {kind}: no row has {word!r}:"
+                f" {nearest(word, [*valid, *dict.fromkeys(cell.head for cell in cells)])}"
+            )
         cells = [cell for cell in cells if (cell.number, cell.row) in hits]
     for name in columns:
         name = name.lower()
-        own = [cell for cell in cells if name in (cell.head.lower(), cell.name.lower())] or [cell for cell in cells if name in cell.head.lower()]
+        own = [cell for cell in cells if name in (cell.head.lower(), cell.name.lower())] or [
+            cell for cell in cells if name in cell.head.lower()
+        ]
         if not own:
-            raise UserError(f"table {kind} has no column {name!r}: {nearest(name, list(dict.fromkeys(cell.head for cell in cells)))}")
+            raise UserError(
+                f"table {kind} has no column {name!r}:"
+                f" {nearest(name, list(dict.fromkeys(cell.head for cell in cells)))}"
+            )
         cells = own
     if columns:
         return cells
@@ -87,7 +148,9 @@ def select(kind: str, several: list, words: list[str], column: str | None) -> li
     for cell in cells:
         if cell.name not in KEYS or is_value(kind, cell.name):
             first.setdefault((cell.number, cell.row), cell)
-    return [cell for cell in cells if cell.sides] + [cell for row, cell in first.items() if row not in made]
+    return [cell for cell in cells if cell.sides] + [
+        cell for row, cell in first.items() if row not in made
+    ]
 
 
 def showing(number: str, cells: list[Cell], folder) -> list[Cell]:
@@ -97,13 +160,26 @@ def showing(number: str, cells: list[Cell], folder) -> list[Cell]:
         UserError: none; names the nearest number.
     """
     wanted = number.replace("%", "").replace("−", "-").strip().lstrip("+")
-    cells = [cell for cell in cells if cell.name not in KEYS + COUNTS or is_value(cell.kind, cell.name)]
-    printed = {cell: [token.lstrip("+") for token in re.findall(r"[-+]?\d+(?:\.\d+)?", cell.text)] for cell in cells}
+    cells = [
+        cell for cell in cells if cell.name not in KEYS + COUNTS or is_value(cell.kind, cell.name)
+    ]
+    printed = {
+        cell: [token.lstrip("+") for token in re.findall(r"[-+]?\d+(?:\.\d+)?", cell.text)]
+        for cell in cells
+    }
     hits = [cell for cell in cells if wanted == cell.text or wanted in printed[cell]]
     if not hits:
         try:
-            near, cell = min((((token, cell) for cell in cells for token in printed[cell])), key=lambda pair: abs(float(pair[0]) - float(wanted)))
+            near, cell = min(
+                ((token, cell) for cell in cells for token in printed[cell]),
+                key=lambda pair: abs(float(pair[0]) - float(wanted)),
+            )
         except ValueError:
-            raise UserError(f"{number!r} is neither a run, a table nor a number as it is printed: {', '.join(dict.fromkeys(cell.kind for cell in cells))}") from None
-        raise UserError(f"no table under {folder} shows {number}: the nearest is {near} ({cell.where})")
+            raise UserError(
+                f"{number!r} is neither a run, a table nor a number as it is printed:"
+                f" {', '.join(dict.fromkeys(cell.kind for cell in cells))}"
+            ) from None
+        raise UserError(
+            f"no table under {folder} shows {number}: the nearest is {near} ({cell.where})"
+        )
     return hits

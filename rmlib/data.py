@@ -1,4 +1,6 @@
-"""Datasets as uint8 tensors, the random streams of a run, and the loader that keeps the whole set on the device."""
+"""Datasets as uint8 tensors, the random streams of a run, and the loader that keeps the whole set
+on the device.
+"""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -13,9 +15,10 @@ from rmlib import UserError, sources
 class ImageSet:
     """One split of a dataset, in memory.
 
-    ``images`` (N, 3, H, W) uint8, ``labels`` (N,) int64, ``classes`` their names, ``checksum`` the sha256 over pixels and
-    labels of the whole dataset (both splits); ``boxes`` (N, 4) int64 x1, y1, x2, y2 half open and ``masks`` (N, H, W) bool
-    of the object, where the dataset has them. The order is by class, then by a hash of the pixels.
+    ``images`` (N, 3, H, W) uint8, ``labels`` (N,) int64, ``classes`` their names, ``checksum`` the
+    sha256 over pixels and labels of the whole dataset (both splits); ``boxes`` (N, 4) int64 x1, y1,
+    x2, y2 half open and ``masks`` (N, H, W) bool of the object, where the dataset has them. The
+    order is by class, then by a hash of the pixels.
     """
 
     images: torch.Tensor
@@ -31,21 +34,34 @@ class ImageSet:
     def __getitem__(self, index) -> "ImageSet":
         """The images of an index tensor or mask, as another set."""
         pick = lambda values: None if values is None else values[index]  # noqa: E731
-        return replace(self, images=self.images[index], labels=self.labels[index], boxes=pick(self.boxes), masks=pick(self.masks))
+        return replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            boxes=pick(self.boxes),
+            masks=pick(self.masks),
+        )
 
     def subset(self, count: int | None) -> "ImageSet":
-        """The first ``count`` images with equal numbers of every class; None keeps all. Equal for every seed."""
+        """The first ``count`` images with equal numbers of every class; None keeps all. Equal for
+        every seed.
+        """
         if count is None:
             return self
         per_class, rest = divmod(count, len(self.classes))
         smallest = int(torch.bincount(self.labels, minlength=len(self.classes)).min())
         if rest or not 0 < per_class <= smallest:
-            raise UserError(f"a class-balanced subset of {count} images cannot be taken: train_images and test_images must be multiples of "
-                            f"the number of classes ({len(self.classes)}), here at most {smallest * len(self.classes)}, or all")
+            raise UserError(
+                f"a class-balanced subset of {count} images cannot be taken: train_images and"
+                f" test_images must be multiples of the number of classes ({len(self.classes)}),"
+                f" here at most {smallest * len(self.classes)}, or all"
+            )
         return self[rank_in_class(self.labels) < per_class]
 
     def channel_stats(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation per colour channel over all pixels in [0, 1]: three values each."""
+        """Mean and standard deviation per colour channel over all pixels in [0, 1]: three values
+        each.
+        """
         pixels = self.images.double().div_(255).transpose(0, 1).flatten(1)
         return pixels.mean(1).tolist(), pixels.std(1, correction=0).tolist()
 
@@ -56,15 +72,24 @@ def rank_in_class(labels: torch.Tensor) -> torch.Tensor:
     return torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]
 
 
-def load(name: str, root=None, split: str = "train", *, holdout: bool = False, offline: bool = False,
-         allow_partial: bool = False) -> ImageSet:
+def load(
+    name: str,
+    root=None,
+    split: str = "train",
+    *,
+    holdout: bool = False,
+    offline: bool = False,
+    allow_partial: bool = False,
+) -> ImageSet:
     """One split of a dataset, from the cache where possible.
 
-    ``val`` is a fixed tenth of the training images, class-balanced; ``holdout=True`` leaves it out of ``train``. For Tiny
-    ImageNet the official validation images are ``test``, since its test labels were never published.
+    ``val`` is a fixed tenth of the training images, class-balanced; ``holdout=True`` leaves it out
+    of ``train``. For Tiny ImageNet the official validation images are ``test``, since its test
+    labels were never published.
 
     Args:
-        name: "shapes", "cifar10", "cifar100", "tiny-imagenet" or "folder:PATH" (train/CLASS/* and test/CLASS/*, also a zip).
+        name: "shapes", "cifar10", "cifar100", "tiny-imagenet" or "folder:PATH" (train/CLASS/* and
+            test/CLASS/*, also a zip).
         root: folder of the datasets; default $RMLIB_DATA, then data/.
         split: "train", "val" or "test".
         offline: never download. allow_partial: accept a part of a named dataset.
@@ -76,11 +101,18 @@ def load(name: str, root=None, split: str = "train", *, holdout: bool = False, o
         raise UserError(f"split={split!r}: expected 'train', 'val' or 'test'")
     data = sources.arrays(name, root, offline=offline, allow_partial=allow_partial)
     stored = "test" if split == "test" else "train"
-    parts = {field: torch.from_numpy(data[f"{stored}_{field}"]) for field in ("images", "labels", "boxes", "masks")
-             if f"{stored}_{field}" in data}
-    images = ImageSet(classes=tuple(map(str, data["classes"])), checksum=str(data["checksum"]), **parts)
+    parts = {
+        field: torch.from_numpy(data[f"{stored}_{field}"])
+        for field in ("images", "labels", "boxes", "masks")
+        if f"{stored}_{field}" in data
+    }
+    images = ImageSet(
+        classes=tuple(map(str, data["classes"])), checksum=str(data["checksum"]), **parts
+    )
     if split == "val" or (split == "train" and holdout):
-        held_out = rank_in_class(images.labels) < (torch.bincount(images.labels) // 10)[images.labels]
+        held_out = (
+            rank_in_class(images.labels) < (torch.bincount(images.labels) // 10)[images.labels]
+        )
         images = images[held_out if split == "val" else ~held_out]
     return images
 
@@ -88,61 +120,89 @@ def load(name: str, root=None, split: str = "train", *, holdout: bool = False, o
 def stream(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:
     """The random stream of one purpose in one epoch, a function of its arguments alone.
 
-    Order, augmentation, mixing and initialisation have different purposes and so never share a stream: every method sees
-    the same clean batches, a resumed epoch draws what it would have drawn, and CPU and CUDA runs draw the same (always on
-    the CPU).
+    Order, augmentation, mixing and initialisation have different purposes and so never share a
+    stream: every method sees the same clean batches, a resumed epoch draws what it would have
+    drawn, and CPU and CUDA runs draw the same (always on the CPU).
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def image_keys(images: torch.Tensor, seed: int, purpose: str) -> list[bytes]:
-    """32 bytes for every image, a function of seed, purpose and its own pixels: a random stream made from them is the same in
-    any batch, in any order, on any machine.
+    """32 bytes for every image, a function of seed, purpose and its own pixels: a random stream
+    made from them is the same in any batch, in any order, on any machine.
 
     Args:
-        images: (N, C, H, W) uint8, or floating point in [0, 1], of which 8 bits count. seed, purpose: as for :func:`stream`.
+        images: (N, C, H, W) uint8, or floating point in [0, 1], of which 8 bits count.
+        seed, purpose: as for :func:`stream`.
     """
     pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
-    return [hashlib.sha256(f"{seed}/{purpose}/".encode() + image.tobytes()).digest() for image in pixels.cpu().contiguous().numpy()]
+    return [
+        hashlib.sha256(f"{seed}/{purpose}/".encode() + image.tobytes()).digest()
+        for image in pixels.cpu().contiguous().numpy()
+    ]
 
 
 class Loader:
-    """Batches of a training set that lies on the device as one uint8 tensor: zero-pad, random crop and flip on the batch.
+    """Batches of a training set that lies on the device as one uint8 tensor: zero-pad, random crop
+    and flip on the batch.
 
     Args:
         data: the training set.
         batch_size: images per step; the last batch of an epoch is smaller, none is dropped.
-        seed: of order and augmentation. Epoch e of a seed is the same on every device and for every mixer.
-        augment: zero-pad ``pad`` pixels, crop back at a random place, flip with probability 1/2. As in the field's references
-            the padding is black, before normalisation.
+        seed: of order and augmentation. Epoch e of a seed is the same on every device and for every
+            mixer.
+        augment: zero-pad ``pad`` pixels, crop back at a random place, flip with probability 1/2. As
+            in the field's references the padding is black, before normalisation.
         device: where the images lie and the batches appear.
 
     ``image_shape``: (3, H, W).
     """
 
-    def __init__(self, data: ImageSet, batch_size: int, seed: int, *, augment: bool = True, pad: int = 2, device="cpu"):
-        if not (0 <= int(data.labels.min()) and int(data.labels.max()) < len(data.classes)):  # once, for every later step
-            raise UserError(f"labels lie in [{data.labels.min()}, {data.labels.max()}], but there are {len(data.classes)} classes")
-        self.batch_size, self.seed, self.augment, self.pad = batch_size, seed, augment, pad if augment else 0
+    def __init__(
+        self,
+        data: ImageSet,
+        batch_size: int,
+        seed: int,
+        *,
+        augment: bool = True,
+        pad: int = 2,
+        device="cpu",
+    ):
+        if not (
+            int(data.labels.min()) >= 0 and int(data.labels.max()) < len(data.classes)
+        ):  # once, for every later step
+            raise UserError(
+                f"labels lie in [{data.labels.min()}, {data.labels.max()}], but there are"
+                f" {len(data.classes)} classes"
+            )
+        self.batch_size, self.seed, self.augment, self.pad = (
+            batch_size,
+            seed,
+            augment,
+            pad if augment else 0,
+        )
         self.device = torch.device(device)
         self.labels = data.labels.to(self.device)
         self.image_shape = tuple(data.images.shape[1:])
         height, width = self.image_shape[1:]
         padded = F.pad(data.images, [self.pad] * 4).to(self.device)
-        self._windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, 3, 2 pad + 1, 2 pad + 1, H, W), a view
+        self._windows = padded.unfold(2, height, 1).unfold(
+            3, width, 1
+        )  # (N, 3, 2 pad + 1, 2 pad + 1, H, W), a view
 
     def __len__(self):
         """Steps per epoch."""
         return -(-len(self.labels) // self.batch_size)
 
     def size_of(self, step: int) -> int:
-        """Images in the batch of a step, counted from 0: ``batch_size``, or fewer in the last one."""
+        """Images in the batch of a step, counted from 0: fewer in the last one."""
         return min(self.batch_size, len(self.labels) - step * self.batch_size)
 
     def draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """All random choices of an epoch, each (N,) on the CPU: the order of the images, the place dy, dx of each crop in
-        [0, 2 pad], and whether it is flipped."""
+        """All random choices of an epoch, each (N,) on the CPU: the order of the images, the place
+        dy, dx of each crop in [0, 2 pad], and whether it is flipped.
+        """
         count, random = len(self.labels), stream(self.seed, "augmentation", epoch)
         order = torch.randperm(count, generator=stream(self.seed, "order", epoch))
         dy, dx = torch.randint(0, 2 * self.pad + 1, (2, count), generator=random)
@@ -150,8 +210,10 @@ class Loader:
         return order, dy, dx, flip
 
     def batch(self, order, dy, dx, flip) -> tuple[torch.Tensor, torch.Tensor]:
-        """The images and labels of one step from its share (B,) of the choices, on the device: images (B, 3, H, W) float32 in
-        [0, 1], channels_last, and labels (B,). Nothing waits for the host."""
+        """The images and labels of one step from its share (B,) of the choices, on the device:
+        images (B, 3, H, W) float32 in [0, 1], channels_last, and labels (B,). Nothing waits for the
+        host.
+        """
         images = self._windows[order, :, dy, dx]
         images = torch.where(flip[:, None, None, None], images.flip(3), images)
         return to_float(images), self.labels[order]
@@ -164,5 +226,7 @@ class Loader:
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images as float32 in [0, 1], channels_last, which convolutions like best on CPU and CUDA."""
+    """uint8 images as float32 in [0, 1], channels_last, which convolutions like best on CPU and
+    CUDA.
+    """
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)

@@ -1,11 +1,13 @@
 """Where the jobs of a batch run: in processes of this machine, or on the nodes of a Ray cluster.
 
-An executor has ``places``, the number of jobs it takes at the same time; ``run(job)``, which waits for one and is called from as many
-threads; ``stop()``, after which running jobs end with a checkpoint; and ``close()``. Both run a job by :func:`work`: a process of its own
-that is told its threads and its GPU before it starts.
+An executor has ``places``, the number of jobs it takes at the same time; ``run(job)``, which waits
+for one and is called from as many threads; ``stop()``, after which running jobs end with a
+checkpoint; and ``close()``. Both run a job by :func:`work`: a process of its own that is told its
+threads and its GPU before it starts.
 
-Ray rather than a scheduler of our own: it knows the GPUs of many machines and fractions of them, sets CUDA_VISIBLE_DEVICES, and
-says what was lost with a worker or a node. What a job has done lies in files, so being run twice is being resumed.
+Ray rather than a scheduler of our own: it knows the GPUs of many machines and fractions of them,
+sets CUDA_VISIBLE_DEVICES, and says what was lost with a worker or a node. What a job has done lies
+in files, so being run twice is being resumed.
 """
 
 import collections
@@ -23,13 +25,24 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from rmlib import STOPPED, UserError
 from rmlib.child import GRACE
 
-HANDED_ON = ("RMLIB_DATA", "RMLIB_CACHE", "RMLIB_RUNS", "RMLIB_MIRROR", "RMLIB_OFFLINE")  # of the environment, to other machines
-LOST = (2, 10, 30)  # seconds before a job whose worker or machine was lost is given to another one, each time longer: a cluster needs some to notice
+HANDED_ON = (
+    "RMLIB_DATA",
+    "RMLIB_CACHE",
+    "RMLIB_RUNS",
+    "RMLIB_MIRROR",
+    "RMLIB_OFFLINE",
+)  # of the environment, to other machines
+LOST = (
+    2,
+    10,
+    30,
+    # seconds before a job whose worker or machine was lost is given to another one, each time
+    # longer: a cluster needs some to notice
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class Job:
     threads: int  # of its computations, however many jobs run beside it
     log: Path  # gets what it prints, as it is printed
     locks: tuple[Path, ...]  # held while it runs
-    minutes: Optional[float] = None  # after this time it is told to end
+    minutes: float | None = None  # after this time it is told to end
     folder: str = "."  # it runs there
 
 
@@ -56,20 +69,42 @@ class Ended:
 def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
     """Run a job to its end in a process of its own.
 
-    It is told to end (SIGTERM; a training writes its checkpoint) after its time limit or when ``stop`` is set, and killed when it has not
-    after GRACE seconds. It ends by itself when this process is killed.
+    It is told to end (SIGTERM; a training writes its checkpoint) after its time limit or when
+    ``stop`` is set, and killed when it has not after GRACE seconds. It ends by itself when this
+    process is killed.
 
     Args:
         environment: variables beside those of this process and the numbers of threads.
     """
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads))
+    threads = dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads)
+    )
     environment = {**os.environ, **threads, "PYTHONUNBUFFERED": "1", **environment}
-    environment.pop("JPY_SESSION_NAME", None)  # a batch started from a notebook is not watched cell by cell
-    command = [sys.executable, "-m", "rmlib.child", json.dumps([str(lock) for lock in job.locks]), *job.words]
+    environment.pop(
+        "JPY_SESSION_NAME", None
+    )  # a batch started from a notebook is not watched cell by cell
+    command = [
+        sys.executable,
+        "-m",
+        "rmlib.child",
+        json.dumps([str(lock) for lock in job.locks]),
+        *job.words,
+    ]
     begun, told, late, lines = time.monotonic(), None, False, collections.deque(maxlen=200)
-    process = subprocess.Popen(command, cwd=job.folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, errors="replace", start_new_session=True)
-    reader = threading.Thread(target=_listen, args=(process.stdout, Path(job.folder, job.log), lines), daemon=True)
+    process = subprocess.Popen(
+        command,
+        cwd=job.folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    reader = threading.Thread(
+        target=_listen, args=(process.stdout, Path(job.folder, job.log), lines), daemon=True
+    )
     reader.start()
     try:
         while process.poll() is None:
@@ -79,7 +114,9 @@ def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
                 except KeyboardInterrupt:  # how Ray cancels a job
                     stop.set()
             now = time.monotonic()
-            if told is None and (stop.is_set() or (job.minutes is not None and now - begun > 60 * job.minutes)):
+            if told is None and (
+                stop.is_set() or (job.minutes is not None and now - begun > 60 * job.minutes)
+            ):
                 told, late = now, not stop.is_set()
                 process.terminate()
             elif told is not None and now - told > GRACE:
@@ -99,7 +136,9 @@ def _kill(process):
 
 
 def _listen(stream, log, lines):
-    """Keep the last lines of a stream, and all of them in a file as far as it can be written: a full disk costs the log, not the job."""
+    """Keep the last lines of a stream, and all of them in a file as far as it can be written: a
+    full disk costs the log, not the job.
+    """
     file = None
     with contextlib.suppress(OSError):
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -115,10 +154,14 @@ def _listen(stream, log, lines):
 
 
 class Local:
-    """Processes on this machine, each with its place: a GPU of its own or a share of one, or none in particular."""
+    """Processes on this machine, each with its place: a GPU of its own or a share of one, or none
+    in particular.
+    """
 
     def __init__(self, workers: int, gpus: tuple[str, ...] = ()):
-        """``workers`` jobs at the same time, dealt out over ``gpus`` (as CUDA_VISIBLE_DEVICES names them)."""
+        """``workers`` jobs at the same time, dealt out over ``gpus`` (as CUDA_VISIBLE_DEVICES names
+        them).
+        """
         self.places, self.stopping, self.free = workers, threading.Event(), queue.SimpleQueue()
         for number in range(workers):
             self.free.put({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
@@ -138,13 +181,17 @@ class Local:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a new process may use, as CUDA_VISIBLE_DEVICES names them: those it names already, else all that the driver knows."""
+    """The GPUs that a new process may use, as CUDA_VISIBLE_DEVICES names them: those it names
+    already, else all that the driver knows.
+    """
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     if told is not None:
         return [name.strip() for name in told.split(",") if name.strip()]
     if not shutil.which("nvidia-smi"):
         return []
-    answer = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True)
+    answer = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True
+    )
     return answer.stdout.split() if answer.returncode == 0 else []
 
 
@@ -155,11 +202,16 @@ def chosen_gpus(words: str) -> tuple[str, ...]:
         UserError: there is none, or no such one.
     """
     visible = visible_gpus()
-    chosen = visible if words == "all" else [word.strip() for word in words.split(",") if word.strip()]
+    chosen = (
+        visible if words == "all" else [word.strip() for word in words.split(",") if word.strip()]
+    )
     unknown = [name for name in chosen if name not in visible]
     if unknown or not chosen:
-        raise UserError(f"--gpus {words}: {f'this machine shows the GPUs {chr(44).join(visible)}' if visible else 'this machine shows no GPU (nvidia-smi, CUDA_VISIBLE_DEVICES)'}; "
-                        "leave the option out to take what there is")
+        raise UserError(
+            f"--gpus {words}:"
+            f" {f'this machine shows the GPUs {chr(44).join(visible)}' if visible else 'this machine shows no GPU (nvidia-smi, CUDA_VISIBLE_DEVICES)'};"
+            " leave the option out to take what there is"
+        )
     return tuple(chosen)
 
 
@@ -167,42 +219,75 @@ class Ray:
     """The nodes of a Ray cluster, which all see the folder of results under the same path.
 
     Args:
-        address: of a running cluster, such as auto or 10.0.0.1:6379; None starts one on this machine, also beside another.
+        address: of a running cluster, such as auto or 10.0.0.1:6379; None starts one on this
+            machine, also beside another.
         plan: a file in the folder of results, by which a node shows that it sees the same folder.
-        threads: of a job. device: of its cells: cpu, cuda, or auto for a GPU where the cluster has any. per_gpu: jobs that share one.
+        threads: of a job.
+        device: of its cells: cpu, cuda, or auto for a GPU where the cluster has any.
+        per_gpu: jobs that share one.
         workers: jobs at the same time; None: as many as the cluster takes.
 
     Raises:
         UserError: Ray is not installed, there is no cluster, or it has no room for a single job.
     """
 
-    def __init__(self, address: Optional[str], plan: Path, threads: int, device: str = "auto", per_gpu: int = 1, workers: Optional[int] = None):
+    def __init__(
+        self,
+        address: str | None,
+        plan: Path,
+        threads: int,
+        device: str = "auto",
+        per_gpu: int = 1,
+        workers: int | None = None,
+    ):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             import ray
         except ImportError:
-            raise UserError("--executor ray: Ray is not installed; pip install 'rmlib[ray]' in the environment of every machine") from None
+            raise UserError(
+                "--executor ray: Ray is not installed; pip install 'rmlib[ray]' in the environment"
+                " of every machine"
+            ) from None
         self.ray, self.plan, self.stopping, self.running = ray, plan, threading.Event(), set()
         try:
-            if found := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address or ""):  # Ray itself would try for minutes
+            if found := re.fullmatch(
+                r"(?:ray://)?([^:/]+):(\d+)", address or ""
+            ):  # Ray itself would try for minutes
                 socket.create_connection((found[1], int(found[2])), timeout=10).close()
-            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else {"include_dashboard": False}))
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level="ERROR",
+                **({} if address else {"include_dashboard": False}),
+            )
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0][:100]}); start one with "
-                            "`ray start --head`, or leave --address out for one on this machine; one that wants a token answers to --address auto, or with RAY_AUTH_MODE=token") from None
+            raise UserError(
+                f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0][:100]});"
+                " start one with `ray start --head`, or leave --address out for one on this"
+                " machine; one that wants a token answers to --address auto, or with"
+                " RAY_AUTH_MODE=token"
+            ) from None
         found = ray.cluster_resources()
         cpus, gpus = found.get("CPU", 0), found.get("GPU", 0)
         share = 1 / per_gpu if device == "cuda" or (device == "auto" and gpus) else 0
         fits = int(min(cpus // threads, gpus * per_gpu if share else cpus))
         if fits < 1:
             self.close()
-            raise UserError(f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs: too little for a cell of {threads} threads with device={device!r}")
+            raise UserError(
+                f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs: too little for a cell of"
+                f" {threads} threads with device={device!r}"
+            )
         self.places = workers or fits
-        self.start = ray.remote(num_cpus=threads, num_gpus=share, max_retries=0)(_on_a_node).remote  # tried again below: Ray itself would never give up a job without memory
+        self.start = ray.remote(num_cpus=threads, num_gpus=share, max_retries=0)(
+            _on_a_node
+        ).remote  # tried again below: Ray itself would never give up a job without memory
 
     def run(self, job: Job) -> Ended:
-        handed_on, errors = {name: os.environ[name] for name in HANDED_ON if name in os.environ}, self.ray.exceptions
+        handed_on, errors = (
+            {name: os.environ[name] for name in HANDED_ON if name in os.environ},
+            self.ray.exceptions,
+        )
         for pause in (0, *LOST):
             if self.stopping.wait(pause):
                 return Ended(STOPPED, "not started")
@@ -215,9 +300,17 @@ class Ray:
             except errors.TaskCancelledError:
                 return Ended(STOPPED, "stopped")
             except errors.OutOfMemoryError:
-                return Ended(1, "a machine of the cluster had no memory left: run fewer cells at the same time, or smaller ones")
+                return Ended(
+                    1,
+                    "a machine of the cluster had no memory left: run fewer cells at the same time,"
+                    " or smaller ones",
+                )
             except errors.RayTaskError as error:
-                return Ended(1, f"a machine of the cluster cannot run it: {str(error).strip().splitlines()[-1]}")
+                return Ended(
+                    1,
+                    "a machine of the cluster cannot run it:"
+                    f" {str(error).strip().splitlines()[-1]}",
+                )
             except errors.RayError as error:  # its worker or machine is gone
                 lost = str(error).strip().splitlines()[0]
             finally:
@@ -236,11 +329,19 @@ class Ray:
 def _on_a_node(job, environment, plan, content, patience=10.0):
     """A job on a node of the cluster, if the node sees project and folder of the batch."""
     if not Path(job.folder).is_dir():
-        return Ended(1, f"a machine of the cluster has no folder {job.folder}: project and --out must lie under one path on all machines")
+        return Ended(
+            1,
+            f"a machine of the cluster has no folder {job.folder}: project and --out must lie under"
+            " one path on all machines",
+        )
     begun = time.monotonic()
     while time.monotonic() - begun < patience:  # a network file system may be late by some seconds
         with contextlib.suppress(OSError):
             if Path(plan).read_bytes() == content:
                 return work(job, environment, threading.Event())
         time.sleep(0.1)
-    return Ended(1, f"a machine of the cluster does not see {Path(plan).name} of this batch: give --out a folder that all machines share under one path")
+    return Ended(
+        1,
+        f"a machine of the cluster does not see {Path(plan).name} of this batch: give --out a"
+        " folder that all machines share under one path",
+    )

@@ -1,4 +1,6 @@
-"""The HTML site of a study: its executed notebooks, its tables, and an index page. It needs neither network nor JavaScript."""
+"""The HTML site of a study: its executed notebooks, its tables, and an index page. It needs neither
+network nor JavaScript.
+"""
 
 import re
 from pathlib import Path
@@ -71,17 +73,37 @@ deviation stand beside each, what was run on which hardware above each table. Th
 <p class="note">The same tables as Markdown and CSV, all runs as Parquet: <a href="tables/tables.md">tables/</a>. Where a number comes from: <code>rmlib explain</code>.</p>
 """)
 
-HEADINGS = {"accuracy": "What was run", "differences": "Differences with their intervals", "networks": "Two networks at a time (McNemar)", "robustness": "Under attack and under corruptions", "checks": "Can FGSM be believed?", "corrupted": "Under each corruption", "localization": "Where the networks look", "faithfulness": "Do the maps tell what the networks look at?",
-            "sanity": "Maps of shuffled networks", "guard": "The eps of Grad-CAM++", "looks": "Differences in where they look", "precision": "bfloat16 beside float32",
-            "paper": "The paper's tables, and ours", "eps": "Which eps did the paper use?", "claims": "The claims", "small": "The claims of the small-data study", "costs": "What it cost"}
+HEADINGS = {
+    "accuracy": "What was run",
+    "differences": "Differences with their intervals",
+    "networks": "Two networks at a time (McNemar)",
+    "robustness": "Under attack and under corruptions",
+    "checks": "Can FGSM be believed?",
+    "corrupted": "Under each corruption",
+    "localization": "Where the networks look",
+    "faithfulness": "Do the maps tell what the networks look at?",
+    "sanity": "Maps of shuffled networks",
+    "guard": "The eps of Grad-CAM++",
+    "looks": "Differences in where they look",
+    "precision": "bfloat16 beside float32",
+    "paper": "The paper's tables, and ours",
+    "eps": "Which eps did the paper use?",
+    "claims": "The claims",
+    "small": "The claims of the small-data study",
+    "costs": "What it cost",
+}
 
 
-def build(root: Path, folder: Path, tables: dict | None = None, missing: list[str] | None = None) -> Path:
-    """Write the site of everything below ``root`` (a folder, or a :class:`rmlib.records.Collection` of it) into ``folder``; returns the index page.
-    ``tables`` and ``missing``: of :func:`rmlib.report.tables` and :func:`rmlib.completeness.missing`, if they were made already.
+def build(
+    root: Path, folder: Path, tables: dict | None = None, missing: list[str] | None = None
+) -> Path:
+    """Write the site of everything below ``root`` (a folder, or a :class:`rmlib.records.Collection`
+    of it) into ``folder``; returns the index page. ``tables`` and ``missing``: of
+    :func:`rmlib.report.tables` and :func:`rmlib.completeness.missing`, if they were made already.
 
-    The folder gets index.html, a page for each executed notebook and tables/ (see :func:`rmlib.report.write_tables`). Formulas
-    become MathML, figures lie in the pages: a page can be mailed or opened from a disk.
+    The folder gets index.html, a page for each executed notebook and tables/ (see
+    :func:`rmlib.report.write_tables`). Formulas become MathML, figures lie in the pages: a page can
+    be mailed or opened from a disk.
 
     Raises:
         UserError: there is no record below root, or the folder cannot be written.
@@ -90,21 +112,36 @@ def build(root: Path, folder: Path, tables: dict | None = None, missing: list[st
     root, folder, runs = found.folder, Path(folder), report.runs_below(found)
     tables = report.tables(found) if tables is None else tables
     report.write_tables(tables, found, folder / "tables")
-    problems = [line.replace(f"{root}/", "") for line in found.problems]  # no machine path where it can be helped
+    problems = [
+        line.replace(f"{root}/", "") for line in found.problems
+    ]  # no machine path where it can be helped
 
     def opened(path):
         """(title, question, HTML) of an executed notebook, or None if it cannot be shown."""
         try:
             book = nbformat.read(path, as_version=4)
             return _title(path, book), _question(book), notebook_html(book)
-        except (*records.DAMAGE, OSError, nbformat.ValidationError):  # its process was killed while it was written, or it is no notebook
-            problems.append(f"{path.relative_to(root)} is damaged: it has no page; its record, if there is one, counts all the same")
+        except (
+            *records.DAMAGE,
+            OSError,
+            nbformat.ValidationError,
+        ):  # its process was killed while it was written, or it is no notebook
+            problems.append(
+                f"{path.relative_to(root)} is damaged: it has no page; its record, if there is one,"
+                " counts all the same"
+            )
 
-    paths = [path for path in sorted(root.rglob("*.ipynb")) if path.stem in NOTEBOOKS and ".ipynb_checkpoints" not in path.parts]
+    paths = [
+        path
+        for path in sorted(root.rglob("*.ipynb"))
+        if path.stem in NOTEBOOKS and ".ipynb_checkpoints" not in path.parts
+    ]
     name = {path: "-".join(path.relative_to(root).with_suffix(".html").parts) for path in paths}
     lessons = {path: book for path in paths if path.stem != CELL for book in [opened(path)] if book}
     links = [("report", "index.html"), *((of, name[path]) for path, (of, _, _) in lessons.items())]
-    targets = {f"{path.stem}.ipynb": name[path] for path in lessons} | {f"{CELL}.ipynb": "index.html#runs"}
+    targets = {f"{path.stem}.ipynb": name[path] for path in lessons} | {
+        f"{CELL}.ipynb": "index.html#runs"
+    }
     shown = set()
     for path in paths:
         book = opened(path) if path.stem == CELL else lessons.get(path)
@@ -115,11 +152,25 @@ def build(root: Path, folder: Path, tables: dict | None = None, missing: list[st
             records.atomic_write(folder / name[path], _page(of, links, body).encode())
             shown.add(path)
     title = f"Report: {root.resolve().name}"
-    text = "\n".join(f"## {HEADINGS[kind]}\n\n" + "\n".join(f"{words}:\n\n{report.render(table)}" for words, table in several)
-                     for kind, several in tables.items() if several)
-    heads, cells = _cells(runs, {path.parent.name: name[path] for path in shown if path.stem == CELL})
-    body = INDEX.render(title=title, runs=len(runs), problems=problems, missing=completeness.missing(found) if missing is None else missing, lessons=[(name[path], path.stem, question) for path, (_, question, _) in lessons.items()],
-                        tables=markdown2html(text), heads=heads, cells=cells)
+    text = "\n".join(
+        f"## {HEADINGS[kind]}\n\n"
+        + "\n".join(f"{words}:\n\n{report.render(table)}" for words, table in several)
+        for kind, several in tables.items()
+        if several
+    )
+    heads, cells = _cells(
+        runs, {path.parent.name: name[path] for path in shown if path.stem == CELL}
+    )
+    body = INDEX.render(
+        title=title,
+        runs=len(runs),
+        problems=problems,
+        missing=completeness.missing(found) if missing is None else missing,
+        lessons=[(name[path], path.stem, question) for path, (_, question, _) in lessons.items()],
+        tables=markdown2html(text),
+        heads=heads,
+        cells=cells,
+    )
     records.atomic_write(folder / "index.html", _page(title, links, body).encode())
     return folder / "index.html"
 
@@ -127,14 +178,25 @@ def build(root: Path, folder: Path, tables: dict | None = None, missing: list[st
 def notebook_html(notebook) -> str:
     """The body of a notebook's page: Markdown with MathML, code, outputs with their figures."""
     notebook = notebook.copy()
-    notebook.cells = [nbformat.from_dict({**cell, "source": _with_mathml(cell.source)}) if cell.cell_type == "markdown" else cell
-                      for cell in notebook.cells]
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    notebook.cells = [
+        (
+            nbformat.from_dict({**cell, "source": _with_mathml(cell.source)})
+            if cell.cell_type == "markdown"
+            else cell
+        )
+        for cell in notebook.cells
+    ]
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
+    )
     return exporter.from_notebook_node(notebook)[0]
 
 
 def _with_mathml(text):
-    """Markdown whose $formulas$ are MathML, which browsers show without any script; code spans stay as they are."""
+    """Markdown whose $formulas$ are MathML, which browsers show without any script; code spans stay
+    as they are.
+    """
+
     def formula(match):
         if match["code"]:
             return match["code"]
@@ -142,11 +204,21 @@ def _with_mathml(text):
             return f'<div class="formula">{convert(match["block"], display="block")}</div>'
         return convert(match["inline"])
 
-    return re.sub(r"(?P<code>`[^`]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", formula, text, flags=re.DOTALL)
+    return re.sub(
+        r"(?P<code>`[^`]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$",
+        formula,
+        text,
+        flags=re.DOTALL,
+    )
 
 
 def _page(title, links, body):
-    return PAGE.render(title=title, links=links, body=body, pygments=HtmlFormatter(style="default").get_style_defs(".highlight"))
+    return PAGE.render(
+        title=title,
+        links=links,
+        body=body,
+        pygments=HtmlFormatter(style="default").get_style_defs(".highlight"),
+    )
 
 
 def _title(path, notebook):
@@ -163,12 +235,47 @@ def _question(notebook):
 
 def _cells(runs, pages):
     """Headings and rows (page or None, values) of the table of single runs."""
-    varying = [name for name in ("dataset", "width", "epochs", *report.METHOD[1:]) if runs[f"config.{name}"].map(str).nunique() > 1]
-    rows, shown = [], ["run_id", "status", "seconds", "metrics.accuracy", "metrics.nll", "config.mixer", "config.seed", *(f"config.{name}" for name in varying)]
+    varying = [
+        name
+        for name in ("dataset", "width", "epochs", *report.METHOD[1:])
+        if runs[f"config.{name}"].map(str).nunique() > 1
+    ]
+    rows, shown = (
+        [],
+        [
+            "run_id",
+            "status",
+            "seconds",
+            "metrics.accuracy",
+            "metrics.nll",
+            "config.mixer",
+            "config.seed",
+            *(f"config.{name}" for name in varying),
+        ],
+    )
     for group in report.experiments(runs):
         for _, method in report.methods(group, repeated=True):
-            for run in method[[name for name in shown if name in method]].sort_values("config.seed").to_dict("records"):
-                numbers = [f"{run['metrics.accuracy']:.2f}", f"{run['metrics.nll']:.3f}"] if run["status"] == "done" else [run["status"], ""]
-                rows.append((pages.get(run["run_id"]), [report.LABELS[run["config.mixer"]], run["config.seed"],
-                                                        *(run[f"config.{name}"] for name in varying), *numbers, f"{run['seconds']:.0f}", run["run_id"]]))
+            for run in (
+                method[[name for name in shown if name in method]]
+                .sort_values("config.seed")
+                .to_dict("records")
+            ):
+                numbers = (
+                    [f"{run['metrics.accuracy']:.2f}", f"{run['metrics.nll']:.3f}"]
+                    if run["status"] == "done"
+                    else [run["status"], ""]
+                )
+                rows.append(
+                    (
+                        pages.get(run["run_id"]),
+                        [
+                            report.LABELS[run["config.mixer"]],
+                            run["config.seed"],
+                            *(run[f"config.{name}"] for name in varying),
+                            *numbers,
+                            f"{run['seconds']:.0f}",
+                            run["run_id"],
+                        ],
+                    )
+                )
     return ["method", "seed", *varying, "accuracy (%)", "NLL (nats)", "seconds", "run"], rows

@@ -1,8 +1,10 @@
-"""The parameters of every notebook: one table of names, types, defaults and help, for notebooks, batches and the command line.
+"""The parameters of every notebook: one table of names, types, defaults and help, for notebooks,
+batches and the command line.
 
-A notebook ends its parameters with ``params = check("02_training", globals())``, a batch checks each cell with
-:func:`parse` before any kernel starts, and ``rmlib train`` takes its options from the same fields. Everything wrong is
-reported at once, in one line. Nothing here imports torch, so that a mistake is answered in a fraction of a second.
+A notebook ends its parameters with ``params = check("02_training", globals())``, a batch checks
+each cell with :func:`parse` before any kernel starts, and ``rmlib train`` takes its options from
+the same fields. Everything wrong is reported at once, in one line. Nothing here imports torch, so
+that a mistake is answered in a fraction of a second.
 """
 
 import ast
@@ -12,9 +14,17 @@ import json
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Optional, get_args, get_origin
+from typing import Annotated, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from rmlib import UserError
 
@@ -22,11 +32,31 @@ DATASETS = ("shapes", "cifar10", "cifar100", "tiny-imagenet")
 LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mixup": "Region Mixup"}
 MIXERS = tuple(LABELS)
 MAPS = {"gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}  # methods of explanation
-# parameters of 02_training that make a method; runs that differ in these and the seed alone form one experiment
-METHOD = ("mixer", "k", "alpha", "regions", "per_sample", "shared_partner", "shared_weight", "cutmix_prob", "clean_weight", "average")
-# 03_robustness as the paper's networks are measured: by their batches, and by `rmlib train --robustness` right after a training
-FULL_ROBUSTNESS = {"images": None, "eps": ["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"], "square_eps": ["2/255", "4/255", "8/255"],
-                   "check_images": 1000, "autoattack_images": 200, "autoattack_eps": ["8/255"], "batch_size": 500}
+# parameters of 02_training that make a method; runs that differ in these and the seed alone form
+# one experiment
+METHOD = (
+    "mixer",
+    "k",
+    "alpha",
+    "regions",
+    "per_sample",
+    "shared_partner",
+    "shared_weight",
+    "cutmix_prob",
+    "clean_weight",
+    "average",
+)
+# 03_robustness as the paper's networks are measured: by their batches, and by `rmlib train
+# --robustness` right after a training
+FULL_ROBUSTNESS = {
+    "images": None,
+    "eps": ["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"],
+    "square_eps": ["2/255", "4/255", "8/255"],
+    "check_images": 1000,
+    "autoattack_images": 200,
+    "autoattack_eps": ["8/255"],
+    "batch_size": 500,
+}
 # 04_cam on the paper's networks, in the same two ways; ROAD's list of images is that of `perturbed`
 FULL_CAM = {"measured": 1000, "perturbed": 500}
 # parameters that leave the trained network as it is
@@ -34,7 +64,9 @@ WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
 
 
 def _number(value):
-    """Accept 8/255 and 1e-3 as papermill and YAML deliver them (text), refuse yes / no where a number is meant."""
+    """Accept 8/255 and 1e-3 as papermill and YAML deliver them (text), refuse yes / no where a
+    number is meant.
+    """
     if isinstance(value, bool):
         raise ValueError("expected a number")
     if isinstance(value, str) and "/" in value:
@@ -46,17 +78,18 @@ def _number(value):
 
 
 def _optional(value):
-    """Accept none and all as words for "no limit", since a command line has no other way to say it."""
+    """Accept the words none and all for "no limit", as a command line says it."""
     return None if isinstance(value, str) and value.lower() in ("none", "all") else _number(value)
 
 
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Int = Annotated[int, BeforeValidator(_number)]
-Limit = Annotated[Optional[int], BeforeValidator(_optional)]
+Limit = Annotated[int | None, BeforeValidator(_optional)]
 
 
 def eps_text(value) -> str:
-    """A perturbation size as text: a fraction as given, anything else as n/255 where it is one, so that 8/255 stays 8/255.
+    """A perturbation size as text: a fraction as given, anything else as n/255 where it is one, so
+    that 8/255 stays 8/255.
 
     Raises:
         ValueError: no number, or outside [0, 1].
@@ -68,7 +101,9 @@ def eps_text(value) -> str:
         if not 0 <= exact <= 1:
             raise ValueError
     except (ValueError, ZeroDivisionError):
-        raise ValueError("expected a size on the scale of pixels in [0, 1], such as 8/255 or 0.03") from None
+        raise ValueError(
+            "expected a size on the scale of pixels in [0, 1], such as 8/255 or 0.03"
+        ) from None
     levels = exact * 255
     if abs(levels - round(levels)) < Fraction(1, 10**6):
         return f"{round(levels)}/255" if levels else "0"
@@ -80,7 +115,9 @@ Eps = Annotated[str, BeforeValidator(eps_text)]
 
 def nearest(name: str, valid) -> str:
     """Remedy for a misspelt name: the closest valid one, or all of them."""
-    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), list(valid), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(
+        str(name).lower().replace("-", "_"), list(valid), n=1, cutoff=0.5
+    )
     close = close or difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(valid)}"
 
@@ -94,8 +131,12 @@ class Params(BaseModel):
 class DataParams(Params):
     """Parameters of the notebooks that name a dataset."""
 
-    dataset: str = Field("shapes", description="shapes, cifar10, cifar100, tiny-imagenet or folder:PATH")
-    root: Optional[str] = Field(None, description="folder of the datasets (default: $RMLIB_DATA, then data/)")
+    dataset: str = Field(
+        "shapes", description="shapes, cifar10, cifar100, tiny-imagenet or folder:PATH"
+    )
+    root: str | None = Field(
+        None, description="folder of the datasets (default: $RMLIB_DATA, then data/)"
+    )
     allow_partial: bool = Field(False, description="accept a part of a named dataset, for lessons")
 
     @field_validator("dataset")
@@ -120,60 +161,163 @@ class TrainParams(DataParams):
     """Parameters of 02_training: one run of one mixer."""
 
     # what is learned
-    mixer: Literal[MIXERS] = Field("region_mixup", description="none, mixup, cutmix or region_mixup")
+    mixer: Literal[MIXERS] = Field(
+        "region_mixup", description="none, mixup, cutmix or region_mixup"
+    )
     k: Int = Field(2, ge=1, description="region_mixup: tiles per side")
     alpha: Float = Field(1.0, gt=0, description="of Beta(alpha, alpha), the distribution of lam")
-    regions: Literal["grid", "random"] = Field("grid", description="region_mixup: equal tiles or random borders")
-    per_sample: bool = Field(False, description="region_mixup: own weights for every image of a batch")
-    shared_partner: bool = Field(False, description="region_mixup: one partner for all tiles of an image")
-    shared_weight: bool = Field(False, description="region_mixup: one weight for all tiles of a batch")
-    cutmix_prob: Float = Field(1.0, ge=0, le=1, description="cutmix: share of the batches that are mixed")
-    clean_weight: Float = Field(1.0, ge=0, description="weight of the clean loss beside the mixed one; 0: mixed alone")
-    average: bool = Field(False, description="divide the loss by 1 + clean_weight: the average instead of the sum")
+    regions: Literal["grid", "random"] = Field(
+        "grid", description="region_mixup: equal tiles or random borders"
+    )
+    per_sample: bool = Field(
+        False, description="region_mixup: own weights for every image of a batch"
+    )
+    shared_partner: bool = Field(
+        False, description="region_mixup: one partner for all tiles of an image"
+    )
+    shared_weight: bool = Field(
+        False, description="region_mixup: one weight for all tiles of a batch"
+    )
+    cutmix_prob: Float = Field(
+        1.0, ge=0, le=1, description="cutmix: share of the batches that are mixed"
+    )
+    clean_weight: Float = Field(
+        1.0, ge=0, description="weight of the clean loss beside the mixed one; 0: mixed alone"
+    )
+    average: bool = Field(
+        False, description="divide the loss by 1 + clean_weight: the average instead of the sum"
+    )
     # with what network and how long
     width: Int = Field(8, ge=1, description="channels of the first stage; 64 in the paper")
     stem_stride: Int = Field(1, ge=1, description="stride of the first convolution")
     final_norm: bool = Field(False, description="BN-ReLU before the pooling")
     epochs: Int = Field(6, ge=1, description="length of the schedule; 400 in the paper")
     batch_size: Int = Field(25, ge=2, description="images per step; 128 in the paper")
-    schedule: Literal["multistep", "onecycle"] = Field("onecycle", description="multistep (paper) or onecycle (short lessons)")
-    milestones: list[Float] = Field([0.25, 0.375], description="multistep: where lr is divided by 10, as shares of the schedule")
+    schedule: Literal["multistep", "onecycle"] = Field(
+        "onecycle", description="multistep (paper) or onecycle (short lessons)"
+    )
+    milestones: list[Float] = Field(
+        [0.25, 0.375], description="multistep: where lr is divided by 10, as shares of the schedule"
+    )
     lr: Float = Field(0.03, gt=0, description="peak learning rate; 0.1 in the paper")
     momentum: Float = Field(0.9, ge=0, lt=1, description="of SGD, without Nesterov")
     weight_decay: Float = Field(5e-4, ge=0, description="on all parameters")
     # on which images
     seed: Int = Field(0, ge=0, description="of initialisation, order, augmentation and mixing")
-    train_images: Limit = Field(2000, ge=2, description="class-balanced subset of the training images; None or all: every one")
-    test_images: Limit = Field(None, ge=1, description="class-balanced subset of the evaluation images; None or all: every one")
+    train_images: Limit = Field(
+        2000,
+        ge=2,
+        description="class-balanced subset of the training images; None or all: every one",
+    )
+    test_images: Limit = Field(
+        None,
+        ge=1,
+        description="class-balanced subset of the evaluation images; None or all: every one",
+    )
     augment: bool = Field(True, description="zero-pad 2, random crop, random flip")
-    holdout: bool = Field(False, description="train without the fixed tenth `val` and evaluate on it: for tuning")
+    holdout: bool = Field(
+        False, description="train without the fixed tenth `val` and evaluate on it: for tuning"
+    )
     # how it is measured and computed
-    eval_every: Int = Field(1, ge=0, description="epochs between two points of the test curve; 0: only the end")
+    eval_every: Int = Field(
+        1, ge=0, description="epochs between two points of the test curve; 0: only the end"
+    )
     snapshots: list[Int] = Field([], description="epochs after which a full evaluation is stored")
-    bn_recalibration: bool = Field(False, description="add one evaluation with BatchNorm statistics of clean images")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of training; final evaluation is always fp32")
+    bn_recalibration: bool = Field(
+        False, description="add one evaluation with BatchNorm statistics of clean images"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of training; final evaluation is always fp32"
+    )
     threads: Int = Field(1, ge=1, description="CPU threads of the run")
     # where and how long: not part of the run's identity
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
-    compiled: bool = Field(False, description="compile the network and the mixing: faster on a GPU, after a minute's wait in its first run")
-    out: Optional[str] = Field(None, description="folder that gets the run's folder (default: runs/single)")
-    max_minutes: Optional[Float] = Field(None, gt=0, description="stop with a checkpoint after this time")
-    must_fit: bool = Field(False, description="with max_minutes: give up after the second epoch if the whole schedule will not fit")
-    min_images_per_second: Optional[Float] = Field(None, gt=0, description="give up after the second epoch if slower (all runs of the process together), or if the loss does not fall")
-    checkpoint_every: Int = Field(1, ge=1, description="least number of epochs between two checkpoints; more where one takes over 1 % of the time")
-    half_weights: bool = Field(False, description="store the trained network in float16: half the size, nearly the same verdicts")
-    robustness: bool = Field(False, description="then attack it, corrupt its images and measure its maps as those of the paper's networks (hours on a CPU), stored beside the record")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: cuda where there is one"
+    )
+    compiled: bool = Field(
+        False,
+        description=(
+            "compile the network and the mixing: faster on a GPU, after a minute's wait in its"
+            " first run"
+        ),
+    )
+    out: str | None = Field(
+        None, description="folder that gets the run's folder (default: runs/single)"
+    )
+    max_minutes: Float | None = Field(
+        None, gt=0, description="stop with a checkpoint after this time"
+    )
+    must_fit: bool = Field(
+        False,
+        description=(
+            "with max_minutes: give up after the second epoch if the whole schedule will not fit"
+        ),
+    )
+    min_images_per_second: Float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "give up after the second epoch if slower (all runs of the process together), or if the"
+            " loss does not fall"
+        ),
+    )
+    checkpoint_every: Int = Field(
+        1,
+        ge=1,
+        description=(
+            "least number of epochs between two checkpoints; more where one takes over 1 % of the"
+            " time"
+        ),
+    )
+    half_weights: bool = Field(
+        False,
+        description="store the trained network in float16: half the size, nearly the same verdicts",
+    )
+    robustness: bool = Field(
+        False,
+        description=(
+            "then attack it, corrupt its images and measure its maps as those of the paper's"
+            " networks (hours on a CPU), stored beside the record"
+        ),
+    )
 
-    measured_images: Limit = Field(None, ge=1, description="robustness: test images under attack and corruption, drawn by seed 0 (AutoAttack: a twentieth of them); None or all: every one")
+    measured_images: Limit = Field(
+        None,
+        ge=1,
+        description=(
+            "robustness: test images under attack and corruption, drawn by seed 0 (AutoAttack: a"
+            " twentieth of them); None or all: every one"
+        ),
+    )
 
-    RUNTIME: ClassVar = ("root", "device", "compiled", "out", "max_minutes", "must_fit", "min_images_per_second", "checkpoint_every", "half_weights", "robustness",
-                         "measured_images")
+    RUNTIME: ClassVar = (
+        "root",
+        "device",
+        "compiled",
+        "out",
+        "max_minutes",
+        "must_fit",
+        "min_images_per_second",
+        "checkpoint_every",
+        "half_weights",
+        "robustness",
+        "measured_images",
+    )
 
     @model_validator(mode="after")
     def _belongs_to_mixer(self):
-        owners = {"region_mixup": ("k", "regions", "per_sample", "shared_partner", "shared_weight"), "cutmix": ("cutmix_prob",)}
-        wrong = [f"{name}={getattr(self, name)} does nothing for mixer '{self.mixer}' (it belongs to '{owner}')"
-                 for owner, names in owners.items() if owner != self.mixer for name in names if not self._is_default(name)]
+        owners = {
+            "region_mixup": ("k", "regions", "per_sample", "shared_partner", "shared_weight"),
+            "cutmix": ("cutmix_prob",),
+        }
+        wrong = [
+            f"{name}={getattr(self, name)} does nothing for mixer '{self.mixer}' (it belongs to"
+            f" '{owner}')"
+            for owner, names in owners.items()
+            if owner != self.mixer
+            for name in names
+            if not self._is_default(name)
+        ]
         if self.mixer == "none" and not self._is_default("alpha"):
             wrong.append(f"alpha={self.alpha} does nothing for mixer 'none'")
         if self.measured_images is not None and not self.robustness:
@@ -181,8 +325,15 @@ class TrainParams(DataParams):
         if self.must_fit and self.max_minutes is None:
             wrong.append("must_fit=True does nothing without max_minutes")
         if any(not 0 < milestone < 1 for milestone in self.milestones):
-            wrong.append(f"milestones={self.milestones}: expected shares of the schedule between 0 and 1, e.g. [0.25, 0.375]")
-        wrong += [f"snapshots: epoch {epoch} is not in 1..{self.epochs}" for epoch in self.snapshots if not 1 <= epoch <= self.epochs]
+            wrong.append(
+                f"milestones={self.milestones}: expected shares of the schedule between 0 and 1,"
+                " e.g. [0.25, 0.375]"
+            )
+        wrong += [
+            f"snapshots: epoch {epoch} is not in 1..{self.epochs}"
+            for epoch in self.snapshots
+            if not 1 <= epoch <= self.epochs
+        ]
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -192,10 +343,14 @@ class TrainParams(DataParams):
 
     @property
     def config(self) -> dict:
-        """What identifies the run: every parameter that can change its result, without machine paths."""
+        """What identifies the run: every parameter that can change its result, without machine
+        paths.
+        """
         config = self.model_dump(exclude=set(self.RUNTIME))
         if self.dataset.startswith("folder:"):
-            config["dataset"] = "folder:" + Path(self.dataset[len("folder:"):]).name.removesuffix(".zip")
+            config["dataset"] = "folder:" + Path(self.dataset[len("folder:") :]).name.removesuffix(
+                ".zip"
+            )
         return config
 
     @property
@@ -212,25 +367,65 @@ class TrainParams(DataParams):
 class NetworksParams(Params):
     """Parameters of the notebooks that look at trained networks."""
 
-    runs: Optional[str] = Field(None, description="folder of finished runs with their weights (default: the small networks in results/quick)")
-    clean_weight: Annotated[Optional[float], BeforeValidator(_optional)] = Field(1.0, ge=0, description="only runs with this weight of the clean loss; None or all: every one")
-    seed: Int = Field(0, ge=0, description="of the choice of images and of the random parts of a measurement")
-    root: Optional[str] = Field(None, description="folder of the datasets (default: $RMLIB_DATA, then data/)")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    runs: str | None = Field(
+        None,
+        description=(
+            "folder of finished runs with their weights (default: the small networks in"
+            " results/quick)"
+        ),
+    )
+    clean_weight: Annotated[float | None, BeforeValidator(_optional)] = Field(
+        1.0,
+        ge=0,
+        description="only runs with this weight of the clean loss; None or all: every one",
+    )
+    seed: Int = Field(
+        0, ge=0, description="of the choice of images and of the random parts of a measurement"
+    )
+    root: str | None = Field(
+        None, description="folder of the datasets (default: $RMLIB_DATA, then data/)"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: cuda where there is one"
+    )
     threads: Int = Field(1, ge=1, description="CPU threads")
-    save: bool = Field(False, description="store every result beside its run, and load what is stored already")
+    save: bool = Field(
+        False, description="store every result beside its run, and load what is stored already"
+    )
 
 
 class RobustnessParams(NetworksParams):
     """Parameters of 03_robustness."""
 
-    images: Limit = Field(64, ge=1, description="test images under FGSM, Square and corruptions, drawn by the seed; None or all: every one")
-    eps: list[Eps] = Field(["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"], description="sizes of the perturbation for FGSM and for PGD, which checks it")
-    square_eps: list[Eps] = Field(["8/255"], min_length=1, description="sizes of the perturbation for Square")
-    queries: Int = Field(100, ge=1, description="Square: evaluations of perturbed images per image; 100 in the paper")
-    check_images: Limit = Field(None, ge=1, description="how many of the images PGD attacks; None or all: every one")
-    autoattack_images: Int = Field(8, ge=0, description="how many of them AutoAttack attacks: seconds per image on a CPU; 0: none")
-    autoattack_eps: list[Eps] = Field(["32/255"], description="sizes of the perturbation for AutoAttack")
+    images: Limit = Field(
+        64,
+        ge=1,
+        description=(
+            "test images under FGSM, Square and corruptions, drawn by the seed; None or all:"
+            " every one"
+        ),
+    )
+    eps: list[Eps] = Field(
+        ["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"],
+        description="sizes of the perturbation for FGSM and for PGD, which checks it",
+    )
+    square_eps: list[Eps] = Field(
+        ["8/255"], min_length=1, description="sizes of the perturbation for Square"
+    )
+    queries: Int = Field(
+        100, ge=1, description="Square: evaluations of perturbed images per image; 100 in the paper"
+    )
+    check_images: Limit = Field(
+        None, ge=1, description="how many of the images PGD attacks; None or all: every one"
+    )
+    autoattack_images: Int = Field(
+        8,
+        ge=0,
+        description="how many of them AutoAttack attacks: seconds per image on a CPU; 0: none",
+    )
+    autoattack_eps: list[Eps] = Field(
+        ["32/255"], description="sizes of the perturbation for AutoAttack"
+    )
     batch_size: Int = Field(200, ge=1, description="images attacked together: for speed and memory")
 
     @field_validator("eps")
@@ -245,26 +440,59 @@ class CamParams(NetworksParams):
     """Parameters of 04_cam."""
 
     images: Int = Field(6, ge=1, le=40, description="images in the figures, drawn by the seed")
-    measured: Limit = Field(200, ge=2, description="images whose maps are compared with the object and the grid, drawn by the seed; None or all: every one")
-    perturbed: Limit = Field(24, ge=2, description="how many of them are changed by their maps and shown to the network again; None or all: every one")
-    layer: str = Field("layer4", description="module whose output is explained; layer4 in the paper")
+    measured: Limit = Field(
+        200,
+        ge=2,
+        description=(
+            "images whose maps are compared with the object and the grid, drawn by the seed; None"
+            " or all: every one"
+        ),
+    )
+    perturbed: Limit = Field(
+        24,
+        ge=2,
+        description=(
+            "how many of them are changed by their maps and shown to the network again; None or"
+            " all: every one"
+        ),
+    )
+    layer: str = Field(
+        "layer4", description="module whose output is explained; layer4 in the paper"
+    )
     beside: str = Field("layer3", description="a second one, shown beside it")
-    k: Int = Field(2, ge=2, description="tiles per side of the grid whose trace is looked for in the maps")
+    k: Int = Field(
+        2, ge=2, description="tiles per side of the grid whose trace is looked for in the maps"
+    )
 
 
 class ResultsParams(Params):
     """Parameters of 05_results."""
 
-    runs: Optional[str] = Field(None, description="folder of the records (default: results/)")
+    runs: str | None = Field(None, description="folder of the records (default: results/)")
 
 
-BENCHED = ("mixers", "loader", "training", "attacks", "maps", "agreement", "batch")  # the tables of `rmlib bench`
+BENCHED = (
+    "mixers",
+    "loader",
+    "training",
+    "attacks",
+    "maps",
+    "agreement",
+    "batch",
+)  # the tables of `rmlib bench`
 CELL = "02_training"  # the notebook that a grid runs for each of its cells
-NOTEBOOKS: dict[str, type[Params]] = {"01_method": MethodParams, "02_training": TrainParams, "03_robustness": RobustnessParams,
-                                      "04_cam": CamParams, "05_results": ResultsParams}
+NOTEBOOKS: dict[str, type[Params]] = {
+    "01_method": MethodParams,
+    "02_training": TrainParams,
+    "03_robustness": RobustnessParams,
+    "04_cam": CamParams,
+    "05_results": ResultsParams,
+}
 
 
-ADDED = {"allow_partial": False}  # parameters younger than the first records, with the value that those records mean
+ADDED = {
+    "allow_partial": False
+}  # parameters younger than the first records, with the value that those records mean
 
 
 def complete(config: dict) -> dict:
@@ -273,35 +501,62 @@ def complete(config: dict) -> dict:
 
 
 def config_id(config: dict) -> str:
-    """Hash of a training configuration; a younger parameter counts only where it differs, so that older ids stay."""
-    told = {name: value for name, value in config.items() if name not in ADDED or value != ADDED[name]}
+    """Hash of a training configuration; a younger parameter counts only where it differs, so that
+    older ids stay.
+    """
+    told = {
+        name: value for name, value in config.items() if name not in ADDED or value != ADDED[name]
+    }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def project_root() -> Path:
-    """The checkout this package is installed from, or the current folder for a package installed without it."""
+    """The checkout this package is installed from, or the current folder for a package installed
+    without it.
+    """
     checkout = Path(__file__).resolve().parent.parent
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
 
 
 def experiment(config: dict) -> dict:
-    """What runs must share to be compared: everything but method, seed, and what leaves the network as it is."""
-    return {name: value for name, value in complete(config).items() if name not in (*METHOD, "seed", *WITHOUT_EFFECT)}
+    """What runs must share to be compared: everything but method, seed, and what leaves the network
+    as it is.
+    """
+    return {
+        name: value
+        for name, value in complete(config).items()
+        if name not in (*METHOD, "seed", *WITHOUT_EFFECT)
+    }
 
 
 def method_name(config: dict) -> str:
-    """A method in words: its label, and every setting that is not the default, such as 'Region Mixup, k=4, average'."""
-    told = [name if config[name] is True else f"{name}={config[name]:g}" if isinstance(config[name], float) else f"{name}={config[name]}"
-            for name in METHOD[1:] if config[name] != TrainParams.model_fields[name].default]
+    """A method in words: its label, and every setting that is not the default, such as 'Region
+    Mixup, k=4, average'.
+    """
+    told = [
+        (
+            name
+            if config[name] is True
+            else (
+                f"{name}={config[name]:g}"
+                if isinstance(config[name], float)
+                else f"{name}={config[name]}"
+            )
+        )
+        for name in METHOD[1:]
+        if config[name] != TrainParams.model_fields[name].default
+    ]
     return ", ".join([LABELS[config["mixer"]], *told])
 
 
-def networks_dir(runs: Optional[str] = None) -> Path:
-    """Folder of the networks to look at: ``runs``, else the small trained ones that come with the project."""
+def networks_dir(runs: str | None = None) -> Path:
+    """Folder of the networks to look at: ``runs``, else the small trained ones that come with the
+    project.
+    """
     return Path(runs) if runs else project_root() / "results" / "quick"
 
 
-def results_dir(runs: Optional[str] = None) -> Path:
+def results_dir(runs: str | None = None) -> Path:
     """Folder of the records to report: ``runs``, else the committed ones."""
     return Path(runs) if runs else project_root() / "results"
 
@@ -312,7 +567,7 @@ def runs_dir() -> Path:
 
 
 def takes_list(notebook: str, name: str) -> bool:
-    """Whether a list is one value of this parameter (in a grid it is then not a range of values)."""
+    """Whether a list is one value of this parameter, and no range of values in a grid."""
     field = NOTEBOOKS[notebook].model_fields.get(name)
     return field is not None and get_origin(field.annotation) is list
 
@@ -325,7 +580,8 @@ def choices(field) -> tuple:
 def parse(notebook: str, values: dict) -> Params:
     """Check one set of parameters.
 
-    Returns the frozen record of the notebook's parameters, defaults filled in, text such as ``8/255`` made a number.
+    Returns the frozen record of the notebook's parameters, defaults filled in, text such as
+    ``8/255`` made a number.
 
     Raises:
         UserError: one line that names every unknown name, mistyped value and its remedy.
@@ -336,7 +592,9 @@ def parse(notebook: str, values: dict) -> Params:
     try:
         return model(**values)
     except ValidationError as error:
-        raise UserError(f"{notebook}: " + "; ".join(_explain(model, item) for item in error.errors())) from None
+        raise UserError(
+            f"{notebook}: " + "; ".join(_explain(model, item) for item in error.errors())
+        ) from None
 
 
 def _explain(model, item):
@@ -351,25 +609,38 @@ def _explain(model, item):
 
 
 def check(notebook: str, namespace: dict) -> Params:
-    """Check the parameters of a running notebook; call it with ``globals()`` in the cell after the parameters.
+    """Check the parameters of a running notebook; call it with ``globals()`` in the cell after the
+    parameters.
 
-    Every name set in the parameter cells just run must be a parameter: so a misspelt name in the notebook, or one injected
-    by papermill, which papermill itself only warns about, stops the notebook here. The cell can be run again at any time.
+    Every name set in the parameter cells just run must be a parameter: so a misspelt name in the
+    notebook, or one injected by papermill, which papermill itself only warns about, stops the
+    notebook here. The cell can be run again at any time.
     """
     plain = (bool, int, float, str, list, tuple, dict, type(None))
     known = NOTEBOOKS[notebook].model_fields if notebook in NOTEBOOKS else {}
     names = _names_just_set(namespace["In"]) if "In" in namespace else set(namespace)
-    values = {name: value for name, value in namespace.items() if name in known or (
-        name in names and isinstance(value, plain) and not name.startswith("_"))}
+    values = {
+        name: value
+        for name, value in namespace.items()
+        if name in known
+        or (name in names and isinstance(value, plain) and not name.startswith("_"))
+    }
     return parse(notebook, values)
 
 
 def _names_just_set(history: list[str]) -> set[str]:
-    """Names assigned in the cells of literals alone (parameters, and what papermill injects) right before the running cell."""
+    """Names assigned in the cells of literals alone (parameters, and what papermill injects) right
+    before the running cell.
+    """
     names = set()
     for source in reversed(history[:-1]):
         try:
-            found = {target.id for node in ast.parse(source).body for target in node.targets if ast.literal_eval(node.value) or True}
+            found = {
+                target.id
+                for node in ast.parse(source).body
+                for target in node.targets
+                if ast.literal_eval(node.value) or True
+            }
         except (SyntaxError, ValueError, AttributeError):  # not a cell of plain assignments
             break
         if not found:

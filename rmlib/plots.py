@@ -1,4 +1,6 @@
-"""Every figure of the study, one colour per method everywhere. Functions draw and return a figure; the notebook shows it."""
+"""Every figure of the study, one colour per method everywhere. Functions draw and return a figure;
+the notebook shows it.
+"""
 
 import itertools
 import textwrap
@@ -21,8 +23,17 @@ COLOURS = {"none": "#4d4d4d", "mixup": "#e69f00", "cutmix": "#56b4e9", "region_m
 
 def use_style():
     """The look of all figures; call it once per notebook."""
-    sns.set_theme(context="notebook", style="ticks", font_scale=0.85,
-                  rc={"figure.dpi": 90, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False})
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        font_scale=0.85,
+        rc={
+            "figure.dpi": 90,
+            "savefig.bbox": "tight",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        },
+    )
 
 
 def _as_picture(image):
@@ -45,16 +56,28 @@ def target_text(target, classes, least=0.005) -> str:
 
 
 def draw_tiles(axis, plan: Plan, numbers=False):
-    """Outline the tiles of a plan on an image axis, with the weight of the original in each if asked."""
+    """Outline the tiles of a plan on an image axis, with the weight of the original in each if
+    asked.
+    """
     for (x1, y1, x2, y2), lam in zip(plan.boxes.tolist(), plan.lam[:, 0].tolist()):
-        axis.add_patch(plt.Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, lw=1, ec="white"))
+        axis.add_patch(
+            plt.Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, lw=1, ec="white")
+        )
         if numbers:
-            axis.text((x1 + x2 - 1) / 2, (y1 + y2 - 1) / 2, f"{lam:.2f}", ha="center", va="center", fontsize=8,
-                      color="white" if lam < 0.6 else "black")
+            axis.text(
+                (x1 + x2 - 1) / 2,
+                (y1 + y2 - 1) / 2,
+                f"{lam:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if lam < 0.6 else "black",
+            )
 
 
 def mixing_table(images, labels, classes, plans: dict, mixers: dict, row=0):
-    """One image under every mixer: W, the partner in each tile, the mixed image and its soft target.
+    """One image under every mixer: W, the partner in each tile, the mixed image and its soft
+    target.
 
     Args:
         images: (N, 3, H, W) float in [0, 1]; labels: (N,); classes: their names.
@@ -77,7 +100,14 @@ def mixing_table(images, labels, classes, plans: dict, mixers: dict, row=0):
         show_image(line[2], partner, "partners")
         draw_tiles(line[2], plan)
         show_image(line[3], mixed[row], "mixed")
-        line[3].text(1.06, 0.5, target_text(targets[row], classes), transform=line[3].transAxes, fontsize=8, va="center")
+        line[3].text(
+            1.06,
+            0.5,
+            target_text(targets[row], classes),
+            transform=line[3].transAxes,
+            fontsize=8,
+            va="center",
+        )
         line[0].set_ylabel(LABELS[name], fontsize=9, color=COLOURS[name], fontweight="bold")
     figure.tight_layout(pad=0.6)
     return figure
@@ -86,21 +116,30 @@ def mixing_table(images, labels, classes, plans: dict, mixers: dict, row=0):
 def clear_plan(mixer, shape, seed: int, row: int = 0) -> Plan:
     """The first plan of a seed that is good to look at.
 
-    Image ``row`` meets only other images, as many different ones as it can, and keeps 40 to 80 % of its label.
+    Image ``row`` meets only other images, as many different ones as it can, and keeps 40 to 80 % of
+    its label.
     """
     for number in range(2000):
         plan = mixer.draw(shape, generator=stream(seed, repr(mixer), number))
-        partners, permutations = set(plan.partners[:, row].tolist()), len(set(map(tuple, plan.partners.tolist())))
+        partners, permutations = (
+            set(plan.partners[:, row].tolist()),
+            len(set(map(tuple, plan.partners.tolist()))),
+        )
         various = row not in partners and len(partners) == min(permutations, shape[0] - 1)
         if various and 0.4 < plan.label_weights()[0, 0] < 0.8:
             return plan
-    raise UserError(f"no plan of {mixer} shows image {row} with other images only: take another batch than {shape[0]} images")
+    raise UserError(
+        f"no plan of {mixer} shows image {row} with other images only: take another batch than"
+        f" {shape[0]} images"
+    )
 
 
 def overview(seed: int = 0):
     """The picture of the README: one built-in image under Mixup, CutMix and Region Mixup."""
     data = load("shapes", split="test")
-    batch = data[torch.tensor([int((data.labels == c).nonzero()[seed]) for c in range(len(data.classes))])]
+    batch = data[
+        torch.tensor([int((data.labels == c).nonzero()[seed]) for c in range(len(data.classes))])
+    ]
     images = to_float(batch.images)
     mixers = {"mixup": Mixup(10), "cutmix": CutMix(10), "region_mixup": RegionMixup(10)}
     star = batch.classes.index("star")
@@ -121,13 +160,24 @@ def batch_strip(images, titles=None, columns=8):
 
 
 def softness(weights: dict, title="weight of the original label"):
-    """Histograms of the label weight of the original, one curve per mixer: name -> array of weights."""
+    """Histograms of the label weight of the original, one curve per mixer: name -> array of
+    weights.
+    """
     figure, axis = plt.subplots(figsize=(5.6, 2.8))
     styles = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
     palette = sns.color_palette("dark", len(weights))
     for (name, values), style, colour in zip(weights.items(), styles * 2, palette):
-        sns.histplot(x=np.asarray(values), bins=np.linspace(0, 1, 26), stat="density", element="step", fill=False, ax=axis,
-                     label=name, linestyle=style, color=COLOURS.get(name, colour))
+        sns.histplot(
+            x=np.asarray(values),
+            bins=np.linspace(0, 1, 26),
+            stat="density",
+            element="step",
+            fill=False,
+            ax=axis,
+            label=name,
+            linestyle=style,
+            color=COLOURS.get(name, colour),
+        )
     axis.set(xlabel=title, ylabel="density", xlim=(0, 1))
     axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()
@@ -163,9 +213,20 @@ def learning_curves(history, mixer: str):
 def confidence(curves: dict):
     """Distributions of the largest predicted probability: label -> array of values in [0, 1]."""
     figure, axis = plt.subplots(figsize=(5.2, 2.6))
-    for (name, values), style, colour in zip(curves.items(), ("-", "--", ":"), ("#4d4d4d", "#b2182b", "#56b4e9")):
-        sns.histplot(x=np.asarray(values), bins=np.linspace(0, 1, 21), stat="percent", element="step", fill=False, ax=axis,
-                     label=name, linestyle=style, color=colour)
+    for (name, values), style, colour in zip(
+        curves.items(), ("-", "--", ":"), ("#4d4d4d", "#b2182b", "#56b4e9")
+    ):
+        sns.histplot(
+            x=np.asarray(values),
+            bins=np.linspace(0, 1, 21),
+            stat="percent",
+            element="step",
+            fill=False,
+            ax=axis,
+            label=name,
+            linestyle=style,
+            color=colour,
+        )
     axis.set(xlabel="largest predicted probability", ylabel="images (%)", xlim=(0, 1))
     axis.legend(frameon=False, fontsize=8, loc="upper left")
     figure.tight_layout()
@@ -173,24 +234,42 @@ def confidence(curves: dict):
 
 
 def accuracy_against_eps(curves: dict, stronger: dict):
-    """Accuracy after two attacks over the size of the perturbation, on an axis that doubles from 1/255 on.
+    """Accuracy after two attacks over the size of the perturbation, on an axis that doubles from
+    1/255 on.
 
     Args:
-        curves: (mixer, name of the method) -> list over networks of {eps as text: accuracy in percent}; thin lines, the mean bold.
+        curves: (mixer, name of the method) -> list over networks of {eps as text: accuracy in
+            percent}; thin lines, the mean bold.
         stronger: the same of a stronger attack, dashed.
     """
     figure, axis = plt.subplots(figsize=(6.2, 3.4))
     ticks = set()
     for number, ((mixer, name), networks) in enumerate(curves.items()):
         colour, marker = COLOURS[mixer], "osD^vP*X"[number % 8]
-        for several, style, label in ((networks, "-", f"{name} (n = {len(networks)})"), (stronger[mixer, name], "--", None)):
+        for several, style, label in (
+            (networks, "-", f"{name} (n = {len(networks)})"),
+            (stronger[mixer, name], "--", None),
+        ):
             sizes = [255 * float(Fraction(eps)) for eps in several[0]]
             ticks |= set(sizes)
             for network in several if len(several) > 1 else ():
                 axis.plot(sizes, list(network.values()), style, color=colour, lw=0.8, alpha=0.4)
-            axis.plot(sizes, np.mean([list(network.values()) for network in several], axis=0), style, marker=marker, color=colour, ms=4, label=label)
+            axis.plot(
+                sizes,
+                np.mean([list(network.values()) for network in several], axis=0),
+                style,
+                marker=marker,
+                color=colour,
+                ms=4,
+                label=label,
+            )
     axis.set_xscale("symlog", base=2, linthresh=1)
-    axis.set(xlabel="eps (in 255ths of the pixel range)", ylabel="accuracy (%)", ylim=(0, 100), xlim=(0, max(ticks) * 1.1 + 0.1))
+    axis.set(
+        xlabel="eps (in 255ths of the pixel range)",
+        ylabel="accuracy (%)",
+        ylim=(0, 100),
+        xlim=(0, max(ticks) * 1.1 + 0.1),
+    )
     axis.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
     axis.minorticks_off()
     axis.legend(frameon=False, fontsize=8)
@@ -202,14 +281,23 @@ def accuracy_over(steps, curves: dict, label: str):
     """Accuracy of several methods over something that grows, such as queries or severities.
 
     Args:
-        steps: the values on the axis. curves: (mixer, name of the method) -> list over networks of accuracies in percent, one for
-            each step; thin lines, the mean bold. label: of the axis.
+        steps: the values on the axis.
+        curves: (mixer, name of the method) -> list over networks of accuracies in percent, one for
+            each step; thin lines, the mean bold.
+        label: of the axis.
     """
     figure, axis = plt.subplots(figsize=(5.6, 3.0))
     for ((mixer, name), networks), style in zip(curves.items(), ["-", "--", "-.", ":"] * 2):
         for network in networks if len(networks) > 1 else ():
             axis.plot(steps, network, "-", color=COLOURS[mixer], lw=0.8, alpha=0.4)
-        axis.plot(steps, np.mean(networks, axis=0), style, color=COLOURS[mixer], lw=2, label=f"{name} (n = {len(networks)})")
+        axis.plot(
+            steps,
+            np.mean(networks, axis=0),
+            style,
+            color=COLOURS[mixer],
+            lw=2,
+            label=f"{name} (n = {len(networks)})",
+        )
     axis.set(xlabel=label, ylabel="accuracy (%)", ylim=(0, 100), xlim=(min(steps), max(steps)))
     axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()
@@ -217,18 +305,29 @@ def accuracy_over(steps, curves: dict, label: str):
 
 
 def intervals(panels: dict):
-    """Every network as a dot, and the mean of each method with its 95 % interval over seeds (Student's t) as a bar.
+    """Every network as a dot, and the mean of each method with its 95 % interval over seeds
+    (Student's t) as a bar.
 
     Args:
-        panels: title -> {(mixer, name of the method): accuracies in percent, one per network}; methods without an interval show dots alone.
+        panels: title -> {(mixer, name of the method): accuracies in percent, one per network};
+            methods without an interval show dots alone.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(0.6 + 2.5 * len(panels), 2.8), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(0.6 + 2.5 * len(panels), 2.8), squeeze=False, sharey=True
+    )
     for axis, (title, methods) in zip(axes[0], panels.items()):
         for place, ((mixer, _), values) in enumerate(methods.items()):
             low, high = interval(values)
             axis.plot([place] * len(values), values, "o", color=COLOURS[mixer], ms=5, mfc="white")
-            axis.errorbar(place + 0.2, np.mean(values), yerr=None if low != low else [[np.mean(values) - low], [high - np.mean(values)]], fmt="_",
-                          color=COLOURS[mixer], lw=2, ms=10)
+            axis.errorbar(
+                place + 0.2,
+                np.mean(values),
+                yerr=None if low != low else [[np.mean(values) - low], [high - np.mean(values)]],
+                fmt="_",
+                color=COLOURS[mixer],
+                lw=2,
+                ms=10,
+            )
         axis.set(xticks=range(len(methods)), xlim=(-0.5, len(methods) - 0.3))
         axis.set_xticklabels([name.replace(" ", "\n", 1) for _, name in methods], fontsize=7)
         axis.set_title(title, fontsize=8)
@@ -238,15 +337,24 @@ def intervals(panels: dict):
 
 
 def perturbations(images, adversarial, before, after, eps: float):
-    """Images, what an attack added to them (grey is nothing, the scale is +-eps) and the result, in three rows.
+    """Images, what an attack added to them (grey is nothing, the scale is +-eps) and the result, in
+    three rows.
 
     Args:
-        images, adversarial: (N, 3, H, W) float in [0, 1]. before, after: titles of the images and of the attacked ones.
+        images, adversarial: (N, 3, H, W) float in [0, 1].
+        before, after: titles of the images and of the attacked ones.
     """
     figure, axes = plt.subplots(3, len(images), figsize=(1.25 * len(images), 4.7), squeeze=False)
     for i, column in enumerate(axes.T):
         show_image(column[0], images[i], before[i])
-        show_image(column[1], (adversarial[i] - images[i]) / (2 * eps) + 0.5 if eps else torch.full_like(images[i], 0.5))
+        show_image(
+            column[1],
+            (
+                (adversarial[i] - images[i]) / (2 * eps) + 0.5
+                if eps
+                else torch.full_like(images[i], 0.5)
+            ),
+        )
         show_image(column[2], adversarial[i], after[i])
     for axis, name in zip(axes[:, 0], ("image", "perturbation", "attacked")):
         axis.set_ylabel(name, fontsize=9)
@@ -259,10 +367,16 @@ def cam_grid(images, titles, rows, masks=None):
 
     Args:
         images: (N, 3, H, W) float in [0, 1]; titles: N names.
-        rows: list of (label, colour, (N, H, W) maps in [0, 1], N notes); maps are laid over the image, blue is 0, red 1.
+        rows: list of (label, colour, (N, H, W) maps in [0, 1], N notes); maps are laid over the
+            image, blue is 0, red 1.
         masks: (N, H, W) bool of the objects; their outlines are drawn.
     """
-    figure, axes = plt.subplots(1 + len(rows), len(images), figsize=(1.25 * len(images), 1.4 * (1 + len(rows))), squeeze=False)
+    figure, axes = plt.subplots(
+        1 + len(rows),
+        len(images),
+        figsize=(1.25 * len(images), 1.4 * (1 + len(rows))),
+        squeeze=False,
+    )
     for i, axis in enumerate(axes[0]):
         show_image(axis, images[i], titles[i])
     for line, (label, colour, grids, notes) in zip(axes[1:], rows):
@@ -279,13 +393,16 @@ def cam_grid(images, titles, rows, masks=None):
 
 
 def cells(image, title, rows):
-    """One image beside its maps, each as its cells and laid over the image: how few numbers a smooth picture is made of.
+    """One image beside its maps, each as its cells and laid over the image: how few numbers a
+    smooth picture is made of.
 
     Args:
         image: (3, H, W) float in [0, 1]; title: its name.
         rows: list of (label, (h, w) map of the cells, (H, W) map as a picture in [0, 1]).
     """
-    figure, axes = plt.subplots(2, 1 + len(rows), figsize=(1.45 * (1 + len(rows)), 3.1), squeeze=False)
+    figure, axes = plt.subplots(
+        2, 1 + len(rows), figsize=(1.45 * (1 + len(rows)), 3.1), squeeze=False
+    )
     show_image(axes[0, 0], image, title)
     axes[1, 0].axis("off")
     for (label, small, picture), (above, below) in zip(rows, axes.T[1:]):
@@ -299,24 +416,49 @@ def cells(image, title, rows):
 
 
 def measures(panels: list):
-    """Measures of maps: every network as a circle, the mean of each method with its 95 % interval as a bar, its control as a grey dash.
+    """Measures of maps: every network as a circle, the mean of each method with its 95 % interval
+    as a bar, its control as a grey dash.
 
     Args:
-        panels: list of (title, {(mixer, name of the method): (means of the networks, low, high, control)}); all but the means may be NaN.
+        panels: list of (title, {(mixer, name of the method): (means of the networks, low, high,
+            control)}); all but the means may be NaN.
     """
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.25 * columns, 2.5 * rows), squeeze=False)
-    for axis in axes.flat[len(panels):]:
+    for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for axis, (title, methods) in zip(axes.flat, panels):
         for place, ((mixer, _), (networks, low, high, control)) in enumerate(methods.items()):
             mean = np.mean(networks)
-            axis.plot([place - 0.3, place + 0.3], [control] * 2, color="#888888", lw=1.2, ls=(0, (3, 1.5)))
-            axis.plot([place - 0.12] * len(networks), networks, "o", color=COLOURS[mixer], ms=4, mfc="white")
-            axis.errorbar(place + 0.12, mean, yerr=None if low != low else [[mean - low], [high - mean]], fmt="_", color=COLOURS[mixer], lw=2, ms=8)
+            axis.plot(
+                [place - 0.3, place + 0.3], [control] * 2, color="#888888", lw=1.2, ls=(0, (3, 1.5))
+            )
+            axis.plot(
+                [place - 0.12] * len(networks),
+                networks,
+                "o",
+                color=COLOURS[mixer],
+                ms=4,
+                mfc="white",
+            )
+            axis.errorbar(
+                place + 0.12,
+                mean,
+                yerr=None if low != low else [[mean - low], [high - mean]],
+                fmt="_",
+                color=COLOURS[mixer],
+                lw=2,
+                ms=8,
+            )
         axis.set(xticks=range(len(methods)), xlim=(-0.5, len(methods) - 0.5))
-        axis.set_xticklabels([textwrap.fill(name.replace("_", " "), 8, break_long_words=False) for _, name in methods], fontsize=6.5)
+        axis.set_xticklabels(
+            [
+                textwrap.fill(name.replace("_", " "), 8, break_long_words=False)
+                for _, name in methods
+            ],
+            fontsize=6.5,
+        )
         axis.set_title(title, fontsize=8)
         axis.tick_params(axis="y", labelsize=7)
     figure.tight_layout(pad=0.5)
@@ -327,13 +469,19 @@ def lines(panels: list, steps: list, label: str, values: str):
     """Curves of several methods over the same steps, side by side.
 
     Args:
-        panels: list of (title, control or None, {(mixer, name of the method): values, one for each step}). steps: numbers, or words.
+        panels: list of (title, control or None, {(mixer, name of the method): values, one for each
+            step}).
+        steps: numbers, or words.
         label, values: of the axes.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.9 * len(panels), 2.9), squeeze=False, sharey=True)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.9 * len(panels), 2.9), squeeze=False, sharey=True
+    )
     places = range(len(steps)) if isinstance(steps[0], str) else steps
     for axis, (title, control, methods) in zip(axes[0], panels):
-        for ((mixer, name), curve), style, marker in zip(methods.items(), itertools.cycle(["-", "--", "-.", ":"]), itertools.cycle("osD^vP*X")):
+        for ((mixer, name), curve), style, marker in zip(
+            methods.items(), itertools.cycle(["-", "--", "-.", ":"]), itertools.cycle("osD^vP*X")
+        ):
             axis.plot(places, curve, style, marker=marker, ms=3, color=COLOURS[mixer], label=name)
         if control is not None and control == control:
             axis.axhline(control, color="#888888", lw=1, ls=":", label="another image's map")
@@ -353,8 +501,17 @@ def mean_maps(columns: list, k: int):
     Args:
         columns: list of (name, colour, (H, W) mean map).
     """
-    figure, axes = plt.subplots(1, len(columns), figsize=(1.9 * len(columns) + 0.6, 2.1), squeeze=False, layout="constrained")
-    low, high = min(float(each.min()) for _, _, each in columns), max(float(each.max()) for _, _, each in columns)
+    figure, axes = plt.subplots(
+        1,
+        len(columns),
+        figsize=(1.9 * len(columns) + 0.6, 2.1),
+        squeeze=False,
+        layout="constrained",
+    )
+    low, high = (
+        min(float(each.min()) for _, _, each in columns),
+        max(float(each.max()) for _, _, each in columns),
+    )
     for axis, (name, colour, grid) in zip(axes[0], columns):
         shown = axis.imshow(grid, cmap="turbo", vmin=low, vmax=high)
         for tile in range(1, k):
@@ -370,12 +527,15 @@ def seeds(groups: list):
     """Accuracy of every run, a dot for each, with the mean of each method as a bar.
 
     Args:
-        groups: (title, DataFrame with columns mixer, clean loss ("with" or "without") and accuracy in percent) per experiment.
+        groups: (title, DataFrame with columns mixer, clean loss ("with" or "without") and accuracy
+            in percent) per experiment.
     """
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.0 + 2.5 * columns, 2.5 * rows), squeeze=False)
-    for axis in axes.flat[len(groups):]:
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.0 + 2.5 * columns, 2.5 * rows), squeeze=False
+    )
+    for axis in axes.flat[len(groups) :]:
         axis.axis("off")
     for axis, (title, table) in zip(axes.flat, groups):
         order = [mixer for mixer in COLOURS if mixer in set(table["mixer"])]
@@ -386,13 +546,24 @@ def seeds(groups: list):
                 values = own.loc[own["clean loss"] == kind, "accuracy"]
                 x = place + 0.36 * (number - (len(kinds) - 1) / 2)
                 filled = COLOURS[mixer] if kind == "with" else "white"
-                axis.plot([x] * len(values), values, "o" if kind == "with" else "s", color=COLOURS[mixer], mfc=filled, ms=5)
+                axis.plot(
+                    [x] * len(values),
+                    values,
+                    "o" if kind == "with" else "s",
+                    color=COLOURS[mixer],
+                    mfc=filled,
+                    ms=5,
+                )
                 axis.plot([x - 0.13, x + 0.13], [values.mean()] * 2, color=COLOURS[mixer], lw=2)
-        axis.set(xticks=range(len(order)), xlim=(-0.5, len(order) - 0.5), ylabel="test accuracy (%)")
+        axis.set(
+            xticks=range(len(order)), xlim=(-0.5, len(order) - 0.5), ylabel="test accuracy (%)"
+        )
         axis.set_xticklabels([LABELS[mixer].replace(" ", "\n") for mixer in order], fontsize=8)
         axis.set_title(title.replace(", bfloat16", ",\nbfloat16"), fontsize=8)
-    handles = [plt.Line2D([], [], marker="o", ls="", color="#555555", label="with the clean loss"),
-               plt.Line2D([], [], marker="s", ls="", color="#555555", mfc="white", label="without")]
+    handles = [
+        plt.Line2D([], [], marker="o", ls="", color="#555555", label="with the clean loss"),
+        plt.Line2D([], [], marker="s", ls="", color="#555555", mfc="white", label="without"),
+    ]
     axes.flat[len(groups) - 1].legend(handles=handles, frameon=False, fontsize=7, loc="best")
     figure.tight_layout()
     return figure
@@ -402,50 +573,101 @@ def _forest(axis, table, title: str):
     """One panel of a forest plot; see :func:`forest`."""
     for place, row in enumerate(reversed(table.to_dict("records"))):
         colour = COLOURS[row["of"]]
-        axis.plot([row["low"], row["high"]], [place, place], color=colour, lw=2.2)  # NaN, where there is no interval, draws nothing
-        axis.plot([row.get("paired_low"), row.get("paired_high")], [place - 0.27] * 2, color=colour, lw=1, alpha=0.6)
-        axis.plot(row["points"], place, "o", color=colour, mfc=colour if row["state"] == "resolved" else "white", ms=6, mew=1.5)
+        axis.plot(
+            [row["low"], row["high"]], [place, place], color=colour, lw=2.2
+        )  # NaN, where there is no interval, draws nothing
+        axis.plot(
+            [row.get("paired_low"), row.get("paired_high")],
+            [place - 0.27] * 2,
+            color=colour,
+            lw=1,
+            alpha=0.6,
+        )
+        axis.plot(
+            row["points"],
+            place,
+            "o",
+            color=colour,
+            mfc=colour if row["state"] == "resolved" else "white",
+            ms=6,
+            mew=1.5,
+        )
         if row.get("p") is not None:
-            axis.text(1.01, place, f"p = {row['p']:.2g}" if row["p"] == row["p"] else "no p", transform=axis.get_yaxis_transform(), fontsize=7, va="center")
+            axis.text(
+                1.01,
+                place,
+                f"p = {row['p']:.2g}" if row["p"] == row["p"] else "no p",
+                transform=axis.get_yaxis_transform(),
+                fontsize=7,
+                va="center",
+            )
     axis.axvline(0, color="#888888", lw=1, ls="--", zorder=0)
     axis.set(ylim=(-0.7, len(table) - 0.4))
     axis.set_yticks(range(len(table)), list(table["difference"])[::-1], fontsize=7.5)
-    axis.set_title(title + ("" if table["low"].notna().any() else " (one run each)"), fontsize=8.5, loc="left")
+    axis.set_title(
+        title + ("" if table["low"].notna().any() else " (one run each)"), fontsize=8.5, loc="left"
+    )
     axis.tick_params(axis="x", labelsize=7.5)
 
 
 def forest(panels: list):
-    """Differences with their 95 % intervals, a panel with its own scale for every experiment; what is unresolved is a hollow circle.
+    """Differences with their 95 % intervals, a panel with its own scale for every experiment; what
+    is unresolved is a hollow circle.
 
     Args:
-        panels: list of (title, table) as of :func:`rmlib.report.differences`, with columns difference (text), of (mixer, the colour), points, low, high, state
-            ("resolved" or not); paired_low and paired_high, where there are such columns, make a second, thinner line; p is written beside its row.
+        panels: list of (title, table) as of :func:`rmlib.report.differences`, with columns
+            difference (text), of (mixer, the colour), points, low, high, state ("resolved" or not);
+            paired_low and paired_high, where there are such columns, make a second, thinner line; p
+            is written beside its row.
     """
     heights = [len(table) + 1.2 for _, table in panels]
-    figure, axes = plt.subplots(len(panels), 1, figsize=(6.2, 0.5 + 0.25 * sum(heights)), squeeze=False, height_ratios=heights, layout="constrained")
+    figure, axes = plt.subplots(
+        len(panels),
+        1,
+        figsize=(6.2, 0.5 + 0.25 * sum(heights)),
+        squeeze=False,
+        height_ratios=heights,
+        layout="constrained",
+    )
     for axis, (title, table) in zip(axes[:, 0], panels):
         _forest(axis, table, title)
     axes[-1, 0].set_xlabel("difference in accuracy (points)", fontsize=9)
     grey = "#555555"
-    handles = [plt.Line2D([], [], color=grey, lw=2.2, label="95 % interval, Welch"), plt.Line2D([], [], color=grey, lw=1, alpha=0.6, label="paired by seed"),
-               plt.Line2D([], [], marker="o", ls="", color=grey, label="resolved"), plt.Line2D([], [], marker="o", ls="", color=grey, mfc="white", label="unresolved")]
+    handles = [
+        plt.Line2D([], [], color=grey, lw=2.2, label="95 % interval, Welch"),
+        plt.Line2D([], [], color=grey, lw=1, alpha=0.6, label="paired by seed"),
+        plt.Line2D([], [], marker="o", ls="", color=grey, label="resolved"),
+        plt.Line2D([], [], marker="o", ls="", color=grey, mfc="white", label="unresolved"),
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=7.5)
     return figure
 
 
 def told_twice(curves: dict, panels: list):
-    """Left: curves with their last epoch (a square) and their best (a triangle). Right: the differences of the same runs, told at the one and at the other.
+    """Left: curves with their last epoch (a square) and their best (a triangle). Right: the
+    differences of the same runs, told at the one and at the other.
 
     Args:
-        curves: (mixer, name) -> test accuracies in percent over the epochs of one run. panels: as for :func:`forest`.
+        curves: (mixer, name) -> test accuracies in percent over the epochs of one run.
+        panels: as for :func:`forest`.
     """
-    figure = plt.figure(figsize=(7.6, 0.5 + 0.3 * sum(len(table) + 1.5 for _, table in panels)), layout="constrained")
-    grid = figure.add_gridspec(len(panels), 2, width_ratios=(1, 1.25), height_ratios=[len(table) + 1.5 for _, table in panels])
+    figure = plt.figure(
+        figsize=(7.6, 0.5 + 0.3 * sum(len(table) + 1.5 for _, table in panels)),
+        layout="constrained",
+    )
+    grid = figure.add_gridspec(
+        len(panels),
+        2,
+        width_ratios=(1, 1.25),
+        height_ratios=[len(table) + 1.5 for _, table in panels],
+    )
     left = figure.add_subplot(grid[:, 0])
     for (mixer, name), curve in curves.items():
         left.plot(range(1, len(curve) + 1), curve, color=COLOURS[mixer], lw=1, label=name)
         for epoch, marker in ((len(curve) - 1, "s"), (int(np.argmax(curve)), "^")):
-            left.plot(epoch + 1, curve[epoch], marker, color=COLOURS[mixer], mec="black", ms=8, ls="")
+            left.plot(
+                epoch + 1, curve[epoch], marker, color=COLOURS[mixer], mec="black", ms=8, ls=""
+            )
     left.set(xlabel="epoch", ylabel="test accuracy (%)")
     left.legend(frameon=False, fontsize=8, loc="lower left")
     for place, (title, table) in enumerate(panels):
@@ -455,31 +677,66 @@ def told_twice(curves: dict, panels: list):
 
 
 def curves_of_runs(groups: list, curves: dict):
-    """Test accuracy over the epochs of every run, a thin line each, with the paper's numbers where they lie near enough to be seen on the same axis.
+    """Test accuracy over the epochs of every run, a thin line each, with the paper's numbers where
+    they lie near enough to be seen on the same axis.
 
     Args:
-        groups: list of (title, runs of one experiment). curves: run_id -> [(epoch, accuracy in percent)], see :func:`rmlib.report.accuracy_curves`.
+        groups: list of (title, runs of one experiment).
+        curves: run_id -> [(epoch, accuracy in percent)], see :func:`rmlib.report.accuracy_curves`.
     """
     columns = min(2, len(groups))
-    figure, axes = plt.subplots(-(-len(groups) // columns), columns, figsize=(6.2 * columns, 2.8 * -(-len(groups) // columns)), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(groups):]:
+    figure, axes = plt.subplots(
+        -(-len(groups) // columns),
+        columns,
+        figsize=(6.2 * columns, 2.8 * -(-len(groups) // columns)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat[len(groups) :]:
         axis.axis("off")
     for axis, (title, group) in zip(axes.flat, groups):
         seen, values = set(), []
         for run in group.sort_values(["config.average", "config.mixer"]).to_dict("records"):
-            mixer, method = run["config.mixer"], method_name({name: run[f"config.{name}"] for name in METHOD})
+            mixer, method = (
+                run["config.mixer"],
+                method_name({name: run[f"config.{name}"] for name in METHOD}),
+            )
             style = ":" if run["config.average"] else "-" if run["config.clean_weight"] else "--"
-            axis.plot(*zip(*curves[run["run_id"]] or [(np.nan, np.nan)]), style, color=COLOURS[mixer], lw=1, marker="osD^"[list(COLOURS).index(mixer)], ms=3,
-                      markevery=[-1], label=None if method in seen else method)
+            axis.plot(
+                *zip(*curves[run["run_id"]] or [(np.nan, np.nan)]),
+                style,
+                color=COLOURS[mixer],
+                lw=1,
+                marker="osD^"[list(COLOURS).index(mixer)],
+                ms=3,
+                markevery=[-1],
+                label=None if method in seen else method,
+            )
             seen.add(method)
             values += [accuracy for _, accuracy in curves[run["run_id"]]]
-        told = {mixer: mean for mixer, (mean, _) in paper.ACCURACY.get(group["config.dataset"].iloc[0], {}).items()}
+        told = {
+            mixer: mean
+            for mixer, (mean, _) in paper.ACCURACY.get(group["config.dataset"].iloc[0], {}).items()
+        }
         if told and min(told.values()) - max(values) <= max(values) - min(values):
             for mixer, mean in told.items():
                 axis.axhline(mean, color=COLOURS[mixer], lw=0.8)
-            note = "" if len(paper.under_protocol(group)) else "\n(another experiment: width 64, 400 epochs, all images)"
-            axis.annotate("paper: " + ", ".join(f"{LABELS[mixer]} {mean:g}" for mixer, mean in told.items()) + note, (0.01, min(told.values())),
-                          xycoords=("axes fraction", "data"), xytext=(0, -3), textcoords="offset points", va="top", fontsize=7.5)
+            note = (
+                ""
+                if len(paper.under_protocol(group))
+                else "\n(another experiment: width 64, 400 epochs, all images)"
+            )
+            axis.annotate(
+                "paper: "
+                + ", ".join(f"{LABELS[mixer]} {mean:g}" for mixer, mean in told.items())
+                + note,
+                (0.01, min(told.values())),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, -3),
+                textcoords="offset points",
+                va="top",
+                fontsize=7.5,
+            )
         axis.set(xlabel="epoch", ylabel="test accuracy (%)")
         axis.set_title(title, fontsize=9)
         axis.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -1,4 +1,4 @@
-"""What a running batch tells: a line for each event, and in a terminal a status line at the bottom."""
+"""What a running batch tells: a line for each event, and a status line in a terminal."""
 
 import contextlib
 import os
@@ -12,12 +12,23 @@ from rmlib.plan import duration
 
 
 class Progress:
-    """What has become of the units of work: counts, one line for each event, and how long the rest will take. Nobody needs to listen: a terminal
-    or pipe that is gone costs these lines and nothing else."""
+    """What has become of the units of work: counts, one line for each event, and how long the rest
+    will take. Nobody needs to listen: a terminal or pipe that is gone costs these lines and nothing
+    else.
+    """
 
     def __init__(self, counts: dict, expected: dict, places: int, log, live: bool):
-        self.counts, self.expected, self.places, self.log = counts, expected, places, log  # expected: unit -> seconds or None, of what has not ended
-        self.running, self.took, self.lock = {}, [], threading.Lock()  # unit -> (label, begun, log); (seconds, expected or None) of what has ended
+        self.counts, self.expected, self.places, self.log = (
+            counts,
+            expected,
+            places,
+            log,
+        )  # expected: unit -> seconds or None, of what has not ended
+        self.running, self.took, self.lock = (
+            {},
+            [],
+            threading.Lock(),
+        )  # unit -> (label, begun, log); (seconds, expected or None) of what has ended
         self.closed, self.live = threading.Event(), live
         if live:
             threading.Thread(target=self._watch, daemon=True).start()
@@ -34,7 +45,9 @@ class Progress:
             if begun is not None:
                 self.took.append((time.monotonic() - begun, expected))
             for _, outcome, _ in outcomes:
-                if outcome in self.counts:  # what is left is counted at the end, with what was never begun
+                if (
+                    outcome in self.counts
+                ):  # what is left is counted at the end, with what was never begun
                     self.counts[outcome] += 1
         for label, outcome, text in outcomes:
             self.tell(f"{outcome:<7} {label}: {text}")
@@ -49,22 +62,44 @@ class Progress:
         """'12 done, 2 running, 1 failed, 30 to go, about 14 min left'."""
         with self.lock:
             now, usual = time.monotonic(), _mean([seconds for seconds, _ in self.took])
-            beside = _mean([seconds - expected for seconds, expected in self.took if expected is not None]) or 0.0  # a notebook does more than train
+            beside = (
+                _mean(
+                    [seconds - expected for seconds, expected in self.took if expected is not None]
+                )
+                or 0.0
+            )  # a notebook does more than train
             begun = {unit: now - start for unit, (_, start, _) in self.running.items()}
-            known = [usual if seconds is None else max(seconds + beside, 0.0) for seconds in self.expected.values()]
-            rest = [max(seconds - begun.get(unit, 0), 0) for unit, seconds in zip(self.expected, known) if seconds is not None]
+            known = [
+                usual if seconds is None else max(seconds + beside, 0.0)
+                for seconds in self.expected.values()
+            ]
+            rest = [
+                max(seconds - begun.get(unit, 0), 0)
+                for unit, seconds in zip(self.expected, known)
+                if seconds is not None
+            ]
             waiting = len(self.expected.keys() - begun.keys())
-            parts = [f"{self.counts['done']} done", f"{len(begun)} running"] + [f"{self.counts[name]} {name}" for name in ("failed", "stopped") if self.counts[name]]
+            parts = [f"{self.counts['done']} done", f"{len(begun)} running"] + [
+                f"{self.counts[name]} {name}" for name in ("failed", "stopped") if self.counts[name]
+            ]
             parts += [f"{waiting} to go"] if waiting else []
         left = max(sum(rest) / max(min(self.places, len(rest)), 1), max(rest, default=0))
-        return ", ".join(parts + ([f"about {duration(left)} left"] if left and None not in known else []))
+        return ", ".join(
+            parts + ([f"about {duration(left)} left"] if left and None not in known else [])
+        )
 
     def _watch(self):
         while not self.closed.wait(1):
             with self.lock:
                 running = list(self.running.values())
-            said = [f"{label}: {_last_line_of(file) or 'starting'} ({duration(time.monotonic() - begun)})" for label, begun, file in running]
-            self._show(f"{self.state()} | {' | '.join(said)}"[:shutil.get_terminal_size().columns - 1])
+            said = [
+                f"{label}: {_last_line_of(file) or 'starting'}"
+                f" ({duration(time.monotonic() - begun)})"
+                for label, begun, file in running
+            ]
+            self._show(
+                f"{self.state()} | {' | '.join(said)}"[: shutil.get_terminal_size().columns - 1]
+            )
 
     def _show(self, text):
         """Make the status line anew."""

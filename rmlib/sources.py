@@ -1,7 +1,9 @@
-"""Where images come from: built-in figures, folders and zips of images, official archives; decoded once, then cached.
+"""Where images come from: built-in figures, folders and zips of images, official archives; decoded
+once, then cached.
 
-Everything here is numpy; :mod:`rmlib.data` makes tensors of it. A dataset is a dictionary of arrays (see :func:`arrays`),
-in an order that depends on the pixels alone, so that a folder, a zip and the official files of one dataset are the same.
+Everything here is numpy; :mod:`rmlib.data` makes tensors of it. A dataset is a dictionary of arrays
+(see :func:`arrays`), in an order that depends on the pixels alone, so that a folder, a zip and the
+official files of one dataset are the same.
 """
 
 import hashlib
@@ -43,16 +45,20 @@ def cache_dir() -> Path:
     return Path(os.environ.get("RMLIB_CACHE") or pooch.os_cache("rmlib"))
 
 
-def arrays(name: str, root=None, *, offline: bool = False, allow_partial: bool = False) -> dict[str, np.ndarray]:
+def arrays(
+    name: str, root=None, *, offline: bool = False, allow_partial: bool = False
+) -> dict[str, np.ndarray]:
     """All images of a dataset, from the cache when it is whole, else decoded (and downloaded) now.
 
-    Returns a dictionary with, for SPLIT in train and test: ``SPLIT_images`` (N, 3, H, W) uint8, ``SPLIT_labels`` (N,)
-    int64, where known ``SPLIT_boxes`` (N, 4) int64 and ``SPLIT_masks`` (N, H, W) bool; ``classes`` (C,) text, sorted; and
-    ``checksum``, the sha256 over the pixels and labels of both splits. Images are sorted by class, then by a hash of
-    their pixels. Boxes are x1, y1, x2, y2, half open.
+    Returns a dictionary with, for SPLIT in train and test: ``SPLIT_images`` (N, 3, H, W) uint8,
+    ``SPLIT_labels`` (N,) int64, where known ``SPLIT_boxes`` (N, 4) int64 and ``SPLIT_masks`` (N, H,
+    W) bool; ``classes`` (C,) text, sorted; and ``checksum``, the sha256 over the pixels and labels
+    of both splits. Images are sorted by class, then by a hash of their pixels. Boxes are x1, y1,
+    x2, y2, half open.
 
     Raises:
-        UserError: unknown name, missing or incomplete or unreadable data, a download that failed everywhere.
+        UserError: unknown name, missing or incomplete or unreadable data, a download that failed
+            everywhere.
     """
     source = _find(name, data_root(root), offline or bool(os.environ.get("RMLIB_OFFLINE")))
     cache = cache_dir() / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)[-40:]}-{source.fingerprint()}.npz"
@@ -64,25 +70,37 @@ def arrays(name: str, root=None, *, offline: bool = False, allow_partial: bool =
     return data
 
 
-# ---------------------------------------------------------------------------------------------- finding a dataset
+# ----------------------------------------------------------------------------------------------
+# finding a dataset
 
 
 class _Source:
-    """One place a dataset can be read from. ``read`` returns unsorted arrays, ``fingerprint`` changes with the content."""
+    """One place a dataset can be read from. ``read`` returns unsorted arrays, ``fingerprint``
+    changes with the content.
+    """
 
     def __init__(self, path: Path, read):
         self.path, self._read = path, read
 
     def fingerprint(self) -> str:
-        files = [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
-        listing = "".join(f"{p.relative_to(self.path)} {p.stat().st_size} {p.stat().st_mtime_ns}\n" for p in files)
+        files = (
+            [self.path]
+            if self.path.is_file()
+            else sorted(p for p in self.path.rglob("*") if p.is_file())
+        )
+        listing = "".join(
+            f"{p.relative_to(self.path)} {p.stat().st_size} {p.stat().st_mtime_ns}\n" for p in files
+        )
         return hashlib.sha256(f"{self.path.resolve()}\n{listing}".encode()).hexdigest()[:16]
 
     def read(self):
         try:
             return self._read(self.path)
         except (zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
-            raise UserError(f"{self.path} cannot be read ({type(error).__name__}: {error}): put a whole copy in its place") from error
+            raise UserError(
+                f"{self.path} cannot be read ({type(error).__name__}: {error}): put a whole copy in"
+                " its place"
+            ) from error
 
 
 class _Shapes(_Source):
@@ -95,7 +113,7 @@ def _find(name: str, root: Path, offline: bool) -> _Source:
     if name == "shapes":
         return _Shapes(Path(shapes.__file__), _read_shapes)
     if name.startswith("folder:"):
-        path = Path(name[len("folder:"):]).expanduser()
+        path = Path(name[len("folder:") :]).expanduser()
         if not path.exists():
             raise UserError(f"dataset {name!r}: there is no folder or zip {path}")
         return _Source(path, _read_image_tree)
@@ -114,8 +132,10 @@ def _find(name: str, root: Path, offline: bool) -> _Source:
         if path.exists():
             return _Source(path, read)
     if offline:
-        raise UserError(f"{name} is not in {root} and downloading is off: put {name}.zip or {archive} there, "
-                        "or name its folder with --root or RMLIB_DATA")
+        raise UserError(
+            f"{name} is not in {root} and downloading is off: put {name}.zip or {archive} there, "
+            "or name its folder with --root or RMLIB_DATA"
+        )
     download(archive, md5, urls, root)
     return _Source(root / archive, read)
 
@@ -127,21 +147,30 @@ def _check_size(name, data, allow_partial):
     for split in ("train", "test"):
         counts = np.bincount(data[f"{split}_labels"], minlength=len(data["classes"]))
         if len(counts) != expected["classes"] or (counts != expected[split]).any():
-            raise UserError(f"{name} is incomplete: {len(counts)} classes with {counts.min()} to {counts.max()} {split} images each, "
-                            f"expected {expected['classes']} with {expected[split]}: fetch it again, or pass allow_partial=True")
+            raise UserError(
+                f"{name} is incomplete: {len(counts)} classes with {counts.min()} to {counts.max()}"
+                f" {split} images each, expected {expected['classes']} with {expected[split]}:"
+                " fetch it again, or pass allow_partial=True"
+            )
 
 
-# ---------------------------------------------------------------------------------------------- reading
+# ----------------------------------------------------------------------------------------------
+# reading
 
 
 def _parallel(function, tasks, description):
-    """``function`` over the tasks in as many processes as there are cores, in order, with a bar where somebody looks."""
+    """``function`` over the tasks in as many processes as there are cores, in order, with a bar
+    where somebody looks.
+    """
     bar = dict(total=len(tasks), desc=description, leave=False, disable=not sys.stderr.isatty())
     workers = min(os.cpu_count() or 1, len(tasks))
     if workers < 2:
         return list(tqdm(map(function, tasks), **bar))
-    # joblib's processes need no `if __name__ == "__main__"` in the caller's script, those of multiprocessing do
-    results = joblib.Parallel(n_jobs=workers, return_as="generator")(joblib.delayed(function)(task) for task in tasks)
+    # joblib's processes need no `if __name__ == "__main__"` in the caller's script, those of
+    # multiprocessing do
+    results = joblib.Parallel(n_jobs=workers, return_as="generator")(
+        joblib.delayed(function)(task) for task in tasks
+    )
     try:
         return list(tqdm(results, **bar))
     finally:
@@ -155,9 +184,18 @@ def _draw_chunk(task):
 def _read_shapes(path):
     step, data = 1000, {"classes": np.array(shapes.CLASSES)}
     for split, count in shapes.COUNTS.items():
-        chunks = _parallel(_draw_chunk, [(split, i, min(i + step, count)) for i in range(0, count, step)], f"drawing {split}")
+        chunks = _parallel(
+            _draw_chunk,
+            [(split, i, min(i + step, count)) for i in range(0, count, step)],
+            f"drawing {split}",
+        )
         images, labels, masks = (np.concatenate(column) for column in zip(*chunks))
-        data |= {f"{split}_images": images, f"{split}_labels": labels, f"{split}_masks": masks, f"{split}_boxes": _mask_boxes(masks)}
+        data |= {
+            f"{split}_images": images,
+            f"{split}_labels": labels,
+            f"{split}_masks": masks,
+            f"{split}_boxes": _mask_boxes(masks),
+        }
     return data
 
 
@@ -175,20 +213,29 @@ def _decode_chunk(task):
     archive = zipfile.ZipFile(path) if path.is_file() else None
     pixels = []
     for name in names:
-        with (io.BytesIO(archive.read(name)) if archive else open(path / name, "rb")) as file:
+        with io.BytesIO(archive.read(name)) if archive else open(path / name, "rb") as file:
             try:
                 pixels.append(np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1))
             except (Image.UnidentifiedImageError, OSError, SyntaxError) as error:
-                raise UserError(f"{name} in {path} cannot be read as an image: mend it or take it away") from error
+                raise UserError(
+                    f"{name} in {path} cannot be read as an image: mend it or take it away"
+                ) from error
     sizes = {p.shape for p in pixels}
     if len(sizes) > 1:
-        raise UserError(f"{path}: images of different sizes ({sorted((s[2], s[1]) for s in sizes)[:3]} ...): resize them to one size first")
+        raise UserError(
+            f"{path}: images of different sizes ({sorted((s[2], s[1]) for s in sizes)[:3]} ...):"
+            " resize them to one size first"
+        )
     return np.stack(pixels)
 
 
 def _decode(path, names, description):
     step = 1000
-    chunks = _parallel(_decode_chunk, [(path, names[i:i + step]) for i in range(0, len(names), step)], description)
+    chunks = _parallel(
+        _decode_chunk,
+        [(path, names[i : i + step]) for i in range(0, len(names), step)],
+        description,
+    )
     if len({chunk.shape[1:] for chunk in chunks}) > 1:
         raise UserError(f"{path}: images of different sizes: resize them to one size first")
     return np.concatenate(chunks)
@@ -205,14 +252,21 @@ def _read_image_tree(path):
     """``[TOP/]train/CLASS/*`` and ``[TOP/]test/CLASS/*`` (or val) of a folder or zip."""
     split_names = {"train": [], "test": [], "val": []}
     for name in _file_names(path):
-        match = re.fullmatch(r"(?:[^/]+/)?(train|test|val)/([^/]+)/([^/.][^/]*)", name)  # files with a leading dot are no images
+        match = re.fullmatch(
+            r"(?:[^/]+/)?(train|test|val)/([^/]+)/([^/.][^/]*)", name
+        )  # files with a leading dot are no images
         if match and name.lower().endswith(_IMAGE_ENDINGS):
             split_names[match[1]].append((name, match[2]))
-    found = {"train": split_names["train"], "test": split_names["test"] or split_names["val"]}  # val counts where there is no test
+    found = {
+        "train": split_names["train"],
+        "test": split_names["test"] or split_names["val"],
+    }  # val counts where there is no test
     if not all(found.values()):
         missing = " and ".join(split for split, names in found.items() if not names)
-        raise UserError(f"{path} has no {missing} images: expected train/CLASS/* and test/CLASS/* (or val/CLASS/*) with "
-                        f"{', '.join(_IMAGE_ENDINGS)}")
+        raise UserError(
+            f"{path} has no {missing} images: expected train/CLASS/* and test/CLASS/* (or"
+            f" val/CLASS/*) with {', '.join(_IMAGE_ENDINGS)}"
+        )
     classes = sorted({label for names in found.values() for _, label in names})
     index = {label: i for i, label in enumerate(classes)}
     data = {"classes": np.array(classes)}
@@ -226,7 +280,9 @@ def _read_cifar(name, root):
     """The official pickles, read by torchvision, which knows their checksums."""
     import torchvision
 
-    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[
+        name
+    ]
     archive, md5, _ = ARCHIVES[name]
     if not (root / _CIFAR_FOLDERS[name]).exists():
         torchvision.datasets.utils.extract_archive(str(root / archive), str(root))
@@ -236,13 +292,18 @@ def _read_cifar(name, root):
             images = kind(str(root), train=split == "train", download=False)
         except RuntimeError as error:
             raise OSError(str(error)) from error
-        data |= {f"{split}_images": images.data.transpose(0, 3, 1, 2), f"{split}_labels": np.array(images.targets)}
+        data |= {
+            f"{split}_images": images.data.transpose(0, 3, 1, 2),
+            f"{split}_labels": np.array(images.targets),
+        }
     assert images.classes == sorted(images.classes)
     return data | {"classes": np.array(images.classes)}
 
 
 def _read_tiny(path):
-    """The official layout. Labels and boxes of ``val`` stand in val_annotations.txt; read as a folder it has ONE class."""
+    """The official layout. Labels and boxes of ``val`` stand in val_annotations.txt; read as a
+    folder it has ONE class.
+    """
     top = f"{_TINY_FOLDER}/" if path.is_file() else ""
     names = _file_names(path)
     archive = zipfile.ZipFile(path) if path.is_file() else None
@@ -255,16 +316,24 @@ def _read_tiny(path):
     for name in names:
         if re.fullmatch(rf"{top}train/([^/]+)/\1_boxes.txt", name):
             wnid = name.split("/")[-2]
-            annotated["train"] += [(f"{top}train/{wnid}/images/{file}", wnid, corners) for file, *corners in lines(name)]
-    annotated["test"] = [(f"{top}val/images/{file}", wnid, corners) for file, wnid, *corners in lines(f"{top}val/val_annotations.txt")]
+            annotated["train"] += [
+                (f"{top}train/{wnid}/images/{file}", wnid, corners)
+                for file, *corners in lines(name)
+            ]
+    annotated["test"] = [
+        (f"{top}val/images/{file}", wnid, corners)
+        for file, wnid, *corners in lines(f"{top}val/val_annotations.txt")
+    ]
     present = set(names)
-    classes = sorted(wnid for wnid, in lines(f"{top}wnids.txt"))
+    classes = sorted(wnid for (wnid,) in lines(f"{top}wnids.txt"))
     index = {wnid: i for i, wnid in enumerate(classes)}
     data = {"classes": np.array(classes)}
     for split, rows in annotated.items():
         rows = [row for row in rows if row[0] in present]
         if not rows:
-            raise UserError(f"{path} holds no {split} images in the layout of Tiny ImageNet: fetch it again")
+            raise UserError(
+                f"{path} holds no {split} images in the layout of Tiny ImageNet: fetch it again"
+            )
         corners = np.array([[int(v) for v in row[2]] for row in rows])
         data[f"{split}_images"] = _decode(path, [row[0] for row in rows], f"decoding {split}")
         data[f"{split}_labels"] = np.array([index[row[1]] for row in rows])
@@ -272,7 +341,8 @@ def _read_tiny(path):
     return data
 
 
-# ---------------------------------------------------------------------------------------------- order and cache
+# ----------------------------------------------------------------------------------------------
+# order and cache
 
 
 def _in_order(data):
@@ -280,10 +350,17 @@ def _in_order(data):
     total = hashlib.sha256()
     ordered = {"classes": data["classes"]}
     for split in ("train", "test"):
-        images, labels = np.ascontiguousarray(data[f"{split}_images"]), data[f"{split}_labels"].astype(np.int64)
+        images, labels = (
+            np.ascontiguousarray(data[f"{split}_images"]),
+            data[f"{split}_labels"].astype(np.int64),
+        )
         keys = [hashlib.sha256(image.tobytes()).digest() for image in images]
         order = sorted(range(len(keys)), key=lambda i: (labels[i], keys[i]))
-        ordered |= {name: np.ascontiguousarray(array[order]) for name, array in data.items() if name.startswith(split)}
+        ordered |= {
+            name: np.ascontiguousarray(array[order])
+            for name, array in data.items()
+            if name.startswith(split)
+        }
         ordered[f"{split}_labels"] = labels[order]
         total.update(ordered[f"{split}_images"].tobytes())
         total.update(ordered[f"{split}_labels"].tobytes())
@@ -291,7 +368,9 @@ def _in_order(data):
 
 
 def _read_cache(path):
-    """The cached arrays, or None when there are none or the file is damaged (every array carries a CRC-32)."""
+    """The cached arrays, or None when there are none or the file is damaged (every array carries a
+    CRC-32).
+    """
     if not path.exists():
         return None
     try:
@@ -313,4 +392,7 @@ def _write_cache(path, data):
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        print(f"the decoded images are not cached: {error}; set RMLIB_CACHE to a folder with room", file=sys.stderr)
+        print(
+            f"the decoded images are not cached: {error}; set RMLIB_CACHE to a folder with room",
+            file=sys.stderr,
+        )

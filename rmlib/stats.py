@@ -1,8 +1,11 @@
-"""Differences between methods with their intervals, over seeds, images, or both, and how many seeds a difference needs; from scipy and statsmodels.
+"""Differences between methods with their intervals, over seeds, images, or both, and how many seeds
+a difference needs; from scipy and statsmodels.
 
-There is no percentile bootstrap here. Resamples of three seeds never leave the range of the three values, so whatever level is asked for, the interval
-misses the truth whenever all three lie on one side of it: in a quarter of cases or more, not in a twentieth (simulated in the tests). Student's t pays
-for the small number with a wider interval, and assumes that the spread of seeds is about normal.
+There is no percentile bootstrap here. Resamples of three seeds never leave the range of the three
+values, so whatever level is asked for, the interval misses the truth whenever all three lie on one
+side of it: in a quarter of cases or more, not in a twentieth (simulated in the tests). Student's t
+pays for the small number with a wider interval, and assumes that the spread of seeds is about
+normal.
 """
 
 import math
@@ -18,9 +21,11 @@ from statsmodels.stats.multitest import multipletests
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of A minus mean of B, its 95 % interval from ``low`` to ``high``, two-sided p, and the numbers of runs behind it.
+    """Mean of A minus mean of B, its 95 % interval from ``low`` to ``high``, two-sided p, and the
+    numbers of runs behind it.
 
-    ``correlation`` of the pairs is NaN for unpaired runs. Without a spread (n < 2) interval and p are NaN.
+    ``correlation`` of the pairs is NaN for unpaired runs. Without a spread (n < 2) interval and p
+    are NaN.
     """
 
     mean: float
@@ -34,16 +39,22 @@ class Difference:
 def mean_std(values) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1) of some runs; NaN where there are too few."""
     values = np.asarray(values, dtype=float)
-    return (values.mean() if len(values) else math.nan), (values.std(ddof=1) if len(values) > 1 else math.nan)
+    return (values.mean() if len(values) else math.nan), (
+        values.std(ddof=1) if len(values) > 1 else math.nan
+    )
 
 
 def _alike(values, size=None) -> bool:
-    """Whether numbers are equal up to rounding, of numbers as large as ``size`` (default: the largest of them): there is then no spread to measure by."""
+    """Whether numbers are equal up to rounding, of numbers as large as ``size`` (default: the
+    largest of them): there is then no spread to measure by.
+    """
     return bool(np.ptp(values) <= 1e-12 * (np.abs(values).max() if size is None else size))
 
 
 def welch(a, b) -> Difference:
-    """A minus B for independent runs with unequal spread, one number per run: Welch's t test, 95 % interval."""
+    """A minus B for independent runs with unequal spread, one number per run: Welch's t test, 95 %
+    interval.
+    """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     mean, count = mean_std(a)[0] - mean_std(b)[0], (len(a), len(b))
     if min(count) < 2 or _alike(a) and _alike(b):
@@ -54,8 +65,8 @@ def welch(a, b) -> Difference:
 
 
 def paired(a, b) -> Difference:
-    """A minus B for runs in pairs, such as equal seeds: the t test of the differences, 95 % interval, with the
-    correlation of the pairs.
+    """A minus B for runs in pairs, such as equal seeds: the t test of the differences, 95 %
+    interval, with the correlation of the pairs.
 
     Raises:
         ValueError: a and b have different lengths.
@@ -64,7 +75,9 @@ def paired(a, b) -> Difference:
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} runs are not pairs")
     mean, count = mean_std(a - b)[0], (len(a), len(b))
-    correlation = float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and not (_alike(a) or _alike(b)) else math.nan
+    correlation = (
+        float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and not (_alike(a) or _alike(b)) else math.nan
+    )
     if len(a) < 2 or _alike(a - b, np.abs([a, b]).max()):
         return Difference(mean, math.nan, math.nan, math.nan, count, correlation)
     test = stats.ttest_rel(a, b)
@@ -72,26 +85,42 @@ def paired(a, b) -> Difference:
     return Difference(mean, float(low), float(high), float(test.pvalue), count, correlation)
 
 
-def seeds_needed(difference: float, std_a: float, std_b: float, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The least number of seeds of each method with which Welch's t test, two-sided at ``alpha``, resolves a difference of this size and direction in
-    the share ``power`` of cases; by scipy's noncentral t with Welch's degrees of freedom (statsmodels' TTestIndPower knows equal spreads only).
+def seeds_needed(
+    difference: float, std_a: float, std_b: float, alpha: float = 0.05, power: float = 0.8
+) -> float:
+    """The least number of seeds of each method with which Welch's t test, two-sided at ``alpha``,
+    resolves a difference of this size and direction in the share ``power`` of cases; by scipy's
+    noncentral t with Welch's degrees of freedom (statsmodels' TTestIndPower knows equal spreads
+    only).
 
-    It answers "how many, if the truth is what was seen": difference and spread from three seeds are uncertain, and so is this number.
+    It answers "how many, if the truth is what was seen": difference and spread from three seeds are
+    uncertain, and so is this number.
 
     Args:
-        difference: of the means; std_a, std_b: sample standard deviations over the seeds of each method, in the same unit.
+        difference: of the means;
+        std_a, std_b: sample standard deviations over the seeds of each method, in the same unit.
 
     Returns:
-        A whole number of at least 2; infinity for no difference; NaN where the difference or a spread is unknown, or nothing spreads.
+        A whole number of at least 2; infinity for no difference; NaN where the difference or a
+        spread is unknown, or nothing spreads.
     """
     variances, spread = (std_a**2, std_b**2), math.hypot(std_a, std_b)
     if not spread > 0 or difference != difference:
         return math.nan
-    freedom = spread**4 / (variances[0] ** 2 + variances[1] ** 2)  # per seed beyond the first: 1 if one method spreads alone, 2 if both do alike
+    freedom = spread**4 / (
+        variances[0] ** 2 + variances[1] ** 2
+    )  # per seed beyond the first: 1 if one method spreads alone, 2 if both do alike
 
     def resolves(seeds):
         degrees = (seeds - 1) * freedom
-        return stats.nct.sf(stats.t.isf(alpha / 2, degrees), degrees, abs(difference) / spread * math.sqrt(seeds)) >= power
+        return (
+            stats.nct.sf(
+                stats.t.isf(alpha / 2, degrees),
+                degrees,
+                abs(difference) / spread * math.sqrt(seeds),
+            )
+            >= power
+        )
 
     low, high = 1, 2  # low is too few; the power grows with the seeds
     while not resolves(high):
@@ -106,7 +135,8 @@ def seeds_needed(difference: float, std_a: float, std_b: float, alpha: float = 0
 
 @dataclass(frozen=True)
 class TwoNetworks:
-    """Two trained networks on the same images: how many only the one or only the other has right, and p of no difference between these two.
+    """Two trained networks on the same images: how many only the one or only the other has right,
+    and p of no difference between these two.
 
     It says nothing about two methods: the next pair of seeds may say the opposite.
     """
@@ -122,41 +152,62 @@ class TwoNetworks:
         return 100 * (self.only_a - self.only_b) / self.images
 
     def __str__(self):
-        found = "not told apart" if self.p >= 0.05 else f"{'A' if self.only_a > self.only_b else 'B'} is better"
-        return (f"these two networks, on {self.images} images: {found} (only A right {self.only_a}, only B {self.only_b}, p = {self.p:.2g}); "
-                "about methods, that is about other seeds, it says nothing")
+        found = (
+            "not told apart"
+            if self.p >= 0.05
+            else f"{'A' if self.only_a > self.only_b else 'B'} is better"
+        )
+        return (
+            f"these two networks, on {self.images} images: {found} (only A right {self.only_a},"
+            f" only B {self.only_b}, p = {self.p:.2g}); about methods, that is about other seeds,"
+            " it says nothing"
+        )
 
 
 def mcnemar(correct_a, correct_b) -> TwoNetworks:
-    """McNemar's exact test of two networks: if both were equally good, the images that only one has right would fall to either like a fair coin.
+    """McNemar's exact test of two networks: if both were equally good, the images that only one has
+    right would fall to either like a fair coin.
 
     Args:
-        correct_a, correct_b: (images,) bool, the verdicts of the two networks on the same images in the same order.
+        correct_a, correct_b: (images,) bool, the verdicts of the two networks on the same images in
+            the same order.
 
     Raises:
         ValueError: different numbers of images, or none.
     """
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if a.shape != b.shape or not a.size:
-        raise ValueError(f"{a.shape} and {b.shape} verdicts: expected as many of one network as of the other, and at least one")
+        raise ValueError(
+            f"{a.shape} and {b.shape} verdicts: expected as many of one network as of the other,"
+            " and at least one"
+        )
     table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
-    return TwoNetworks(int(table[0][1]), int(table[1][0]), a.size, min(float(exact_mcnemar(table, exact=True).pvalue), 1.0))
+    return TwoNetworks(
+        int(table[0][1]),
+        int(table[1][0]),
+        a.size,
+        min(float(exact_mcnemar(table, exact=True).pvalue), 1.0),
+    )
 
 
 def crossed(values) -> Difference:
-    """The mean of values on the same images by several runs, with an interval over runs and images both: other seeds, other images.
+    """The mean of values on the same images by several runs, with an interval over runs and images
+    both: other seeds, other images.
 
-    Runs and images are crossed random effects: the mean's variance is that of the runs' means plus what the images add to it beyond the
-    rest, (MS_images - MS_rest) / (runs x images). Each part has its own t quantile and the squares of the two half widths are added, because a pooled
-    quantile covers too seldom with two or three runs (simulated in the tests). With one run the interval is over images alone, and says nothing
-    about other seeds.
+    Runs and images are crossed random effects: the mean's variance is that of the runs' means plus
+    what the images add to it beyond the rest, (MS_images - MS_rest) / (runs x images). Each part
+    has its own t quantile and the squares of the two half widths are added, because a pooled
+    quantile covers too seldom with two or three runs (simulated in the tests). With one run the
+    interval is over images alone, and says nothing about other seeds.
 
     Args:
-        values: (runs, images), at least one run and two images; for two methods the differences of runs in pairs, such as 100 (verdict of A - verdict
-            of B) with verdicts of 0 and 1, whose mean is the difference of the accuracies in points.
+        values: (runs, images), at least one run and two images; for two methods the differences of
+            runs in pairs, such as 100 (verdict of A - verdict of B) with verdicts of 0 and 1, whose
+            mean is the difference of the accuracies in points.
 
     Returns:
-        A Difference whose p is that of a mean of 0, and whose n is (runs, images); without any spread interval and p are NaN.
+        A Difference whose p is that of a mean of 0, and whose n is (runs, images); without any
+        spread interval and p are NaN.
     """
     values = np.asarray(values, dtype=float)
     runs, images = values.shape
@@ -164,27 +215,43 @@ def crossed(values) -> Difference:
     parts, rest = [], 0.0  # (variance of the mean, degrees of freedom)
     if runs > 1:
         parts.append((by_run.var(ddof=1) / runs, runs - 1))
-        rest = ((values - by_run[:, None] - by_image + mean) ** 2).sum() / ((runs - 1) * (images - 1)) / (runs * images)
+        rest = (
+            ((values - by_run[:, None] - by_image + mean) ** 2).sum()
+            / ((runs - 1) * (images - 1))
+            / (runs * images)
+        )
     parts.append((max(by_image.var(ddof=1) / images - rest, 0.0), images - 1))
 
     def half(level):
-        return math.sqrt(sum(variance * stats.t.isf(level / 2, degrees) ** 2 for variance, degrees in parts))
+        return math.sqrt(
+            sum(variance * stats.t.isf(level / 2, degrees) ** 2 for variance, degrees in parts)
+        )
 
     if not half(0.05) > 0:
         return Difference(mean, math.nan, math.nan, math.nan, (runs, images))
     lowest = 1e-12
-    p = lowest if half(lowest) < abs(mean) else brentq(lambda level: half(level) - abs(mean), lowest, 1.0) if mean else 1.0
+    p = (
+        lowest
+        if half(lowest) < abs(mean)
+        else brentq(lambda level: half(level) - abs(mean), lowest, 1.0)
+        if mean
+        else 1.0
+    )
     return Difference(mean, mean - half(0.05), mean + half(0.05), float(p), (runs, images))
 
 
 def _between(sizes, values):
-    """A monotone curve through points, over log(1 + size), where accuracy under attack bends least: a function of sizes."""
+    """A monotone curve through points, over log(1 + size), where accuracy under attack bends least:
+    a function of sizes.
+    """
     curve = PchipInterpolator(np.log1p(sizes), values)
     return lambda at: curve(np.log1p(at))
 
 
 def crossing(sizes, values, target: float) -> float:
-    """The first size at which a curve through points (sizes ascending from 0 or more) falls to ``target``; NaN if it never does."""
+    """The first size at which a curve through points (sizes ascending from 0 or more) falls to
+    ``target``; NaN if it never does.
+    """
     if len(sizes) < 2:
         return math.nan
     grid = np.linspace(sizes[0], sizes[-1], 20_001)
@@ -193,42 +260,59 @@ def crossing(sizes, values, target: float) -> float:
     return float(grid[below[0]]) if len(below) else math.nan
 
 
-def fit_size(sizes, curves: list, reported: list, draws: int = 2000, seed: int = 0) -> tuple[float, float, float, float]:
-    """The one size at which several measured curves come closest to several reported values, in units of their standard errors.
+def fit_size(
+    sizes, curves: list, reported: list, draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float, float]:
+    """The one size at which several measured curves come closest to several reported values, in
+    units of their standard errors.
 
     Args:
-        sizes: ascending, at least two. curves: for each value an array (runs, sizes) of at least two runs. reported: for each
-            (mean, sample standard deviation, runs). draws, seed: of the simulation behind p and interval.
+        sizes: ascending, at least two.
+        curves: for each value an array (runs, sizes) of at least two runs.
+        reported: for each (mean, sample standard deviation, runs).
+        draws, seed: of the simulation behind p and interval.
 
     Returns:
-        The size; the lower and upper end of its 95 % interval; and p, the probability of a misfit at least as large if this one
-        size were the truth (at most 0.05: no one size fits). Interval and p come from simulated means and spreads around the curves at
-        the size found, since spreads of two to six runs are too uncertain for a chi-squared distribution.
+        The size; the lower and upper end of its 95 % interval; and p, the probability of a misfit
+        at least as large if this one size were the truth (at most 0.05: no one size fits). Interval
+        and p come from simulated means and spreads around the curves at the size found, since
+        spreads of two to six runs are too uncertain for a chi-squared distribution.
     """
     sizes, random = np.asarray(sizes, dtype=float), np.random.default_rng(seed)
     grid = np.expm1(np.linspace(np.log1p(sizes[0]), np.log1p(sizes[-1]), 1001))
     ours = np.array([_between(sizes, np.mean(runs, 0))(grid) for runs in curves])  # (values, grid)
     spread = np.array([_between(sizes, np.std(runs, 0, ddof=1))(grid) for runs in curves])
-    count, (means, stds, theirs) = np.array([len(runs) for runs in curves])[:, None], np.array(reported, dtype=float).T[..., None]
+    count, (means, stds, theirs) = (
+        np.array([len(runs) for runs in curves])[:, None],
+        np.array(reported, dtype=float).T[..., None],
+    )
 
     def misfit(curve, spread, means, stds):
-        return ((curve - means) ** 2 / np.maximum(spread**2 / count + stds**2 / theirs, 1e-12)).sum(-2)  # (..., grid)
+        return ((curve - means) ** 2 / np.maximum(spread**2 / count + stds**2 / theirs, 1e-12)).sum(
+            -2
+        )  # (..., grid)
 
     observed = misfit(ours, spread, means, stds)
     best = int(observed.argmin())
 
     def simulate(noise, block):
-        """Misfits (draws, grid) of curves measured and values reported again, as if the size found were the truth."""
+        """Misfits (draws, grid) of curves measured and values reported again, as if the size found
+        were the truth.
+        """
         shape = (len(block), *means.shape)
-        again = ours + spread[:, best:best + 1] * noise(count, shape) / np.sqrt(count)
-        told = ours[:, best:best + 1] + stds * noise(theirs, shape) / np.sqrt(theirs)
+        again = ours + spread[:, best : best + 1] * noise(count, shape) / np.sqrt(count)
+        told = ours[:, best : best + 1] + stds * noise(theirs, shape) / np.sqrt(theirs)
         scale = [np.sqrt(random.chisquare(n - 1, shape) / (n - 1)) for n in (count, theirs)]
         return misfit(again, spread * scale[0], told, stds * scale[1])
 
     found, least = [], []
     for block in np.array_split(np.arange(draws), 20):
-        least.append(simulate(lambda n, shape: random.standard_normal(shape), block).min(1))  # p: the spreads taken as true
-        found.append(grid[simulate(lambda n, shape: random.standard_t(n - 1, shape), block).argmin(1)])  # interval: as uncertain as they are
+        least.append(
+            simulate(lambda n, shape: random.standard_normal(shape), block).min(1)
+        )  # p: the spreads taken as true
+        found.append(
+            grid[simulate(lambda n, shape: random.standard_t(n - 1, shape), block).argmin(1)]
+        )  # interval: as uncertain as they are
     low, high = np.percentile(np.concatenate(found), (2.5, 97.5))
     p = (1 + (np.concatenate(least) >= observed[best]).sum()) / (1 + draws)
     return float(grid[best]), float(low), float(high), float(p)
@@ -237,12 +321,18 @@ def fit_size(sizes, curves: list, reported: list, draws: int = 2000, seed: int =
 def interval(values) -> tuple[float, float]:
     """95 % interval of the mean of some runs by Student's t; NaN for fewer than two."""
     mean, std = mean_std(values)
-    half = stats.t.ppf(0.975, len(values) - 1) * std / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    half = (
+        stats.t.ppf(0.975, len(values) - 1) * std / math.sqrt(len(values))
+        if len(values) > 1
+        else math.nan
+    )
     return mean - half, mean + half
 
 
 def holm(p_values) -> np.ndarray:
-    """p values corrected for their number by Holm's method; NaN stands for a test that was not made and does not count."""
+    """p values corrected for their number by Holm's method; NaN stands for a test that was not made
+    and does not count.
+    """
     p_values = np.asarray(p_values, dtype=float)
     corrected, made = np.full_like(p_values, math.nan), ~np.isnan(p_values)
     if made.any():

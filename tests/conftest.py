@@ -1,4 +1,6 @@
-"""Tests and notebooks run without network, data and GPU, in folders of their own; kernels started by nbval inherit this."""
+"""Tests and notebooks run without network, data and GPU, in folders of their own; kernels started
+by nbval inherit this.
+"""
 
 import inspect
 import os
@@ -19,7 +21,9 @@ for name in ("RMLIB_DATA", "RMLIB_MIRROR", "JPY_SESSION_NAME"):
 
 
 def mutated(function, old, new):
-    """A deliberately wrong version of a function: its source with a piece replaced, in its own module's names."""
+    """A deliberately wrong version of a function: its source with a piece replaced, in its own
+    module's names.
+    """
     source = inspect.getsource(function)
     assert old in source, "the mutation must touch the source"
     names = dict(vars(sys.modules[function.__module__]))
@@ -31,16 +35,26 @@ def pytest_unconfigure(config):
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
-SLOW = ("test_ray.py", "test_faults.py", "test_batch.py", "02_training.ipynb", "test_step.py", "test_attacks.py", "03_robustness.ipynb")
+SLOW = (
+    "test_ray.py",
+    "test_faults.py",
+    "test_batch.py",
+    "02_training.ipynb",
+    "test_step.py",
+    "test_attacks.py",
+    "03_robustness.ipynb",
+)
 
 
 def pytest_collection_modifyitems(items):
-    """The slow files first, so that they run side by side and nobody waits for the last one alone."""
+    """The slow files first, so that nobody waits for the last one alone."""
     items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Of `--numprocesses auto`: one more than there are cores, since the slow tests wait for kernels and clusters most of the time."""
+    """Of `--numprocesses auto`: one more than there are cores, since the slow tests wait for
+    kernels and clusters most of the time.
+    """
     return (os.cpu_count() or 1) + 1
 
 
@@ -54,7 +68,9 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """A folder dataset: 3 classes of 8 x 12 pixels, 20 training and 10 test images each, learnable from the mean colour."""
+    """A folder dataset: 3 classes of 8 x 12 pixels, 20 training and 10 test images each, learnable
+    from the mean colour.
+    """
     import numpy as np
     from PIL import Image
 
@@ -72,20 +88,37 @@ def pictures(tmp_path_factory):
 @pytest.fixture
 def tiny_run(pictures, tmp_path):
     """Parameters of a run of a second or two, as keyword arguments."""
-    return dict(dataset=f"folder:{pictures}", width=2, epochs=3, batch_size=16, lr=0.02, train_images=None, out=str(tmp_path / "runs"), device="cpu")
+    return dict(
+        dataset=f"folder:{pictures}",
+        width=2,
+        epochs=3,
+        batch_size=16,
+        lr=0.02,
+        train_images=None,
+        out=str(tmp_path / "runs"),
+        device="cpu",
+    )
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project folder (with a space in its name) whose 02_training fails for seed 1, dies for seed 2, hangs for seed 3, trains and then
-    fails for seed 5, and more (see standins.RECORD); a file `mended` in it ends that."""
+    """A project folder (with a space in its name) whose 02_training fails for seed 1, dies for seed
+    2, hangs for seed 3, trains and then fails for seed 5, and more (see standins.RECORD); a file
+    `mended` in it ends that.
+    """
     import standins
 
     from rmlib import plan
 
     root = tmp_path / "a project"
     (root / "notebooks").mkdir(parents=True)
-    standins.stand_in(root, "02_training", "seed = 0", standins.STAND_IN, standins.RECORD.format(tests=os.path.relpath(Path(__file__).parent, root), mended="mended"))
+    standins.stand_in(
+        root,
+        "02_training",
+        "seed = 0",
+        standins.STAND_IN,
+        standins.RECORD.format(tests=os.path.relpath(Path(__file__).parent, root), mended="mended"),
+    )
     monkeypatch.setattr(plan, "project_root", lambda: root)
     monkeypatch.chdir(root)
     return root

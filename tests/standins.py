@@ -1,4 +1,6 @@
-"""Small stand-ins for the notebooks: they write records without training, and fail, die or hang where a test needs it."""
+"""Small stand-ins for the notebooks: they write records without training, and fail, die or hang
+where a test needs it.
+"""
 
 import nbformat
 import yaml
@@ -58,13 +60,20 @@ def stand_in(root, name, *cells):
     """A notebook whose first cell is the one of parameters."""
     cells = [nbformat.v4.new_code_cell(text) for text in cells]
     cells[0].metadata["tags"] = ["parameters"]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / f"{name}.ipynb")
+    kernel = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python"},
+    }
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / f"{name}.ipynb"
+    )
 
 
 def grid(folder, notebooks=None, **block):
     path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump({"grid": [block]} | ({"notebooks": notebooks} if notebooks else {})))
+    path.write_text(
+        yaml.safe_dump({"grid": [block]} | ({"notebooks": notebooks} if notebooks else {}))
+    )
     return path
 
 

@@ -31,13 +31,16 @@ def pack(folder, target, top=""):
     return target
 
 
-# ---------------------------------------------------------------------------------------------- shapes
+# ----------------------------------------------------------------------------------------------
+# shapes
 
 
 def test_shapes_are_deterministic_balanced_and_marked():
     images, labels, masks = shapes.draw_images("train", 0, 200)
     again, _, _ = shapes.draw_images("train", 100, 200)
-    assert np.array_equal(images[100:], again), "an image does not depend on what was drawn before it"
+    assert np.array_equal(images[100:], again), (
+        "an image does not depend on what was drawn before it"
+    )
     assert not np.array_equal(images[:100], shapes.draw_images("test", 0, 100)[0])
     assert not np.array_equal(images[:10], shapes.draw_images("train", 0, 10, seed=1)[0])
     assert np.bincount(labels).tolist() == [20] * 10
@@ -58,10 +61,15 @@ def linear_accuracy(features, labels, test_features, test_labels):
 
 
 def test_no_single_property_of_shapes_tells_the_class():
-    train, test = (load("shapes", split=split).subset(count) for split, count in (("train", 5000), ("test", 2000)))
+    train, test = (
+        load("shapes", split=split).subset(count)
+        for split, count in (("train", 5000), ("test", 2000))
+    )
 
     def accuracy(feature):
-        return linear_accuracy(feature(train), train.labels.numpy(), feature(test), test.labels.numpy())
+        return linear_accuracy(
+            feature(train), train.labels.numpy(), feature(test), test.labels.numpy()
+        )
 
     def position_and_size(data):
         boxes, masks = data.boxes.numpy().astype(float), data.masks.numpy()
@@ -70,7 +78,16 @@ def test_no_single_property_of_shapes_tells_the_class():
 
     def colour(data):
         pixels = data.images.numpy().astype(np.float32) / 255
-        return np.concatenate([pixels.mean((2, 3)), pixels.std((2, 3)), np.percentile(pixels, [5, 50, 95], axis=(2, 3)).transpose(1, 2, 0).reshape(len(pixels), -1)], 1)
+        return np.concatenate(
+            [
+                pixels.mean((2, 3)),
+                pixels.std((2, 3)),
+                np.percentile(pixels, [5, 50, 95], axis=(2, 3))
+                .transpose(1, 2, 0)
+                .reshape(len(pixels), -1),
+            ],
+            1,
+        )
 
     def texture(data):
         """Differences between neighbours both of which lie on the figure, in four directions."""
@@ -81,8 +98,8 @@ def test_no_single_property_of_shapes_tells_the_class():
                 inner &= np.roll(masks, step, axis)
         masks, features = inner, []
         for y, x in ((0, 1), (1, 0), (1, 1), (0, 2)):
-            pairs = masks[:, y:, x:] & masks[:, :32 - y, :32 - x]
-            steps = np.abs(grey[:, y:, x:] - grey[:, :32 - y, :32 - x]) * pairs
+            pairs = masks[:, y:, x:] & masks[:, : 32 - y, : 32 - x]
+            steps = np.abs(grey[:, y:, x:] - grey[:, : 32 - y, : 32 - x]) * pairs
             features.append(steps.sum((1, 2)) / pairs.sum((1, 2)).clip(1))
         return np.stack(features, 1)
 
@@ -93,18 +110,23 @@ def test_no_single_property_of_shapes_tells_the_class():
     assert accuracy(colour) < 20
     assert accuracy(texture) < 20
     assert accuracy(pixels) < 35
+
     def outline(data):
         """The mask, cut to its box and brought to 12 x 12."""
         grids = []
         for mask, (x1, y1, x2, y2) in zip(data.masks.numpy(), data.boxes.tolist()):
-            rows, columns = np.linspace(y1, y2 - 1, 12).round().astype(int), np.linspace(x1, x2 - 1, 12).round().astype(int)
+            rows, columns = (
+                np.linspace(y1, y2 - 1, 12).round().astype(int),
+                np.linspace(x1, x2 - 1, 12).round().astype(int),
+            )
             grids.append(mask[np.ix_(rows, columns)].ravel())
         return np.array(grids, dtype=float)
 
     assert accuracy(outline) > 90, "the outline does tell the class, and this test could see it"
 
 
-# ---------------------------------------------------------------------------------------------- reading
+# ----------------------------------------------------------------------------------------------
+# reading
 
 
 def test_folder_and_zip_are_the_same_dataset(pictures, tmp_path, cache):
@@ -114,9 +136,13 @@ def test_folder_and_zip_are_the_same_dataset(pictures, tmp_path, cache):
     assert folder.classes == ("blue moon", "green", "red") and folder.images.shape == (60, 3, 8, 12)
     assert folder.labels.tolist() == [0] * 20 + [1] * 20 + [2] * 20
     order = [hashlib.sha256(image.numpy().tobytes()).digest() for image in folder.images]
-    assert all(order[i] < order[i + 1] for i in range(59) if folder.labels[i] == folder.labels[i + 1])
+    assert all(
+        order[i] < order[i + 1] for i in range(59) if folder.labels[i] == folder.labels[i + 1]
+    )
     first = np.asarray(Image.open(pictures / "train" / "green" / "0.png")).transpose(2, 0, 1)
-    assert any(np.array_equal(first, image) for image in folder.images[20:40].numpy()), "pixels are as stored"
+    assert any(np.array_equal(first, image) for image in folder.images[20:40].numpy()), (
+        "pixels are as stored"
+    )
 
 
 def test_file_names_do_not_matter_and_pixels_do(pictures, tmp_path, cache):
@@ -133,7 +159,9 @@ def test_moved_and_renamed_classes_are_noticed(pictures, tmp_path, cache):
     before = load(f"folder:{other}")
     (other / "train" / "red" / "19.png").rename(other / "train" / "green" / "x19.png")
     moved = load(f"folder:{other}")
-    assert torch.bincount(moved.labels).tolist() == [20, 21, 19] and moved.checksum != before.checksum
+    assert (
+        torch.bincount(moved.labels).tolist() == [20, 21, 19] and moved.checksum != before.checksum
+    )
     for split in ("train", "test"):
         (other / split / "red").rename(other / split / "crimson")
     assert load(f"folder:{other}").classes == ("blue moon", "crimson", "green")
@@ -176,17 +204,33 @@ def test_the_cache_is_used_and_optional(pictures, cache, monkeypatch, capsys):
 
 def test_val_is_a_balanced_tenth_and_holdout_leaves_it_out(pictures, cache):
     name = f"folder:{pictures}"
-    everything, val, rest, test = load(name), load(name, split="val"), load(name, holdout=True), load(name, split="test")
-    assert len(val) == 6 and torch.bincount(val.labels).tolist() == [2, 2, 2] and len(rest) == 54 and len(test) == 30
+    everything, val, rest, test = (
+        load(name),
+        load(name, split="val"),
+        load(name, holdout=True),
+        load(name, split="test"),
+    )
+    assert (
+        len(val) == 6
+        and torch.bincount(val.labels).tolist() == [2, 2, 2]
+        and len(rest) == 54
+        and len(test) == 30
+    )
     keys = lambda data: {image.numpy().tobytes() for image in data.images}  # noqa: E731
-    assert keys(val) | keys(rest) == keys(everything) and not keys(val) & keys(rest) and not keys(test) & keys(everything)
+    assert (
+        keys(val) | keys(rest) == keys(everything)
+        and not keys(val) & keys(rest)
+        and not keys(test) & keys(everything)
+    )
 
 
 def test_subsets_are_balanced_and_nested(pictures, cache):
     data = load(f"folder:{pictures}")
     small, larger = data.subset(15), data.subset(30)
     assert torch.bincount(small.labels).tolist() == [5, 5, 5] and data.subset(None) is data
-    assert {i.numpy().tobytes() for i in small.images} < {i.numpy().tobytes() for i in larger.images}
+    assert {i.numpy().tobytes() for i in small.images} < {
+        i.numpy().tobytes() for i in larger.images
+    }
     for wrong in (16, 0, 90):
         with pytest.raises(UserError, match=str(wrong)):
             data.subset(wrong)
@@ -204,7 +248,9 @@ def test_channel_stats(pictures, cache):
 def tiny_imagenet(root, classes=3, train=4, val=2):
     """A miniature in the official layout; the pixels of an image carry its class."""
     top, rng = root / "tiny-imagenet-200", np.random.default_rng(0)
-    wnids = [f"n0{9 - i}" for i in range(classes)]  # not in alphabetical order, as in the official file
+    wnids = [
+        f"n0{9 - i}" for i in range(classes)
+    ]  # not in alphabetical order, as in the official file
     (top / "val" / "images").mkdir(parents=True)
     (top / "wnids.txt").write_text("\n".join(wnids))
 
@@ -218,7 +264,9 @@ def tiny_imagenet(root, classes=3, train=4, val=2):
         folder.mkdir(parents=True)
         for i in range(train):
             picture(folder / f"{wnid}_{i}.JPEG", label)
-        (folder.parent / f"{wnid}_boxes.txt").write_text("".join(f"{wnid}_{i}.JPEG\t{i}\t2\t{40 + i}\t63\n" for i in range(train)))
+        (folder.parent / f"{wnid}_boxes.txt").write_text(
+            "".join(f"{wnid}_{i}.JPEG\t{i}\t2\t{40 + i}\t63\n" for i in range(train))
+        )
         for _ in range(val):
             name = f"val_{len(rows)}.JPEG"
             picture(top / "val" / "images" / name, label)
@@ -235,12 +283,23 @@ def test_tiny_imagenet_in_its_official_layout(tmp_path, cache, zipped):
         shutil.rmtree(top)
     with pytest.raises(UserError, match="incomplete.*allow_partial"):
         load("tiny-imagenet", tmp_path)
-    train, test = (load("tiny-imagenet", tmp_path, split, allow_partial=True) for split in ("train", "test"))
+    train, test = (
+        load("tiny-imagenet", tmp_path, split, allow_partial=True) for split in ("train", "test")
+    )
     assert train.classes == ("n07", "n08", "n09") and len(train) == 12
-    assert test.labels.tolist() == [0, 0, 1, 1, 2, 2], "val labels come from val_annotations.txt, not from the folder"
+    assert test.labels.tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ], "val labels come from val_annotations.txt, not from the folder"
     brightness = test.images.double().mean((1, 2, 3)).view(3, 2)
     assert brightness.diff(dim=0).max() < -30, "labels belong to their images"
-    assert sorted(train.boxes[train.labels == 0].tolist()) == [[i, 2, 41 + i, 64] for i in range(4)], "boxes are half open"
+    assert sorted(train.boxes[train.labels == 0].tolist()) == [
+        [i, 2, 41 + i, 64] for i in range(4)
+    ], "boxes are half open"
     assert test.boxes[4].tolist() == [0, 0, 63, 64]
 
 
@@ -259,7 +318,11 @@ def test_official_cifar_pickles(tmp_path, cache, monkeypatch):
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
     monkeypatch.setattr(kind, "train_list", [listed["data_batch_1"]])
     monkeypatch.setattr(kind, "test_list", [listed["test_batch"]])
-    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": hashlib.md5((folder / "batches.meta").read_bytes()).hexdigest()})
+    monkeypatch.setattr(
+        kind,
+        "meta",
+        kind.meta | {"md5": hashlib.md5((folder / "batches.meta").read_bytes()).hexdigest()},
+    )
     data = load("cifar10", tmp_path, "test", allow_partial=True)
     stored = pickle.loads((folder / "test_batch").read_bytes())["data"].reshape(2, 3, 32, 32)
     assert data.classes == ("airplane", "bird") and np.array_equal(data.images.numpy(), stored)
@@ -269,13 +332,20 @@ def test_official_cifar_pickles(tmp_path, cache, monkeypatch):
         load("cifar10", tmp_path, allow_partial=True)
 
 
-@pytest.mark.parametrize("prepare, name, words", [
-    (lambda p: None, "cifar10", "put cifar10.zip or cifar-10-python.tar.gz there"),
-    (lambda p: None, "cifar-10", "did you mean 'cifar10'"),
-    (lambda p: None, "folder:{p}/nowhere", "there is no folder or zip"),
-    (lambda p: (p / "cifar10.zip").write_bytes(b"PK\x03\x04 broken"), "cifar10", "cifar10.zip cannot be read"),
-    (lambda p: (p / "empty").mkdir(), "folder:{p}/empty", "train/CLASS"),
-])
+@pytest.mark.parametrize(
+    "prepare, name, words",
+    [
+        (lambda p: None, "cifar10", "put cifar10.zip or cifar-10-python.tar.gz there"),
+        (lambda p: None, "cifar-10", "did you mean 'cifar10'"),
+        (lambda p: None, "folder:{p}/nowhere", "there is no folder or zip"),
+        (
+            lambda p: (p / "cifar10.zip").write_bytes(b"PK\x03\x04 broken"),
+            "cifar10",
+            "cifar10.zip cannot be read",
+        ),
+        (lambda p: (p / "empty").mkdir(), "folder:{p}/empty", "train/CLASS"),
+    ],
+)
 def test_missing_and_broken_data_get_one_clear_line(tmp_path, cache, prepare, name, words):
     prepare(tmp_path)
     with pytest.raises(UserError, match=words) as error:
@@ -293,18 +363,23 @@ def test_broken_and_unequal_images(pictures, tmp_path, cache):
         load(f"folder:{other}")
 
 
-# ---------------------------------------------------------------------------------------------- download
+# ----------------------------------------------------------------------------------------------
+# download
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    """Serves archives with Range; /cut/ stops half-way, /page/ answers with a web page, /wrong/ with other bytes."""
+    """Serves archives with Range; /cut/ stops half-way, /page/ answers with a web page, /wrong/
+    with other bytes.
+    """
 
     content, requests = os.urandom(200_000), []
 
     def do_GET(self):
         kind, have = self.path.split("/")[1], int((self.headers.get("Range") or "bytes=0-")[6:-1])
         self.requests.append((kind, have))
-        body = b"<html>" if kind == "page" else b"x" * 1000 if kind == "wrong" else self.content[have:]
+        body = (
+            b"<html>" if kind == "page" else b"x" * 1000 if kind == "wrong" else self.content[have:]
+        )
         if kind == "gone":
             return self.send_error(404)
         self.send_response(206 if have and kind == "good" else 200)
@@ -331,7 +406,9 @@ MD5 = hashlib.md5(Mirror.content).hexdigest()
 
 
 def test_download_tries_mirrors_and_resumes(mirror, tmp_path):
-    urls = [f"{mirror}/{kind}/archive.tar.gz?download=1" for kind in ("gone", "page", "cut", "good")]
+    urls = [
+        f"{mirror}/{kind}/archive.tar.gz?download=1" for kind in ("gone", "page", "cut", "good")
+    ]
     path = download("archive.tar.gz", MD5, urls, tmp_path)
     assert path.read_bytes() == Mirror.content
     assert [kind for kind, _ in Mirror.requests] == ["gone", "page", "cut", "good"]
@@ -349,16 +426,24 @@ def test_own_mirror_first_and_a_clear_end(mirror, tmp_path, monkeypatch):
     monkeypatch.setenv("RMLIB_MIRROR", f"{mirror}/page")
     with pytest.raises(UserError, match="web page.*by hand.*RMLIB_MIRROR") as error:
         download("archive.tar.gz", MD5, [f"{mirror}/gone/archive.tar.gz"], tmp_path)
-    assert [kind for kind, _ in Mirror.requests] == ["page", "gone"] and "\n" not in str(error.value)
+    assert [kind for kind, _ in Mirror.requests] == ["page", "gone"] and "\n" not in str(
+        error.value
+    )
 
 
-# ---------------------------------------------------------------------------------------------- streams and loader
+# ----------------------------------------------------------------------------------------------
+# streams and loader
 
 
 def test_streams_are_functions_of_seed_purpose_and_epoch():
     draw = lambda *key: torch.rand(3, generator=stream(*key)).tolist()  # noqa: E731
     assert draw(0, "order", 1) == draw(0, "order", 1)
-    keys = [(seed, purpose, epoch) for seed in (0, 1, 11) for purpose in ("order", "mixing", "augmentation") for epoch in (0, 1, 11)]
+    keys = [
+        (seed, purpose, epoch)
+        for seed in (0, 1, 11)
+        for purpose in ("order", "mixing", "augmentation")
+        for epoch in (0, 1, 11)
+    ]
     assert len({tuple(draw(*key)) for key in keys}) == len(keys)
 
 
@@ -377,7 +462,7 @@ def test_loader_against_a_plain_reference(small):
     flip = (torch.rand(60, generator=random) < 0.5).tolist()
     for i, index in enumerate(order.tolist()):
         padded = F.pad(small.images[index], (2, 2, 2, 2))
-        image = padded[:, dy[i]:dy[i] + 8, dx[i]:dx[i] + 12]
+        image = padded[:, dy[i] : dy[i] + 8, dx[i] : dx[i] + 12]
         image = image.flip(2) if flip[i] else image
         torch.testing.assert_close(images[i], image / 255.0)
         assert labels[i] == small.labels[index]
@@ -387,10 +472,20 @@ def test_loader_against_a_plain_reference(small):
 def test_loader_without_augmentation_shows_every_image_once(small):
     loader = Loader(small, 16, 0, augment=False)
     batches = list(loader.epoch(0))
-    assert len(batches) == len(loader) == 4 and [len(labels) for _, labels in batches] == [16, 16, 16, 12]
+    assert len(batches) == len(loader) == 4 and [len(labels) for _, labels in batches] == [
+        16,
+        16,
+        16,
+        12,
+    ]
     shown = torch.cat([images for images, _ in batches]).mul(255).round().to(torch.uint8)
-    assert {i.contiguous().numpy().tobytes() for i in shown} == {i.numpy().tobytes() for i in small.images}
-    assert all(images.is_contiguous(memory_format=torch.channels_last) and images.max() <= 1 for images, _ in batches)
+    assert {i.contiguous().numpy().tobytes() for i in shown} == {
+        i.numpy().tobytes() for i in small.images
+    }
+    assert all(
+        images.is_contiguous(memory_format=torch.channels_last) and images.max() <= 1
+        for images, _ in batches
+    )
 
 
 def test_all_mixers_see_the_same_clean_batches(small):
@@ -414,5 +509,7 @@ def test_loader_checks_labels_once(small):
 
 @pytest.mark.cuda
 def test_cuda_batches_equal_cpu_batches(small):
-    for (a, la), (b, lb) in zip(Loader(small, 16, 0).epoch(1), Loader(small, 16, 0, device="cuda").epoch(1)):
+    for (a, la), (b, lb) in zip(
+        Loader(small, 16, 0).epoch(1), Loader(small, 16, 0, device="cuda").epoch(1)
+    ):
         assert torch.equal(a, b.cpu()) and torch.equal(la, lb.cpu())

@@ -5,17 +5,29 @@ import pytest
 import torch
 
 from rmlib.data import load
-from rmlib.evaluate import evaluate, evaluating, expected_calibration_error, full_precision, metrics, predict, sample
-from rmlib.packed import pack_bits, unpack_bits
+from rmlib.evaluate import (
+    evaluate,
+    evaluating,
+    expected_calibration_error,
+    full_precision,
+    metrics,
+    predict,
+    sample,
+)
 from rmlib.models import preact_resnet18
+from rmlib.packed import pack_bits, unpack_bits
 
 
 def test_metrics_by_hand():
-    probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6], [0.7, 0.2, 0.1]])
+    probabilities = torch.tensor(
+        [[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6], [0.7, 0.2, 0.1]]
+    )
     labels = torch.tensor([0, 2, 2, 0])
     result = metrics(probabilities.log(), labels)
     assert result["accuracy"] == 75.0 and result["top5"] == 100.0
-    assert result["nll"] == pytest.approx(-(math.log(0.5) + math.log(0.3) + math.log(0.6) + math.log(0.7)) / 4)
+    assert result["nll"] == pytest.approx(
+        -(math.log(0.5) + math.log(0.3) + math.log(0.6) + math.log(0.7)) / 4
+    )
     # bins of 1/15: 0.5 -> (7/15, 8/15], 0.6 twice -> (8/15, 9/15], 0.7 -> (10/15, 11/15]
     assert result["ece"] == pytest.approx(100 * (abs(1 - 0.5) + abs(1 - 1.2) + abs(1 - 0.7)) / 4)
 
@@ -28,7 +40,9 @@ def test_top5_counts_five():
 def test_calibration_error_of_a_calibrated_and_a_boastful_predictor():
     rng = torch.Generator().manual_seed(0)
     confidence = 0.5 + 0.5 * torch.rand(20_000, generator=rng)
-    labels = (torch.rand(20_000, generator=rng) > confidence).long()  # class 0 with probability `confidence`
+    labels = (
+        torch.rand(20_000, generator=rng) > confidence
+    ).long()  # class 0 with probability `confidence`
     logits = torch.stack([confidence, 1 - confidence], 1).log()
     assert expected_calibration_error(logits, labels) < 1.5
     assert expected_calibration_error(10 * logits, labels) > 10
@@ -58,7 +72,9 @@ def test_evaluation_leaves_the_model_as_it_was(pictures):
 def test_prediction_does_not_depend_on_the_batch_size(pictures):
     torch.manual_seed(0)
     model, data = preact_resnet18(3, width=2), load(f"folder:{pictures}", split="test")
-    torch.testing.assert_close(predict(model, data.images, batch_size=7), predict(model, data.images, batch_size=30))
+    torch.testing.assert_close(
+        predict(model, data.images, batch_size=7), predict(model, data.images, batch_size=30)
+    )
 
 
 def test_full_precision_is_restored():
@@ -74,7 +90,17 @@ def test_full_precision_is_restored():
 
 def test_samples_are_drawn_by_the_seed_and_never_twice():
     first = sample(100, 20, 0, "attacked")
-    assert torch.equal(first, sample(100, 20, 0, "attacked")) and first.unique().numel() == 20 and torch.equal(first, first.sort().values)
-    assert not torch.equal(first, sample(100, 20, 1, "attacked")) and not torch.equal(first, sample(100, 20, 0, "maps"))
-    assert torch.equal(sample(7, None, 0, "x"), torch.arange(7)) and torch.equal(sample(7, 50, 0, "x"), torch.arange(7))
-    assert set(sample(100, 20, 0, "attacked").tolist()) < set(sample(100, 30, 0, "attacked").tolist()), "a larger sample contains the smaller"
+    assert (
+        torch.equal(first, sample(100, 20, 0, "attacked"))
+        and first.unique().numel() == 20
+        and torch.equal(first, first.sort().values)
+    )
+    assert not torch.equal(first, sample(100, 20, 1, "attacked")) and not torch.equal(
+        first, sample(100, 20, 0, "maps")
+    )
+    assert torch.equal(sample(7, None, 0, "x"), torch.arange(7)) and torch.equal(
+        sample(7, 50, 0, "x"), torch.arange(7)
+    )
+    assert set(sample(100, 20, 0, "attacked").tolist()) < set(
+        sample(100, 30, 0, "attacked").tolist()
+    ), "a larger sample contains the smaller"

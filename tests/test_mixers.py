@@ -35,7 +35,9 @@ def generator(seed=0):
 
 def batch(count=5, channels=3, height=7, width=11, classes=4, seed=0):
     g = generator(seed)
-    return torch.rand(count, channels, height, width, generator=g), torch.randint(0, classes, (count,), generator=g)
+    return torch.rand(count, channels, height, width, generator=g), torch.randint(
+        0, classes, (count,), generator=g
+    )
 
 
 def colour_error(mixer, count, height, width, seed):
@@ -48,13 +50,20 @@ def colour_error(mixer, count, height, width, seed):
 
 @each_mixer
 @settings(max_examples=40, deadline=None)
-@given(count=st.integers(2, 6), height=st.integers(3, 13), width=st.integers(3, 13), seed=st.integers(0, 2**30))
+@given(
+    count=st.integers(2, 6),
+    height=st.integers(3, 13),
+    width=st.integers(3, 13),
+    seed=st.integers(0, 2**30),
+)
 def test_colour(make, count, height, width, seed):
     assert colour_error(make(count), count, height, width, seed) < 1e-5
 
 
 class NominalCutMix(CutMix):
-    """The classic bug: the label weight is the number drawn (here: the area before clipping), not the area pasted."""
+    """The classic bug: the label weight is the number drawn (here: the area before clipping), not
+    the area pasted.
+    """
 
     def apply(self, images, labels, plan):
         mixed, targets = super().apply(images, labels, plan)
@@ -69,7 +78,10 @@ class EqualTiles(RegionMixup):
     def apply(self, images, labels, plan):
         mixed, _ = super().apply(images, labels, plan)
         one_hot = torch.eye(self.num_classes)
-        parts = [lam * one_hot[labels] + (1 - lam) * one_hot[labels[p]] for lam, p in zip(plan.lam, plan.partners)]
+        parts = [
+            lam * one_hot[labels] + (1 - lam) * one_hot[labels[p]]
+            for lam, p in zip(plan.lam, plan.partners)
+        ]
         return mixed, sum(parts) / len(parts)
 
 
@@ -81,7 +93,9 @@ class Transposed(RegionMixup):
         return Plan(plan.boxes, plan.lam, plan.partners, plan.width, plan.height)
 
 
-@pytest.mark.parametrize("wrong", [NominalCutMix, lambda n: EqualTiles(n, k=2), lambda n: Transposed(n, k=3)])
+@pytest.mark.parametrize(
+    "wrong", [NominalCutMix, lambda n: EqualTiles(n, k=2), lambda n: Transposed(n, k=3)]
+)
 def test_the_colour_test_catches_wrong_mixers(wrong):
     errors = []
     for seed in range(5):
@@ -104,12 +118,21 @@ def test_pixels_one_by_one(make):
     for n in range(count):
         for y in range(height):
             for x in range(width):
-                inside = [t for t, (x1, y1, x2, y2) in enumerate(plan.boxes.tolist()) if x1 <= x < x2 and y1 <= y < y2]
+                inside = [
+                    t
+                    for t, (x1, y1, x2, y2) in enumerate(plan.boxes.tolist())
+                    if x1 <= x < x2 and y1 <= y < y2
+                ]
                 assert len(inside) <= 1, "tiles overlap"
                 lam, partner = 1.0, n
                 if inside:
-                    lam, partner = plan.lam[inside[0], n % plan.lam.shape[1]].item(), plan.partners[inside[0], n].item()
-                expected[n, :, y, x] = lam * images[n, :, y, x].numpy() + (1 - lam) * images[partner, :, y, x].numpy()
+                    lam, partner = (
+                        plan.lam[inside[0], n % plan.lam.shape[1]].item(),
+                        plan.partners[inside[0], n].item(),
+                    )
+                expected[n, :, y, x] = (
+                    lam * images[n, :, y, x].numpy() + (1 - lam) * images[partner, :, y, x].numpy()
+                )
                 expected_targets[n, labels[n]] += lam / (height * width)
                 expected_targets[n, labels[partner]] += (1 - lam) / (height * width)
     np.testing.assert_allclose(mixed.numpy(), expected, atol=1e-6)
@@ -129,15 +152,22 @@ def test_weight_map_and_label_weights_belong_together(make):
 @pytest.mark.parametrize("height, width, k", [(8, 8, 2), (7, 11, 3), (5, 5, 5), (4, 9, 1)])
 def test_regions_cover_every_pixel_once(regions, height, width, k):
     covered = torch.zeros(height, width)
-    for x1, y1, x2, y2 in RegionMixup(4, k, regions=regions).draw((2, 3, height, width), generator()).boxes.tolist():
+    for x1, y1, x2, y2 in (
+        RegionMixup(4, k, regions=regions).draw((2, 3, height, width), generator()).boxes.tolist()
+    ):
         assert x1 < x2 and y1 < y2
         covered[y1:y2, x1:x2] += 1
     assert (covered == 1).all()
 
 
 def test_random_borders_move_and_grid_borders_do_not():
-    boxes = {regions: {str(RegionMixup(4, 2, regions=regions).draw((2, 3, 9, 9), generator(s)).boxes.tolist()) for s in range(20)}
-             for regions in ("grid", "random")}
+    boxes = {
+        regions: {
+            str(RegionMixup(4, 2, regions=regions).draw((2, 3, 9, 9), generator(s)).boxes.tolist())
+            for s in range(20)
+        }
+        for regions in ("grid", "random")
+    }
     assert len(boxes["grid"]) == 1 and len(boxes["random"]) > 10
 
 
@@ -153,19 +183,25 @@ def test_torchvision_mixup_is_an_oracle():
 
 
 def test_torchvision_cutmix_is_an_oracle(monkeypatch):
-    """The same numbers forced into both: same box, same pixels, same label weight, clipped or not."""
+    """The same numbers forced into both: same box, pixels and label weight, clipped or not."""
     images, labels = batch(height=9, width=14)
     theirs, ours = v2.CutMix(num_classes=4), CutMix(4)
     for lam in (0.02, 0.3, 0.77, 0.999):
         for column, row in ((0, 0), (13, 8), (5, 3), (13, 0)):
             uniform = torch.tensor([(column + 0.5) / 14, (row + 0.5) / 9, 0.5], dtype=torch.float64)
-            monkeypatch.setattr(mixers, "_beta", lambda *_: torch.tensor([lam], dtype=torch.float64))
+            monkeypatch.setattr(
+                mixers, "_beta", lambda *_: torch.tensor([lam], dtype=torch.float64)
+            )
             with monkeypatch.context() as patch:
                 patch.setattr(torch, "rand", lambda *_, **__: uniform)
                 plan = ours.draw(images.shape, generator())
             with monkeypatch.context() as patch:
                 patch.setattr(theirs._dist, "sample", lambda *_: torch.tensor(lam))
-                patch.setattr(torch, "randint", lambda high, **_: torch.tensor([column if high == 14 else row]))
+                patch.setattr(
+                    torch,
+                    "randint",
+                    lambda high, **_: torch.tensor([column if high == 14 else row]),
+                )
                 forced = theirs.make_params([images])
             assert tuple(plan.boxes[0].tolist()) == tuple(map(int, forced["box"]))
             plan = Plan(plan.boxes, plan.lam, torch.arange(5).roll(1)[None], 9, 14)
@@ -183,14 +219,19 @@ def test_naive_region_mixup_is_an_oracle():
     torch.manual_seed(0)
     lam, partners = zip(*[(torch.rand(()), torch.randperm(5)) for _ in range(4)])
     plan = RegionMixup(4, 2).draw(images.shape)
-    ours = RegionMixup(4, 2).apply(images, labels, Plan(plan.boxes, torch.stack(lam)[:, None], torch.stack(partners), 8, 8))
+    ours = RegionMixup(4, 2).apply(
+        images, labels, Plan(plan.boxes, torch.stack(lam)[:, None], torch.stack(partners), 8, 8)
+    )
     torch.testing.assert_close(ours[0], mixed)
     torch.testing.assert_close(ours[1], targets)
 
 
 def test_one_tile_is_mixup():
     images, labels = batch()
-    for a, b in zip(Mixup(4, 0.7)(images, labels, generator=generator()), RegionMixup(4, 1, 0.7)(images, labels, generator=generator())):
+    for a, b in zip(
+        Mixup(4, 0.7)(images, labels, generator=generator()),
+        RegionMixup(4, 1, 0.7)(images, labels, generator=generator()),
+    ):
         assert torch.equal(a, b)
 
 
@@ -199,7 +240,9 @@ def test_extreme_weights_are_exact(lam, expected):
     images, labels = batch()
     plan = RegionMixup(4, 2).draw(images.shape, generator())
     shifted = torch.arange(5).roll(1).expand(4, 5)
-    mixed, targets = RegionMixup(4, 2).apply(images, labels, Plan(plan.boxes, torch.full((4, 1), lam), shifted, 7, 11))
+    mixed, targets = RegionMixup(4, 2).apply(
+        images, labels, Plan(plan.boxes, torch.full((4, 1), lam), shifted, 7, 11)
+    )
     order = torch.arange(5) if expected == "the image" else torch.arange(5).roll(1)
     assert torch.equal(mixed, images[order])
     torch.testing.assert_close(targets, torch.eye(4)[labels[order]])
@@ -211,7 +254,9 @@ def test_inputs_stay_untouched_and_results_repeat(make):
     before, labels_before, state = images.clone(), labels.clone(), torch.get_rng_state()
     first, second = (make(4)(images, labels, generator=generator(7)) for _ in range(2))
     assert torch.equal(images, before) and torch.equal(labels, labels_before)
-    assert torch.equal(torch.get_rng_state(), state), "drew from the global generator although one was given"
+    assert torch.equal(torch.get_rng_state(), state), (
+        "drew from the global generator although one was given"
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, second))
     assert first[0].data_ptr() != images.data_ptr()
 
@@ -241,19 +286,35 @@ def test_tiny_alpha_gives_no_nan():
 
 def test_options_switch_single_ingredients():
     shape = (6, 3, 8, 8)
-    plain, per_sample = RegionMixup(4).draw(shape, generator()), RegionMixup(4, per_sample=True).draw(shape, generator())
-    assert plain.lam.shape == (4, 1) and len(plain.lam.unique()) == 4 and len({tuple(p) for p in plain.partners.tolist()}) == 4
+    plain, per_sample = (
+        RegionMixup(4).draw(shape, generator()),
+        RegionMixup(4, per_sample=True).draw(shape, generator()),
+    )
+    assert (
+        plain.lam.shape == (4, 1)
+        and len(plain.lam.unique()) == 4
+        and len({tuple(p) for p in plain.partners.tolist()}) == 4
+    )
     assert per_sample.lam.shape == (4, 6) and len(per_sample.lam.unique()) == 24
-    partner, weight = RegionMixup(4, shared_partner=True).draw(shape, generator()), RegionMixup(4, shared_weight=True).draw(shape, generator())
-    assert len({tuple(p) for p in partner.partners.tolist()}) == 1 and len(partner.lam.unique()) == 4
+    partner, weight = (
+        RegionMixup(4, shared_partner=True).draw(shape, generator()),
+        RegionMixup(4, shared_weight=True).draw(shape, generator()),
+    )
+    assert (
+        len({tuple(p) for p in partner.partners.tolist()}) == 1 and len(partner.lam.unique()) == 4
+    )
     assert len({tuple(p) for p in weight.partners.tolist()}) == 4 and len(weight.lam.unique()) == 1
     for plan in (plain, per_sample, partner, weight):
-        assert all(sorted(row) == list(range(6)) for row in plan.partners.tolist()), "partners are permutations"
+        assert all(sorted(row) == list(range(6)) for row in plan.partners.tolist()), (
+            "partners are permutations"
+        )
 
 
 def test_cutmix_probability():
     g = generator()
-    mixed = [CutMix(4, prob=0.3).draw((2, 3, 32, 32), g).label_weights()[1, 0] > 0 for _ in range(500)]
+    mixed = [
+        CutMix(4, prob=0.3).draw((2, 3, 32, 32), g).label_weights()[1, 0] > 0 for _ in range(500)
+    ]
     assert 0.2 < np.mean(mixed) < 0.4
     assert all((CutMix(4, prob=0).draw((2, 3, 8, 8), g).boxes == 0).all() for _ in range(20))
 
@@ -268,7 +329,9 @@ def test_types_and_formats_are_kept(make, dtype, memory_format):
     mixed, same_targets = make(4)(given_, labels, generator=generator())
     assert mixed.dtype == dtype and mixed.is_contiguous(memory_format=memory_format)
     assert same_targets.dtype == torch.float32 and torch.equal(targets, same_targets)
-    torch.testing.assert_close(mixed.float(), reference, atol=0.02 if dtype.itemsize == 2 else 1e-6, rtol=0)
+    torch.testing.assert_close(
+        mixed.float(), reference, atol=0.02 if dtype.itemsize == 2 else 1e-6, rtol=0
+    )
 
 
 @each_mixer
@@ -282,7 +345,9 @@ def test_a_single_image(make):
 def test_views_and_slices_are_mixed_right():
     images, labels = batch(height=20, width=20)
     strided = images[:, :, ::2, 1::2]
-    a, b = (RegionMixup(4)(x, labels, generator=generator())[0] for x in (strided, strided.contiguous()))
+    a, b = (
+        RegionMixup(4)(x, labels, generator=generator())[0] for x in (strided, strided.contiguous())
+    )
     assert torch.equal(a, b)
 
 
@@ -290,8 +355,14 @@ def test_it_goes_wherever_torchvision_mixup_goes():
     images, labels = batch(count=8)
     dataset = TensorDataset(images, labels)
     for mix in (v2.MixUp(num_classes=4), RegionMixup(4)):
-        loader = DataLoader(dataset, batch_size=8, collate_fn=lambda samples: mix(*default_collate(samples)))
-        uses = [next(iter(loader)), v2.Compose([v2.Identity(), mix])(images, labels), mix((images, labels))]
+        loader = DataLoader(
+            dataset, batch_size=8, collate_fn=lambda samples: mix(*default_collate(samples))
+        )
+        uses = [
+            next(iter(loader)),
+            v2.Compose([v2.Identity(), mix])(images, labels),
+            mix((images, labels)),
+        ]
         for mixed, targets in uses:
             assert mixed.shape == images.shape and targets.shape == (8, 4)
             torch.testing.assert_close(targets.sum(1), torch.ones(8))
@@ -299,28 +370,34 @@ def test_it_goes_wherever_torchvision_mixup_goes():
         assert sample["labels"].shape == (8, 4) and sample["name"] == "kept"
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda x, y: RegionMixup(4)(x[0], y), "did you batch"),
-    (lambda x, y: RegionMixup(4)((x * 255).to(torch.uint8), y), "uint8"),
-    (lambda x, y: RegionMixup(4)(x, y.float()), "int64"),
-    (lambda x, y: RegionMixup(4)(x, y[:3]), r"\(5,\)"),
-    (lambda x, y: RegionMixup(4)(x, y + 2), "num_classes=4"),
-    (lambda x, y: RegionMixup(4)(x, y - 1), r"\[-1"),
-    (lambda x, y: RegionMixup(4, k=8)(x, y), "k <= 7"),
-    (lambda x, y: RegionMixup(4).apply(x, y, RegionMixup(4).draw((4, 3, 7, 11))), "draw a new one"),
-    (lambda x, y: RegionMixup(4, k=0), "k=0"),
-    (lambda x, y: RegionMixup(4, k=1.5), "k=1.5"),
-    (lambda x, y: RegionMixup(4, regions="hexagons"), "hexagons"),
-    (lambda x, y: Mixup(4, alpha=0), "alpha=0"),
-    (lambda x, y: CutMix(4, alpha=float("nan")), "alpha=nan"),
-    (lambda x, y: CutMix(4, prob=1.2), "prob=1.2"),
-    (lambda x, y: NoMix(1), "num_classes=1"),
-    (lambda x, y: NoMix(4)(x), "labels"),
-    (lambda x, y: NoMix(4)({"pictures": x}), "pictures"),
-    (lambda x, y: NoMix(4)({"image": x, "mask": x, "label": y}), "one 4-d tensor"),
-    (lambda x, y: RegionMixup(4)(x, y.int()), "labels.long"),
-    (lambda x, y: RegionMixup(4)(x[:0], y[:0]), "batch"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda x, y: RegionMixup(4)(x[0], y), "did you batch"),
+        (lambda x, y: RegionMixup(4)((x * 255).to(torch.uint8), y), "uint8"),
+        (lambda x, y: RegionMixup(4)(x, y.float()), "int64"),
+        (lambda x, y: RegionMixup(4)(x, y[:3]), r"\(5,\)"),
+        (lambda x, y: RegionMixup(4)(x, y + 2), "num_classes=4"),
+        (lambda x, y: RegionMixup(4)(x, y - 1), r"\[-1"),
+        (lambda x, y: RegionMixup(4, k=8)(x, y), "k <= 7"),
+        (
+            lambda x, y: RegionMixup(4).apply(x, y, RegionMixup(4).draw((4, 3, 7, 11))),
+            "draw a new one",
+        ),
+        (lambda x, y: RegionMixup(4, k=0), "k=0"),
+        (lambda x, y: RegionMixup(4, k=1.5), "k=1.5"),
+        (lambda x, y: RegionMixup(4, regions="hexagons"), "hexagons"),
+        (lambda x, y: Mixup(4, alpha=0), "alpha=0"),
+        (lambda x, y: CutMix(4, alpha=float("nan")), "alpha=nan"),
+        (lambda x, y: CutMix(4, prob=1.2), "prob=1.2"),
+        (lambda x, y: NoMix(1), "num_classes=1"),
+        (lambda x, y: NoMix(4)(x), "labels"),
+        (lambda x, y: NoMix(4)({"pictures": x}), "pictures"),
+        (lambda x, y: NoMix(4)({"image": x, "mask": x, "label": y}), "one 4-d tensor"),
+        (lambda x, y: RegionMixup(4)(x, y.int()), "labels.long"),
+        (lambda x, y: RegionMixup(4)(x[:0], y[:0]), "batch"),
+    ],
+)
 def test_mistakes_get_one_clear_line(call, words):
     with pytest.raises(ValueError, match=words) as error:
         call(*batch())
@@ -328,15 +405,30 @@ def test_mistakes_get_one_clear_line(call, words):
 
 
 def test_importing_the_mixers_needs_torch_alone():
-    code = ("import sys, torch; before = set(sys.modules); import rmlib.mixers; "
-            "new = {m.split('.')[0] for m in set(sys.modules) - before}; assert new <= {'rmlib'} | set(sys.stdlib_module_names), new")
+    code = (
+        "import sys, torch; before = set(sys.modules); import rmlib.mixers; new = {m.split('.')[0]"
+        " for m in set(sys.modules) - before}; assert new <= {'rmlib'} |"
+        " set(sys.stdlib_module_names), new"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("mixer", [Mixup(4), RegionMixup(4), RegionMixup(4, k=4, per_sample=True), RegionMixup(4, k=3), CutMix(4),
-                                   RegionMixup(4, k=2, regions="random")], ids=repr)
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        Mixup(4),
+        RegionMixup(4),
+        RegionMixup(4, k=4, per_sample=True),
+        RegionMixup(4, k=3),
+        CutMix(4),
+        RegionMixup(4, k=2, regions="random"),
+    ],
+    ids=repr,
+)
 def test_blend_compiles_to_the_same(mixer):
-    """What `rmlib bench --compile` times; captured by dynamo without its backend, so that no compiler is needed."""
+    """What `rmlib bench --compile` times; captured by dynamo without its backend, so that no
+    compiler is needed.
+    """
     images, labels = batch(height=8, width=12)
     plan = mixer.draw(images.shape, generator())
     parts = (images, plan.boxes.tolist(), plan.lam, plan.partners)
@@ -346,7 +438,9 @@ def test_blend_compiles_to_the_same(mixer):
 
 
 def test_random_borders_are_never_taken_for_an_equal_grid():
-    """The compiled shortcut is for equal tiles alone, also when the first tile happens to have their size."""
+    """The compiled shortcut is for equal tiles alone, also when the first tile happens to have
+    their size.
+    """
     assert mixers._is_equal_grid(RegionMixup(4, 3).draw((2, 3, 9, 9)).boxes.tolist(), 9, 9)
     assert not mixers._is_equal_grid(mixers._grid_boxes([0, 3, 4, 9], [0, 3, 6, 9]), 9, 9)
     assert not mixers._is_equal_grid(RegionMixup(4, 2).draw((2, 3, 9, 9)).boxes.tolist(), 9, 9)
@@ -355,7 +449,9 @@ def test_random_borders_are_never_taken_for_an_equal_grid():
 
 @each_mixer
 def test_gradients_reach_the_images(make):
-    """Hidden features can be mixed, too: the gradient of each image is the weight it has in all mixtures."""
+    """Hidden features can be mixed, too: the gradient of each image is the weight it has in all
+    mixtures.
+    """
     images, labels = batch()
     mixer = make(4)
     plan = mixer.draw(images.shape, generator())
@@ -371,6 +467,9 @@ def test_gradients_reach_the_images(make):
 def test_cuda_equals_cpu(make):
     images, labels = batch()
     plan = make(4).draw(images.shape, generator())
-    on_cpu, on_cuda = make(4).apply(images, labels, plan), make(4).apply(images.cuda(), labels.cuda(), plan)
+    on_cpu, on_cuda = (
+        make(4).apply(images, labels, plan),
+        make(4).apply(images.cuda(), labels.cuda(), plan),
+    )
     for a, b in zip(on_cpu, on_cuda):
         torch.testing.assert_close(a, b.cpu())

@@ -5,27 +5,44 @@ from torch.nn import functional as F
 from rmlib.models import preact_resnet18
 
 
-@pytest.mark.parametrize("num_classes, count", [(10, 11_171_146), (100, 11_217_316), (200, 11_268_616)])
+@pytest.mark.parametrize(
+    "num_classes, count", [(10, 11_171_146), (100, 11_217_316), (200, 11_268_616)]
+)
 def test_parameter_counts_of_the_published_definition(num_classes, count):
     with torch.device("meta"):
         model = preact_resnet18(num_classes)
         normed = preact_resnet18(num_classes, final_norm=True)
     assert sum(p.numel() for p in model.parameters()) == count
     assert sum(p.numel() for p in normed.parameters()) == count + 1024
-    assert sum(b.numel() for name, b in model.named_buffers() if name not in ("mean", "std")) == 6_800
+    assert (
+        sum(b.numel() for name, b in model.named_buffers() if name not in ("mean", "std")) == 6_800
+    )
 
 
 def reference(state, images, width):
-    """The definition as functions on a state dict, with the names of kuangliu/pytorch-cifar, written from its description."""
+    """The definition as functions on a state dict, with the names of kuangliu/pytorch-cifar,
+    written from its description.
+    """
+
     def bn(name, x):
-        return F.batch_norm(x, state[f"{name}.running_mean"], state[f"{name}.running_var"], state[f"{name}.weight"], state[f"{name}.bias"])
+        return F.batch_norm(
+            x,
+            state[f"{name}.running_mean"],
+            state[f"{name}.running_var"],
+            state[f"{name}.weight"],
+            state[f"{name}.bias"],
+        )
 
     x = F.conv2d(images, state["conv1.weight"], padding=1)
     for stage in range(1, 5):
         for block in range(2):
             name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
             out = F.relu(bn(f"{name}.bn1", x))
-            skip = F.conv2d(out, state[f"{name}.shortcut.0.weight"], stride=stride) if f"{name}.shortcut.0.weight" in state else x
+            skip = (
+                F.conv2d(out, state[f"{name}.shortcut.0.weight"], stride=stride)
+                if f"{name}.shortcut.0.weight" in state
+                else x
+            )
             out = F.conv2d(out, state[f"{name}.conv1.weight"], stride=stride, padding=1)
             out = F.conv2d(F.relu(bn(f"{name}.bn2", out)), state[f"{name}.conv2.weight"], padding=1)
             x = out + skip
@@ -39,7 +56,9 @@ def test_it_computes_the_published_definition():
         model(torch.randn(8, 3, 32, 32))
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(model.eval()(images), reference(model.state_dict(), images, 4), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model.eval()(images), reference(model.state_dict(), images, 4), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_normalisation_is_inside_and_outside_the_state_dict():
@@ -49,7 +68,9 @@ def test_normalisation_is_inside_and_outside_the_state_dict():
     plain.load_state_dict(model.state_dict())
     assert not {"mean", "std"} & set(model.state_dict())
     images = torch.rand(2, 3, 32, 32)
-    normalised = (images - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.25]).view(3, 1, 1)
+    normalised = (images - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor(
+        [0.2, 0.3, 0.25]
+    ).view(3, 1, 1)
     with torch.no_grad():
         torch.testing.assert_close(model(images), plain(normalised))
 
@@ -63,12 +84,21 @@ def test_stem_stride_halves_the_maps():
     sizes = {}
     for stride in (1, 2):
         model = preact_resnet18(3, width=2, stem_stride=stride)
-        model.layer4.register_forward_hook(lambda _, __, out, stride=stride: sizes.update({stride: tuple(out.shape[2:])}))
+        model.layer4.register_forward_hook(
+            lambda _, __, out, stride=stride: sizes.update({stride: tuple(out.shape[2:])})
+        )
         model(torch.rand(2, 3, 64, 64))
     assert sizes == {1: (8, 8), 2: (4, 4)}
 
 
-@pytest.mark.parametrize("wrong, words", [({"width": 0}, "width=0"), ({"mean": (0.5,)}, "three values"), ({"num_classes": 1}, "num_classes=1")])
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"width": 0}, "width=0"),
+        ({"mean": (0.5,)}, "three values"),
+        ({"num_classes": 1}, "num_classes=1"),
+    ],
+)
 def test_mistakes(wrong, words):
     with pytest.raises(ValueError, match=words):
         preact_resnet18(**{"num_classes": 10, "width": 2} | wrong)
@@ -77,8 +107,9 @@ def test_mistakes(wrong, words):
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("channels", [2, 8, 24])
 def test_the_strided_shortcut_is_the_plain_convolution(channels, size):
-    """Values and gradients against float64 in the other memory format, where oneDNN's mistake (see Conv1x1) does not show; with it
-    this test does not fail but dies on some processors."""
+    """Values and gradients against float64 in the other memory format, where oneDNN's mistake (see
+    Conv1x1) does not show; with it this test does not fail but dies on some processors.
+    """
     from rmlib.models import Conv1x1
 
     generator = torch.Generator().manual_seed(0)
@@ -86,7 +117,9 @@ def test_the_strided_shortcut_is_the_plain_convolution(channels, size):
     layer = Conv1x1(channels, 2 * channels, 2)
     oracle = torch.nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False).double()
     oracle.load_state_dict(layer.state_dict())
-    ours = layer.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
+    ours = layer.to(memory_format=torch.channels_last)(
+        images.contiguous(memory_format=torch.channels_last)
+    )
     theirs = oracle(images.double())
     assert ours.shape == theirs.shape and torch.allclose(ours.double(), theirs, atol=1e-5)
     for output in (ours, theirs):

@@ -28,10 +28,14 @@ def test_the_table_of_parameters_knows_every_notebook():
 @each_notebook
 def test_outputs_belong_to_the_source(path):
     notebook = read(path)
-    assert notebook.metadata["rmlib"][FRESH] == source_hash(notebook), "outputs are older than the source: run `make notebooks`"
+    assert notebook.metadata["rmlib"][FRESH] == source_hash(notebook), (
+        "outputs are older than the source: run `make notebooks`"
+    )
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            assert cell.execution_count is not None and not any(output.output_type == "error" for output in cell.outputs)
+            assert cell.execution_count is not None and not any(
+                output.output_type == "error" for output in cell.outputs
+            )
 
 
 @each_notebook
@@ -60,9 +64,21 @@ def test_files_are_clean(path):
     text, notebook = path.read_text(), read(path)
     assert notebook.metadata.kernelspec.name == "python3" and path.stat().st_size < 1_000_000
     assert "widget" not in str(notebook.metadata) and "papermill" not in notebook.metadata
-    assert not re.search(r"(?:/(?:home|root|Users|tmp|work)/|[A-Z]:\\\\)", text), "a path of a machine"
-    assert not [cell for cell in notebook.cells if cell.cell_type == "code" and re.search(r"^\s*class ", cell.source, flags=re.MULTILINE)]
-    stderr = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
+    assert not re.search(r"(?:/(?:home|root|Users|tmp|work)/|[A-Z]:\\\\)", text), (
+        "a path of a machine"
+    )
+    assert not [
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "code" and re.search(r"^\s*class ", cell.source, flags=re.MULTILINE)
+    ]
+    stderr = [
+        o
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for o in cell.outputs
+        if o.output_type == "stream" and o.name == "stderr"
+    ]
     assert not stderr
 
 
@@ -73,8 +89,13 @@ def test_it_is_a_lesson(path):
         assert word in first
     for word in ("## What we saw", "**What this does not show:**", "**Exercises.**", "**Next:**"):
         assert word in last
-    words = re.findall(r"\b(obviously|simply|just)\b", " ".join(c.source for c in read(path).cells if c.cell_type == "markdown"))
-    assert set(words) <= {"just"} and len([w for w in words if w == "just"]) <= 4  # the paper's own "just a few lines" is quoted
+    words = re.findall(
+        r"\b(obviously|simply|just)\b",
+        " ".join(c.source for c in read(path).cells if c.cell_type == "markdown"),
+    )
+    assert (
+        set(words) <= {"just"} and len([w for w in words if w == "just"]) <= 4
+    )  # the paper's own "just a few lines" is quoted
 
 
 def test_refresh_stores_outputs_and_nothing_of_the_machine(tmp_path, monkeypatch):
@@ -82,12 +103,19 @@ def test_refresh_stores_outputs_and_nothing_of_the_machine(tmp_path, monkeypatch
 
     path = tmp_path / "lesson.ipynb"
     cell = nbformat.v4.new_code_cell("print(6 * 7)", metadata={"tags": ["kept"], "collapsed": True})
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": notebooks.KERNEL, "editor": str(tmp_path)}), path)
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[cell], metadata={"kernelspec": notebooks.KERNEL, "editor": str(tmp_path)}
+        ),
+        path,
+    )
     monkeypatch.setenv("RMLIB_RUNS", "restored")
     notebooks.refresh([path])
     stored = read(path)
     assert stored.cells[0].outputs[0].text == "42\n" and stored.cells[0].execution_count == 1
-    assert stored.cells[0].metadata == {"tags": ["kept"]} and stored.metadata["rmlib"][FRESH] == source_hash(stored)
+    assert stored.cells[0].metadata == {"tags": ["kept"]} and stored.metadata["rmlib"][
+        FRESH
+    ] == source_hash(stored)
     assert str(tmp_path) not in path.read_text()
     stored.cells[0].source = "print(41)"
     assert stored.metadata["rmlib"][FRESH] != source_hash(stored), "an edit is noticed"
@@ -107,8 +135,13 @@ def test_the_picture_of_the_readme_is_made_by_the_code():
         plots.use_style()
         buffer = io.BytesIO()
         plots.overview().savefig(buffer, dpi=110, metadata={"Software": None})
-    committed, made = (np.asarray(Image.open(file).convert("RGB"), dtype=float) for file in (project_root() / "results/mixers.png", buffer))
-    assert committed.shape == made.shape and np.abs(committed - made).mean() < 2, "run `make readme`"
+    committed, made = (
+        np.asarray(Image.open(file).convert("RGB"), dtype=float)
+        for file in (project_root() / "results/mixers.png", buffer)
+    )
+    assert committed.shape == made.shape and np.abs(committed - made).mean() < 2, (
+        "run `make readme`"
+    )
 
 
 def test_stored_figures_are_small_and_keep_the_colours_of_the_methods():
@@ -135,4 +168,6 @@ def test_stored_figures_are_small_and_keep_the_colours_of_the_methods():
     assert len(stored) < 0.5 * len(buffer.getvalue())
     colours = np.asarray(Image.open(io.BytesIO(stored)).convert("RGB")).reshape(-1, 3).astype(int)
     for wanted in (*plots.COLOURS.values(), "#ffffff"):
-        assert np.abs(colours - [int(wanted[i:i + 2], 16) for i in (1, 3, 5)]).max(1).min() <= 8, wanted
+        assert (
+            np.abs(colours - [int(wanted[i : i + 2], 16) for i in (1, 3, 5)]).max(1).min() <= 8
+        ), wanted

@@ -7,30 +7,36 @@ from rmlib import UserError
 from rmlib.params import ADDED, NOTEBOOKS, TrainParams, check, complete, config_id, parse, runs_dir
 
 
-@pytest.mark.parametrize("value, expected", [("8/255", 8 / 255), (" 1 / 4 ", 0.25), ("1e-3", 1e-3), (1, 1.0), ("0.5", 0.5)])
+@pytest.mark.parametrize(
+    "value, expected",
+    [("8/255", 8 / 255), (" 1 / 4 ", 0.25), ("1e-3", 1e-3), (1, 1.0), ("0.5", 0.5)],
+)
 def test_numbers_as_papermill_and_yaml_deliver_them(value, expected):
     assert parse("02_training", {"lr": value}).lr == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"epochss": 3}, "unknown parameter 'epochss': did you mean 'epochs'"),
-    ({"mixer": "regionmixup"}, "mixer='regionmixup': did you mean 'region_mixup'"),
-    ({"mixer": "CutMix"}, "did you mean 'cutmix'"),
-    ({"dataset": "cifar-100"}, "did you mean 'cifar100'"),
-    ({"lr": "fast"}, "lr='fast'.*number"),
-    ({"lr": "1/0"}, "lr='1/0'"),
-    ({"lr": float("nan")}, "lr=nan"),
-    ({"alpha": 0}, "alpha=0.*greater than 0"),
-    ({"epochs": True}, "epochs=True: expected a number"),
-    ({"epochs": 2.5}, "epochs=2.5"),
-    ({"snapshots": 3}, "snapshots=3"),
-    ({"snapshots": [9], "epochs": 3}, "epoch 9 is not in 1..3"),
-    ({"milestones": [100, 150]}, "shares of the schedule"),
-    ({"mixer": "mixup", "k": 4}, "k=4 does nothing for mixer 'mixup'"),
-    ({"mixer": "none", "alpha": 0.2}, "alpha=0.2 does nothing"),
-    ({"cutmix_prob": 0.5}, "belongs to 'cutmix'"),
-    ({"device": "gpu"}, "device='gpu'.*expected one of|did you mean"),
-])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"epochss": 3}, "unknown parameter 'epochss': did you mean 'epochs'"),
+        ({"mixer": "regionmixup"}, "mixer='regionmixup': did you mean 'region_mixup'"),
+        ({"mixer": "CutMix"}, "did you mean 'cutmix'"),
+        ({"dataset": "cifar-100"}, "did you mean 'cifar100'"),
+        ({"lr": "fast"}, "lr='fast'.*number"),
+        ({"lr": "1/0"}, "lr='1/0'"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"alpha": 0}, "alpha=0.*greater than 0"),
+        ({"epochs": True}, "epochs=True: expected a number"),
+        ({"epochs": 2.5}, "epochs=2.5"),
+        ({"snapshots": 3}, "snapshots=3"),
+        ({"snapshots": [9], "epochs": 3}, "epoch 9 is not in 1..3"),
+        ({"milestones": [100, 150]}, "shares of the schedule"),
+        ({"mixer": "mixup", "k": 4}, "k=4 does nothing for mixer 'mixup'"),
+        ({"mixer": "none", "alpha": 0.2}, "alpha=0.2 does nothing"),
+        ({"cutmix_prob": 0.5}, "belongs to 'cutmix'"),
+        ({"device": "gpu"}, "device='gpu'.*expected one of|did you mean"),
+    ],
+)
 def test_mistakes_name_value_and_remedy(values, words):
     with pytest.raises(UserError, match=words) as error:
         parse("02_training", values)
@@ -48,45 +54,89 @@ def test_unknown_notebook():
         parse("2_training", {})
 
 
-IMPORTS, DEFAULTS, CHECK = "import torch", "# of Beta\nalpha = 1.0\nseed = 0", 'params.check("01_method", globals())'
+IMPORTS, DEFAULTS, CHECK = (
+    "import torch",
+    "# of Beta\nalpha = 1.0\nseed = 0",
+    'params.check("01_method", globals())',
+)
 
 
 def test_check_reads_the_parameter_cells_of_a_notebook():
-    namespace = {"__name__": "__main__", "_dh": ["x"], "Out": {}, "torch": sys, "seed": 3, "alpha": "1/2"}
+    namespace = {
+        "__name__": "__main__",
+        "_dh": ["x"],
+        "Out": {},
+        "torch": sys,
+        "seed": 3,
+        "alpha": "1/2",
+    }
     injected = "# Parameters\nseed = 3\nalpha = '1/2'"
     params = check("01_method", namespace | {"In": ["", IMPORTS, DEFAULTS, injected, CHECK]})
     assert params.seed == 3 and params.alpha == 0.5
     with pytest.raises(UserError, match="unknown parameter 'sed': did you mean 'seed'"):
-        check("01_method", namespace | {"sed": 3, "In": ["", IMPORTS, DEFAULTS, "# Parameters\nsed = 3", CHECK]})
+        check(
+            "01_method",
+            namespace | {"sed": 3, "In": ["", IMPORTS, DEFAULTS, "# Parameters\nsed = 3", CHECK]},
+        )
     with pytest.raises(UserError, match="unknown parameter 'alhpa'"):
-        check("01_method", namespace | {"alhpa": 3, "In": ["", IMPORTS, "alhpa = 3\nseed = 0", CHECK]})
+        check(
+            "01_method", namespace | {"alhpa": 3, "In": ["", IMPORTS, "alhpa = 3\nseed = 0", CHECK]}
+        )
 
 
 def test_check_can_be_run_again_when_the_notebook_has_variables_of_its_own():
-    namespace = {"seed": 4, "lam": 0.7, "names": ["a"], "In": ["", IMPORTS, DEFAULTS, CHECK, "lam = 0.7", "names = list('a')", CHECK]}
+    namespace = {
+        "seed": 4,
+        "lam": 0.7,
+        "names": ["a"],
+        "In": ["", IMPORTS, DEFAULTS, CHECK, "lam = 0.7", "names = list('a')", CHECK],
+    }
     assert check("01_method", namespace).seed == 4
     assert check("01_method", namespace | {"In": [*namespace["In"], "seed = 4", CHECK]}).seed == 4
 
 
 def test_the_run_id_follows_what_can_change_the_result():
     base = TrainParams()
-    assert base.run_id == TrainParams(out="elsewhere", device="cpu", max_minutes=3, root="data", checkpoint_every=9).run_id
-    ids = {TrainParams(**change).run_id for change in ({}, {"seed": 1}, {"mixer": "mixup"}, {"epochs": 7}, {"threads": 2}, {"width": 16})}
+    assert (
+        base.run_id
+        == TrainParams(
+            out="elsewhere", device="cpu", max_minutes=3, root="data", checkpoint_every=9
+        ).run_id
+    )
+    ids = {
+        TrainParams(**change).run_id
+        for change in (
+            {},
+            {"seed": 1},
+            {"mixer": "mixup"},
+            {"epochs": 7},
+            {"threads": 2},
+            {"width": 16},
+        )
+    }
     assert len(ids) == 6
 
 
 def test_a_parameter_added_later_leaves_the_older_ids_alone():
-    """The ids of the committed records were made before these parameters existed; they must stay what they are."""
+    """The ids of the committed records were made before these parameters existed; they must stay
+    what they are.
+    """
     base = TrainParams()
     old = {name: value for name, value in base.config.items() if name not in ADDED}
     assert old != base.config and config_id(old) == base.run_id and complete(old) == base.config
-    assert {TrainParams(**{name: not value}).run_id for name, value in ADDED.items()}.isdisjoint({base.run_id})
+    assert {TrainParams(**{name: not value}).run_id for name, value in ADDED.items()}.isdisjoint(
+        {base.run_id}
+    )
     assert all(TrainParams.model_fields[name].default == value for name, value in ADDED.items())
-    assert base.run_id == "53fc4e0f59c6", "the hash of the defaults is part of the format of records"
+    assert base.run_id == "53fc4e0f59c6", (
+        "the hash of the defaults is part of the format of records"
+    )
 
 
 def test_no_configuration_holds_a_path():
-    config = TrainParams(dataset="folder:/somewhere/private/pets.zip", root="/private", out="/private/out").config
+    config = TrainParams(
+        dataset="folder:/somewhere/private/pets.zip", root="/private", out="/private/out"
+    ).config
     assert config["dataset"] == "folder:pets" and "private" not in str(config)
 
 
@@ -103,5 +153,8 @@ def test_runs_dir(monkeypatch, tmp_path):
 
 
 def test_checking_parameters_does_not_import_torch():
-    code = "import sys; import rmlib.params, rmlib.batch, rmlib.__main__; assert 'torch' not in sys.modules, 'torch was imported'"
+    code = (
+        "import sys; import rmlib.params, rmlib.batch, rmlib.__main__; assert 'torch' not in"
+        " sys.modules, 'torch was imported'"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

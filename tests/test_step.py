@@ -1,6 +1,8 @@
-"""A step that a GPU can replay must read nothing back and take everything that changes from tensors. Both can be shown without a GPU: under
-fake CUDA tensors, which have no values to read, and by a recording on the CPU that, as a CUDA graph does, repeats the operations
-of one call with whatever Python knew at the time."""
+"""A step that a GPU can replay must read nothing back and take everything that changes from
+tensors. Both can be shown without a GPU: under fake CUDA tensors, which have no values to read, and
+by a recording on the CPU that, as a CUDA graph does, repeats the operations of one call with
+whatever Python knew at the time.
+"""
 
 import copy
 import os
@@ -9,11 +11,11 @@ import sys
 
 import pytest
 import torch
+from conftest import mutated
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from conftest import mutated
 from rmlib import UserError, mixers
 from rmlib import step as step_module
 from rmlib.data import ImageSet, Loader, stream
@@ -24,13 +26,23 @@ from rmlib.step import Step, Tables, draw_tables, learning_rate, losses, make_op
 from rmlib.train import make_mixer, make_model
 
 COUNT, BATCH, CLASSES = 40, 16, 3  # the last batch has 8 images
-METHODS = [{"mixer": "none"}, {"mixer": "none", "clean_weight": 0}, {"mixer": "mixup"}, {"mixer": "cutmix", "cutmix_prob": 0.5},
-           {"mixer": "region_mixup"}, {"mixer": "region_mixup", "clean_weight": 0}, {"mixer": "region_mixup", "k": 3, "regions": "random"},
-           {"mixer": "region_mixup", "per_sample": True, "shared_partner": True}, {"mixer": "region_mixup", "average": True, "alpha": 0.4}]
+METHODS = [
+    {"mixer": "none"},
+    {"mixer": "none", "clean_weight": 0},
+    {"mixer": "mixup"},
+    {"mixer": "cutmix", "cutmix_prob": 0.5},
+    {"mixer": "region_mixup"},
+    {"mixer": "region_mixup", "clean_weight": 0},
+    {"mixer": "region_mixup", "k": 3, "regions": "random"},
+    {"mixer": "region_mixup", "per_sample": True, "shared_partner": True},
+    {"mixer": "region_mixup", "average": True, "alpha": 0.4},
+]
 
 
 class Recording(TorchDispatchMode):
-    """All operations on tensors of one call, with every other argument as it was; ``replay`` repeats them. What a CUDA graph is, on the CPU."""
+    """All operations on tensors of one call, with every other argument as it was; ``replay``
+    repeats them. What a CUDA graph is, on the CPU.
+    """
 
     def __init__(self, function):
         super().__init__()
@@ -45,16 +57,23 @@ class Recording(TorchDispatchMode):
 
     @torch.no_grad()
     def replay(self):
-        made = {}  # tensors of the recording -> those of this replay; all others are what they were: static
+        # tensors of the recording -> those of this replay; all others are what they were: static
+        made = {}
 
         def now(values):
             return tree_map_only(torch.Tensor, lambda tensor: made.get(id(tensor), tensor), values)
 
         for operation, arguments, keywords, results in self.calls:
             again = operation(*now(arguments), **now(keywords))
-            known = {id(tensor) for tensor in tree_flatten((arguments, keywords))[0] if isinstance(tensor, torch.Tensor)}
+            known = {
+                id(tensor)
+                for tensor in tree_flatten((arguments, keywords))[0]
+                if isinstance(tensor, torch.Tensor)
+            }
             for old, new in zip(tree_flatten(results)[0], tree_flatten(again)[0]):
-                if isinstance(old, torch.Tensor) and id(old) not in known:  # not what an operation in place hands back
+                if (
+                    isinstance(old, torch.Tensor) and id(old) not in known
+                ):  # not what an operation in place hands back
                     made[id(old)] = new
 
 
@@ -78,7 +97,9 @@ def make(kind, changes, recorded=True, seed=0):
     images = torch.randint(0, 256, (COUNT, 3, 9, 12), dtype=torch.uint8, generator=generator)
     loader = Loader(ImageSet(images, torch.arange(COUNT) % CLASSES, tuple("abc"), ""), BATCH, seed)
     model = make_model(params, CLASSES, None, None).train()
-    return kind(params, model, make_optimizer(params, model), make_mixer(params, CLASSES), loader, recorded)
+    return kind(
+        params, model, make_optimizer(params, model), make_mixer(params, CLASSES), loader, recorded
+    )
 
 
 def run(step, epochs=2):
@@ -92,17 +113,25 @@ def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values())))
+@pytest.mark.parametrize(
+    "changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values()))
+)
 def test_a_recorded_step_replayed_trains_the_same_network(changes, monkeypatch):
-    """Two epochs of three steps, the last of each smaller; one recording per size of batch, made from the first step."""
+    """Two epochs of three steps, the last of each smaller; one recording per size of batch, made
+    from the first step.
+    """
     monkeypatch.setattr(mixers, "_on_host", lambda boxes: False)
     replayed, called = run(make(Replayed, changes)), run(make(Called, changes))
     assert equal(replayed, called)
 
 
-@pytest.mark.parametrize("changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values())))
+@pytest.mark.parametrize(
+    "changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values()))
+)
 def test_the_step_of_the_gpu_is_the_step_of_the_cpu(changes, monkeypatch):
-    """Fused SGD and one gather against SGD in a loop and tile by tile: equal but for the rounding of the optimiser."""
+    """Fused SGD and one gather against SGD in a loop and tile by tile: equal but for the rounding
+    of the optimiser.
+    """
     on_cpu = run(make(Step, changes, recorded=False))
     monkeypatch.setattr(mixers, "_on_host", lambda boxes: False)
     for mine, theirs in zip(run(make(Called, changes)), on_cpu, strict=True):
@@ -110,7 +139,11 @@ def test_the_step_of_the_gpu_is_the_step_of_the_cpu(changes, monkeypatch):
 
 
 MISTAKES = {
-    "the learning rate of the first step for all": ("compute", 'group["lr"].copy_(rate)', 'group["lr"] = rate.item()'),
+    "the learning rate of the first step for all": (
+        "compute",
+        'group["lr"].copy_(rate)',
+        'group["lr"] = rate.item()',
+    ),
     "the first row of the tables for all": ("compute", "self.index += 1", "pass"),
     "totals of the last step alone": ("count", "self.sums +=", "self.sums ="),
     "a warm-up that is not undone": ("_record", "tensor.copy_(value)", "pass"),
@@ -120,7 +153,10 @@ MISTAKES = {
 }
 
 
-OUT_OF_RANGE = ("the first row of the tables for all", "a warm-up of the small batch on the row of a whole one")  # partners beyond the smaller batch
+OUT_OF_RANGE = (
+    "the first row of the tables for all",
+    "a warm-up of the small batch on the row of a whole one",
+)  # partners beyond the smaller batch
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -145,38 +181,57 @@ def mutated_method(name, old, new):
 
 
 def test_the_recording_leaves_no_trace(monkeypatch):
-    """Warm-up and recording train: afterwards everything must be as it was, also the momentum, which starts at zero."""
+    """Warm-up and recording train: afterwards everything must be as it was, also the momentum,
+    which starts at zero.
+    """
     monkeypatch.setattr(mixers, "_on_host", lambda boxes: False)
     step = make(Replayed, {"mixer": "mixup"})
     before = copy.deepcopy(step.model.state_dict())
     step.begin(draw_tables(step.params, step.loader, step.mixer, 0))
-    assert equal(step.model.state_dict().values(), before.values()) and not step.sums.any() and step.index.item() == 0
+    assert (
+        equal(step.model.state_dict().values(), before.values())
+        and not step.sums.any()
+        and step.index.item() == 0
+    )
     assert len(step.optimizer.state) == len(list(step.model.parameters()))
     assert not any(state["momentum_buffer"].any() for state in step.optimizer.state.values())
     assert set(step.graphs) == {BATCH, COUNT % BATCH}
 
 
-# ---------------------------------------------------------------------------------------------- nothing waits for the host
+# ----------------------------------------------------------------------------------------------
+# nothing waits for the host
 
 
 class DeviceLeaps(TorchDispatchMode):
-    """Operations that take tensors from one device to another. (The fused optimiser has no fake version and is only looked at.)"""
+    """Operations that take tensors from one device to another. (The fused optimiser has no fake
+    version and is only looked at.)
+    """
 
     def __init__(self):
         super().__init__()
         self.found = []
 
     def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
-        results = operation(*arguments, **(keywords or {})) if operation != torch.ops.aten._fused_sgd_.tensor_lr else None
-        tensors = [value for value in tree_flatten((arguments, keywords, results))[0] if isinstance(value, torch.Tensor)]
+        results = (
+            operation(*arguments, **(keywords or {}))
+            if operation != torch.ops.aten._fused_sgd_.tensor_lr
+            else None
+        )
+        tensors = [
+            value
+            for value in tree_flatten((arguments, keywords, results))[0]
+            if isinstance(value, torch.Tensor)
+        ]
         if len({tensor.device.type for tensor in tensors}) > 1:
             self.found.append(str(operation))
         return results
 
 
 def on_fake_cuda(changes, monkeypatch):
-    """Two steps on CUDA tensors that have shapes and no values, so that whatever the host wanted to know raises; the backward, which needs
-    a device, is torch's own and left out. Returns the operations that went from one device to another."""
+    """Two steps on CUDA tensors that have shapes and no values, so that whatever the host wanted to
+    know raises; the backward, which needs a device, is torch's own and left out. Returns the
+    operations that went from one device to another.
+    """
     with monkeypatch.context() as patches:
         patches.setattr(torch.cuda, "Stream", lambda: None)
         real = make(Step, changes, recorded=False)
@@ -184,8 +239,13 @@ def on_fake_cuda(changes, monkeypatch):
         with FakeTensorMode() as mode, torch.device("cuda"):
             model = preact_resnet18(CLASSES, 2).train()
             loader = copy.copy(real.loader)
-            loader.device, loader.labels = torch.device("cuda"), torch.empty(COUNT, dtype=torch.int64)
-            loader._windows = torch.empty(COUNT, 3, 13, 16, dtype=torch.uint8).unfold(2, 9, 1).unfold(3, 12, 1)
+            loader.device, loader.labels = (
+                torch.device("cuda"),
+                torch.empty(COUNT, dtype=torch.int64),
+            )
+            loader._windows = (
+                torch.empty(COUNT, 3, 13, 16, dtype=torch.uint8).unfold(2, 9, 1).unfold(3, 12, 1)
+            )
             step = Step(real.params, model, make_optimizer(real.params, model), real.mixer, loader)
             step.prepare(Tables(*(mode.from_tensor(tensor) for tensor in tables.tensors())))
 
@@ -201,7 +261,9 @@ def on_fake_cuda(changes, monkeypatch):
     return leaps.found
 
 
-@pytest.mark.parametrize("changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values())))
+@pytest.mark.parametrize(
+    "changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values()))
+)
 def test_a_step_on_cuda_never_waits_for_the_host(changes, monkeypatch):
     assert on_fake_cuda(changes, monkeypatch) == []
 
@@ -211,23 +273,44 @@ def test_a_step_that_waits_is_caught(mistake, monkeypatch):
     if mistake == "boxes":
         monkeypatch.setattr(mixers, "_on_host", lambda boxes: True)
     elif mistake == "lr":
-        monkeypatch.setattr(Step, "compute", mutated_method("compute", 'group["lr"].copy_(rate)', 'group["lr"] = rate.item()'))
+        monkeypatch.setattr(
+            Step,
+            "compute",
+            mutated_method("compute", 'group["lr"].copy_(rate)', 'group["lr"] = rate.item()'),
+        )
     elif mistake == "loss":
-        monkeypatch.setattr(Step, "compute", mutated_method("compute", "loss.backward()", "loss.backward() if loss > 0 else None"))
+        monkeypatch.setattr(
+            Step,
+            "compute",
+            mutated_method("compute", "loss.backward()", "loss.backward() if loss > 0 else None"),
+        )
     else:
-        monkeypatch.setattr(Step, "compute", mutated_method("compute", "self.index += 1", "self.index += torch.ones(1, dtype=torch.int64, device='cpu').to(self.device)"))
+        monkeypatch.setattr(
+            Step,
+            "compute",
+            mutated_method(
+                "compute",
+                "self.index += 1",
+                "self.index += torch.ones(1, dtype=torch.int64, device='cpu').to(self.device)",
+            ),
+        )
         assert on_fake_cuda({"mixer": "mixup"}, monkeypatch) != []
         return
     with pytest.raises(DataDependentOutputException):
         on_fake_cuda({"mixer": "mixup"}, monkeypatch)
 
 
-# ---------------------------------------------------------------------------------------------- tables
+# ----------------------------------------------------------------------------------------------
+# tables
 
 
-@pytest.mark.parametrize("changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values())))
+@pytest.mark.parametrize(
+    "changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values()))
+)
 def test_the_tables_are_the_draws_of_the_epoch(changes):
-    """Independently: the loader's own batches, and the mixer's plans from the stream of the epoch, drawn one after the other."""
+    """Independently: the loader's own batches, and the mixer's plans from the stream of the epoch,
+    drawn one after the other.
+    """
     step = make(Step, changes, recorded=False)
     tables, mixing = draw_tables(step.params, step.loader, step.mixer, 1), stream(0, "mixing", 1)
     step.begin(tables)
@@ -244,7 +327,9 @@ def test_a_later_step_of_an_epoch_is_the_same(monkeypatch):
     seen = {}
     for start in (0, 2):
         step = make(Step, {"mixer": "region_mixup"}, recorded=False)
-        monkeypatch.setattr(step, "count", lambda labels, targets, *rest, start=start: seen.update({start: targets}))
+        monkeypatch.setattr(
+            step, "count", lambda labels, targets, *rest, start=start: seen.update({start: targets})
+        )
         assert list(step.steps(0, start)) == [*range(start, 3)]
     assert torch.equal(seen[0], seen[2])
 
@@ -252,38 +337,78 @@ def test_a_later_step_of_an_epoch_is_the_same(monkeypatch):
 @pytest.mark.parametrize("fmt", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_boxes_in_a_tensor_give_the_same_bits(fmt, dtype):
-    """A gather from a map of partners, and tile by tile; also a box that leaves most of the image alone, an empty one, and no box."""
+    """A gather from a map of partners, and tile by tile; also a box that leaves most of the image
+    alone, an empty one, and no box.
+    """
     images = torch.rand(5, 3, 9, 14).to(dtype, memory_format=fmt)
     generator = torch.Generator().manual_seed(0)
-    plans = [make_mixer(TrainParams(**changes), 4).draw(images.shape, generator) for changes in METHODS for _ in range(5)]
-    plans += [Plan(torch.tensor([[2, 1, 5, 4]]), torch.tensor([[0.3]]), torch.arange(5).roll(1)[None], 9, 14),
-              Plan(torch.tensor([[0, 0, 0, 0]]), torch.tensor([[0.0]]), torch.arange(5).roll(1)[None], 9, 14)]
+    plans = [
+        make_mixer(TrainParams(**changes), 4).draw(images.shape, generator)
+        for changes in METHODS
+        for _ in range(5)
+    ]
+    plans += [
+        Plan(
+            torch.tensor([[2, 1, 5, 4]]),
+            torch.tensor([[0.3]]),
+            torch.arange(5).roll(1)[None],
+            9,
+            14,
+        ),
+        Plan(
+            torch.tensor([[0, 0, 0, 0]]),
+            torch.tensor([[0.0]]),
+            torch.arange(5).roll(1)[None],
+            9,
+            14,
+        ),
+    ]
     for plan in plans:
         by_tile = mixers.blend(images, plan.boxes.tolist(), plan.lam, plan.partners)
         by_map = mixers.blend(images, plan.boxes, plan.lam, plan.partners)
-        assert torch.equal(by_tile, by_map) and by_map.stride() == by_tile.stride() and by_map.data_ptr() != images.data_ptr()
+        assert (
+            torch.equal(by_tile, by_map)
+            and by_map.stride() == by_tile.stride()
+            and by_map.data_ptr() != images.data_ptr()
+        )
 
 
 def test_totals_of_a_step():
-    """Loss, and how often the guess was right, weighted with the images; recomputed by hand from the step's own logits."""
+    """Loss, and how often the guess was right, weighted with the images; recomputed by hand from
+    the step's own logits.
+    """
     step = make(Step, {"mixer": "region_mixup"}, recorded=False)
     tables = draw_tables(step.params, step.loader, step.mixer, 0)
     step.begin(tables)
     model = copy.deepcopy(step.model)
-    images, labels, mixed, targets = step.batch(BATCH, *(tensor[0] for tensor in tables.tensors()[:-1]))
-    loss, clean_logits, clean_loss, mixed_logits, mixed_loss = losses(step.params, model, images, labels, mixed, targets)
+    images, labels, mixed, targets = step.batch(
+        BATCH, *(tensor[0] for tensor in tables.tensors()[:-1])
+    )
+    loss, clean_logits, clean_loss, mixed_logits, mixed_loss = losses(
+        step.params, model, images, labels, mixed, targets
+    )
     step.launch(0)
     right = sum(int(row.argmax() == label) for row, label in zip(clean_logits, labels))
     weight = sum(float(target[row.argmax()]) for row, target in zip(mixed_logits, targets))
-    expected = [BATCH, loss.item() * BATCH, clean_loss.item() * BATCH, right, mixed_loss.item() * BATCH, weight]
+    expected = [
+        BATCH,
+        loss.item() * BATCH,
+        clean_loss.item() * BATCH,
+        right,
+        mixed_loss.item() * BATCH,
+        weight,
+    ]
     assert step.sums.tolist() == pytest.approx(expected, rel=1e-6)
 
 
-# ---------------------------------------------------------------------------------------------- compiled, and on a device
+# ----------------------------------------------------------------------------------------------
+# compiled, and on a device
 
 
 def test_a_compiled_step_trains_the_same_network(monkeypatch):
-    """As torch.compile captures it, forward and backward; its code generation, half a minute on the CPU, is left out (`rmlib bench --compile` uses it)."""
+    """As torch.compile captures it, forward and backward; its code generation, half a minute on the
+    CPU, is left out (`rmlib bench --compile` uses it).
+    """
     compiled = []
 
     def capture(function):
@@ -308,16 +433,28 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch):
 
 def test_what_is_compiled_lies_in_the_cache_of_the_project(tmp_path):
     """torch sets that folder itself as soon as an optimiser is made, so it must be known before."""
-    code = "import os; from rmlib import train; from rmlib.params import TrainParams; import torch; torch.optim.SGD([torch.zeros(1)]); print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
-    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"} | {"RMLIB_CACHE": str(tmp_path)}
-    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    code = (
+        "import os; from rmlib import train; from rmlib.params import TrainParams; import torch;"
+        " torch.optim.SGD([torch.zeros(1)]); print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"
+    } | {"RMLIB_CACHE": str(tmp_path)}
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert answer.stdout.strip() == str(tmp_path / "compiled")
 
 
 def on_cuda(kind, changes):
     """The same step as on the CPU, on a device."""
     cpu = make(Step, changes, recorded=False)
-    loader = Loader(ImageSet(cpu.loader._windows[:, :, 2, 2].contiguous(), cpu.loader.labels, tuple("abc"), ""), BATCH, 0, device="cuda")
+    loader = Loader(
+        ImageSet(cpu.loader._windows[:, :, 2, 2].contiguous(), cpu.loader.labels, tuple("abc"), ""),
+        BATCH,
+        0,
+        device="cuda",
+    )
     model = make_model(cpu.params, CLASSES, None, None).cuda().train()
     return kind(cpu.params, model, make_optimizer(cpu.params, model), cpu.mixer, loader)
 
@@ -332,13 +469,29 @@ def agree(found, expected, rtol, atol):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values())))
+@pytest.mark.parametrize(
+    "changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values()))
+)
 def test_graphs_on_cuda_train_the_network_of_the_cpu(changes):
-    agree(run(on_cuda(Step, changes), epochs=1), run(make(Step, changes, recorded=False), epochs=1), 0.02, 2e-3)
+    agree(
+        run(on_cuda(Step, changes), epochs=1),
+        run(make(Step, changes, recorded=False), epochs=1),
+        0.02,
+        2e-3,
+    )
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("changes", [{"mixer": "region_mixup"}, {"mixer": "cutmix"}, {"mixer": "mixup", "precision": "bf16"}, {"mixer": "region_mixup", "compiled": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixer": "region_mixup"},
+        {"mixer": "cutmix"},
+        {"mixer": "mixup", "precision": "bf16"},
+        {"mixer": "region_mixup", "compiled": True},
+    ],
+    ids=str,
+)
 def test_replays_on_cuda_are_the_calls(changes):
     """Two epochs, so that tables of a second one are taken; bfloat16 and compiled too."""
     atol = 0.02 if "precision" in changes else 2e-3
