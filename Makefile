@@ -26,11 +26,11 @@ grid: env  ## the paper's CIFAR-10 grid, or what is left of it; stopped by the l
 	$(BIN) -m rmlib batch $(BATCHES)/cifar10.yaml --out results/cifar10 $(COMPILE) $(if $(MINUTES),--max-minutes $(MINUTES)) || test $$? -eq 75
 
 notebooks: env  ## run every notebook with its defaults and store the outputs in it
-	$(BIN) -m rmlib.notebooks refresh $(NOTEBOOKS)
+	$(BIN) -m rmlib.study.batch.notebooks refresh $(NOTEBOOKS)
 
 readme: env  ## make picture and tables of README.md and results/README.md anew, from records, and the JSON Schemas of these
-	$(BIN) -m rmlib.records results/schema
-	$(BIN) -m rmlib.plots results/mixers.png
+	$(BIN) -m rmlib.study.runs.records results/schema
+	$(BIN) -m rmlib.study.figures.plots results/mixers.png
 	$(BIN) -m rmlib report --into README.md
 	$(BIN) -m rmlib report --into results/README.md
 

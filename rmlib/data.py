@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from rmlib import UserError, sources
+from rmlib import UserError
+from rmlib.datasets import sources
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def load(
         offline: never download. allow_partial: accept a part of a named dataset.
 
     Raises:
-        UserError: see :func:`rmlib.sources.arrays`.
+        UserError: see :func:`rmlib.datasets.sources.arrays`.
     """
     if split not in ("train", "val", "test"):
         raise UserError(f"split={split!r}: expected 'train', 'val' or 'test'")

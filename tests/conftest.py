@@ -40,7 +40,7 @@ SLOW = (
     "test_faults.py",
     "test_batch.py",
     "02_training.ipynb",
-    "test_step.py",
+    "test_recorded.py",
     "test_attacks.py",
     "03_robustness.ipynb",
 )
@@ -108,7 +108,7 @@ def project(tmp_path, monkeypatch):
     """
     import standins
 
-    from rmlib import plan
+    from rmlib.study.batch import plan
 
     root = tmp_path / "a project"
     (root / "notebooks").mkdir(parents=True)

@@ -13,7 +13,7 @@ settings = params.check("02_training", globals())
 RECORD = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_records import make_record
+from made import make_record
 with open("began.txt", "a") as file:
     print(settings.seed, os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("OMP_NUM_THREADS"), os.getppid(), file=file)
 assert settings.seed != 1 or os.path.exists({mended!r}), "seed 1 does not work"

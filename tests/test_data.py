@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from rmlib import UserError, shapes, sources
+from rmlib import UserError
 from rmlib.data import Loader, load, rank_in_class, stream
-from rmlib.download import download
+from rmlib.datasets import shapes, sources
+from rmlib.datasets.download import download
 from rmlib.mixers import NoMix, RegionMixup
 
 

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.transforms import v2
 
 from rmlib import mixers
-from rmlib.bench import naive_region_mixup
 from rmlib.mixers import CutMix, Mixup, NoMix, Plan, RegionMixup
+from rmlib.study.bench.bench import naive_region_mixup
 
 ALL = {
     "none": NoMix,

@@ -154,7 +154,7 @@ def test_runs_dir(monkeypatch, tmp_path):
 
 def test_checking_parameters_does_not_import_torch():
     code = (
-        "import sys; import rmlib.params, rmlib.batch, rmlib.__main__; assert 'torch' not in"
+        "import sys; import rmlib.params, rmlib.study.batch.batch, rmlib.study.cli; assert 'torch' not in"
         " sys.modules, 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

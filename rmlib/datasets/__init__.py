@@ -1,0 +1,1 @@
+"""Where images come from: official archives, folders of images, and the drawn figures."""

@@ -1,0 +1,1 @@
+"""Accuracy under attack and under corruption, and whether it can be believed."""

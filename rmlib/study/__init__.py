@@ -1,0 +1,1 @@
+"""What this study does with rmlib: runs, batches, reports, figures, benchmarks."""

@@ -1,0 +1,1 @@
+"""Grids of notebooks that can be stopped anywhere."""

@@ -1,0 +1,347 @@
+"""Where the jobs of a batch run: in processes of this machine, or on the nodes of a Ray cluster.
+
+An executor has ``places``, the number of jobs it takes at the same time; ``run(job)``, which waits
+for one and is called from as many threads; ``stop()``, after which running jobs end with a
+checkpoint; and ``close()``. Both run a job by :func:`work`: a process of its own that is told its
+threads and its GPU before it starts.
+
+Ray rather than a scheduler of our own: it knows the GPUs of many machines and fractions of them,
+sets CUDA_VISIBLE_DEVICES, and says what was lost with a worker or a node. What a job has done lies
+in files, so being run twice is being resumed.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmlib import STOPPED, UserError
+from rmlib.study.batch.child import GRACE
+
+HANDED_ON = (
+    "RMLIB_DATA",
+    "RMLIB_CACHE",
+    "RMLIB_RUNS",
+    "RMLIB_MIRROR",
+    "RMLIB_OFFLINE",
+)  # of the environment, to other machines
+LOST = (
+    2,
+    10,
+    30,
+    # seconds before a job whose worker or machine was lost is given to another one, each time
+    # longer: a cluster needs some to notice
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A module of this package to run in a process of its own."""
+
+    words: tuple[str, ...]  # module and arguments
+    threads: int  # of its computations, however many jobs run beside it
+    log: Path  # gets what it prints, as it is printed
+    locks: tuple[Path, ...]  # held while it runs
+    minutes: float | None = None  # after this time it is told to end
+    folder: str = "."  # it runs there
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a job: exit code, its last lines, and whether its time limit ended it."""
+
+    code: int
+    output: str
+    late: bool = False
+
+
+def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
+    """Run a job to its end in a process of its own.
+
+    It is told to end (SIGTERM; a training writes its checkpoint) after its time limit or when
+    ``stop`` is set, and killed when it has not after GRACE seconds. It ends by itself when this
+    process is killed.
+
+    Args:
+        environment: variables beside those of this process and the numbers of threads.
+    """
+    threads = dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads)
+    )
+    environment = {**os.environ, **threads, "PYTHONUNBUFFERED": "1", **environment}
+    environment.pop(
+        "JPY_SESSION_NAME", None
+    )  # a batch started from a notebook is not watched cell by cell
+    command = [
+        sys.executable,
+        "-m",
+        "rmlib.study.batch.child",
+        json.dumps([str(lock) for lock in job.locks]),
+        *job.words,
+    ]
+    begun, told, late, lines = time.monotonic(), None, False, collections.deque(maxlen=200)
+    process = subprocess.Popen(
+        command,
+        cwd=job.folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    reader = threading.Thread(
+        target=_listen, args=(process.stdout, Path(job.folder, job.log), lines), daemon=True
+    )
+    reader.start()
+    try:
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                try:
+                    process.wait(0.5)
+                except KeyboardInterrupt:  # how Ray cancels a job
+                    stop.set()
+            now = time.monotonic()
+            if told is None and (
+                stop.is_set() or (job.minutes is not None and now - begun > 60 * job.minutes)
+            ):
+                told, late = now, not stop.is_set()
+                process.terminate()
+            elif told is not None and now - told > GRACE:
+                _kill(process)
+    finally:
+        _kill(process)
+        process.stdin.close()
+        reader.join(5)  # a kernel that outlives its parent by a second has the same output
+    return Ended(process.returncode, "\n".join(lines), late)
+
+
+def _kill(process):
+    with contextlib.suppress(ProcessLookupError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _listen(stream, log, lines):
+    """Keep the last lines of a stream, and all of them in a file as far as it can be written: a
+    full disk costs the log, not the job.
+    """
+    file = None
+    with contextlib.suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = open(log, "ab", buffering=0)
+    for line in stream:
+        lines.append(line.rstrip())
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.write(line.encode(errors="replace"))
+    if file is not None:
+        with contextlib.suppress(OSError):
+            file.close()
+
+
+class Local:
+    """Processes on this machine, each with its place: a GPU of its own or a share of one, or none
+    in particular.
+    """
+
+    def __init__(self, workers: int, gpus: tuple[str, ...] = ()):
+        """``workers`` jobs at the same time, dealt out over ``gpus`` (as CUDA_VISIBLE_DEVICES names
+        them).
+        """
+        self.places, self.stopping, self.free = workers, threading.Event(), queue.SimpleQueue()
+        for number in range(workers):
+            self.free.put({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
+
+    def run(self, job: Job) -> Ended:
+        place = self.free.get()
+        try:
+            return work(job, place, self.stopping)
+        finally:
+            self.free.put(place)
+
+    def stop(self):
+        self.stopping.set()
+
+    def close(self):
+        pass
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a new process may use, as CUDA_VISIBLE_DEVICES names them: those it names
+    already, else all that the driver knows.
+    """
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return [name.strip() for name in told.split(",") if name.strip()]
+    if not shutil.which("nvidia-smi"):
+        return []
+    answer = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True
+    )
+    return answer.stdout.split() if answer.returncode == 0 else []
+
+
+def chosen_gpus(words: str) -> tuple[str, ...]:
+    """``--gpus``: "all", or some of :func:`visible_gpus` such as "0,2".
+
+    Raises:
+        UserError: there is none, or no such one.
+    """
+    visible = visible_gpus()
+    chosen = (
+        visible if words == "all" else [word.strip() for word in words.split(",") if word.strip()]
+    )
+    unknown = [name for name in chosen if name not in visible]
+    if unknown or not chosen:
+        raise UserError(
+            f"--gpus {words}:"
+            f" {f'this machine shows the GPUs {chr(44).join(visible)}' if visible else 'this machine shows no GPU (nvidia-smi, CUDA_VISIBLE_DEVICES)'};"
+            " leave the option out to take what there is"
+        )
+    return tuple(chosen)
+
+
+class Ray:
+    """The nodes of a Ray cluster, which all see the folder of results under the same path.
+
+    Args:
+        address: of a running cluster, such as auto or 10.0.0.1:6379; None starts one on this
+            machine, also beside another.
+        plan: a file in the folder of results, by which a node shows that it sees the same folder.
+        threads: of a job.
+        device: of its cells: cpu, cuda, or auto for a GPU where the cluster has any.
+        per_gpu: jobs that share one.
+        workers: jobs at the same time; None: as many as the cluster takes.
+
+    Raises:
+        UserError: Ray is not installed, there is no cluster, or it has no room for a single job.
+    """
+
+    def __init__(
+        self,
+        address: str | None,
+        plan: Path,
+        threads: int,
+        device: str = "auto",
+        per_gpu: int = 1,
+        workers: int | None = None,
+    ):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+        except ImportError:
+            raise UserError(
+                "--executor ray: Ray is not installed; pip install 'rmlib[ray]' in the environment"
+                " of every machine"
+            ) from None
+        self.ray, self.plan, self.stopping, self.running = ray, plan, threading.Event(), set()
+        try:
+            if found := re.fullmatch(
+                r"(?:ray://)?([^:/]+):(\d+)", address or ""
+            ):  # Ray itself would try for minutes
+                socket.create_connection((found[1], int(found[2])), timeout=10).close()
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level="ERROR",
+                **({} if address else {"include_dashboard": False}),
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0][:100]});"
+                " start one with `ray start --head`, or leave --address out for one on this"
+                " machine; one that wants a token answers to --address auto, or with"
+                " RAY_AUTH_MODE=token"
+            ) from None
+        found = ray.cluster_resources()
+        cpus, gpus = found.get("CPU", 0), found.get("GPU", 0)
+        share = 1 / per_gpu if device == "cuda" or (device == "auto" and gpus) else 0
+        fits = int(min(cpus // threads, gpus * per_gpu if share else cpus))
+        if fits < 1:
+            self.close()
+            raise UserError(
+                f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs: too little for a cell of"
+                f" {threads} threads with device={device!r}"
+            )
+        self.places = workers or fits
+        self.start = ray.remote(num_cpus=threads, num_gpus=share, max_retries=0)(
+            _on_a_node
+        ).remote  # tried again below: Ray itself would never give up a job without memory
+
+    def run(self, job: Job) -> Ended:
+        handed_on, errors = (
+            {name: os.environ[name] for name in HANDED_ON if name in os.environ},
+            self.ray.exceptions,
+        )
+        for pause in (0, *LOST):
+            if self.stopping.wait(pause):
+                return Ended(STOPPED, "not started")
+            reference = self.start(job, handed_on, str(self.plan.resolve()), self.plan.read_bytes())
+            self.running.add(reference)
+            if self.stopping.is_set():  # between the two lines before
+                self.ray.cancel(reference)
+            try:
+                return self.ray.get(reference)
+            except errors.TaskCancelledError:
+                return Ended(STOPPED, "stopped")
+            except errors.OutOfMemoryError:
+                return Ended(
+                    1,
+                    "a machine of the cluster had no memory left: run fewer cells at the same time,"
+                    " or smaller ones",
+                )
+            except errors.RayTaskError as error:
+                return Ended(
+                    1,
+                    "a machine of the cluster cannot run it:"
+                    f" {str(error).strip().splitlines()[-1]}",
+                )
+            except errors.RayError as error:  # its worker or machine is gone
+                lost = str(error).strip().splitlines()[0]
+            finally:
+                self.running.discard(reference)
+        return Ended(1, f"lost with its worker or machine {1 + len(LOST)} times: {lost}")
+
+    def stop(self):
+        self.stopping.set()
+        for reference in list(self.running):
+            self.ray.cancel(reference)
+
+    def close(self):
+        self.ray.shutdown()
+
+
+def _on_a_node(job, environment, plan, content, patience=10.0):
+    """A job on a node of the cluster, if the node sees project and folder of the batch."""
+    if not Path(job.folder).is_dir():
+        return Ended(
+            1,
+            f"a machine of the cluster has no folder {job.folder}: project and --out must lie under"
+            " one path on all machines",
+        )
+    begun = time.monotonic()
+    while time.monotonic() - begun < patience:  # a network file system may be late by some seconds
+        with contextlib.suppress(OSError):
+            if Path(plan).read_bytes() == content:
+                return work(job, environment, threading.Event())
+        time.sleep(0.1)
+    return Ended(
+        1,
+        f"a machine of the cluster does not see {Path(plan).name} of this batch: give --out a"
+        " folder that all machines share under one path",
+    )

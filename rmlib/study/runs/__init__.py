@@ -1,0 +1,1 @@
+"""One run: training with checkpoints, its record, its network."""

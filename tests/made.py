@@ -1,0 +1,73 @@
+"""Records, measurements and small trained runs for the tests."""
+
+import base64
+
+import numpy as np
+
+from rmlib.params import TrainParams
+from rmlib.study.report import paper
+from rmlib.study.runs import records
+from rmlib.study.runs.records import Record
+from rmlib.study.runs.run import train
+
+
+def make_record(accuracy=80.0, seed=0, status="done", checksum=None, **config) -> Record:
+    """A record that fits together, with 10 000 test images and, for the paper's datasets, its whole
+    training set.
+    """
+    params = TrainParams(seed=seed, **config)
+    metrics = (
+        {} if status == "diverged" else {"accuracy": accuracy, "top5": 99.0, "nll": 0.5, "ece": 3.0}
+    )
+    correct = np.packbits(np.arange(10_000) < round(100 * accuracy))
+    train_images = params.train_images or paper.IMAGES.get(params.dataset, (60_000,))[0]
+    return Record(
+        status=status,
+        run_id=params.run_id,
+        config=params.config,
+        metrics=metrics,
+        correct=base64.b64encode(correct).decode(),
+        history=[{"epoch": epoch + 1, "lr": 0.1, "loss": 2.0} for epoch in range(params.epochs)],
+        data={
+            "checksum": checksum or paper.CHECKSUMS.get(params.dataset, "00"),
+            "train_images": train_images,
+            "test_images": 10_000,
+            "classes": 10,
+        },
+        seconds=60.0,
+        images_per_second=100.0,
+        peak_memory_mib=500.0,
+        restarts=0,
+        **records.environment("cpu"),
+    )
+
+
+def save(root, *made):
+    for record in made:
+        records.write(record, root / record.run_id)
+
+
+def measured(root, record, kind, *rows):
+    """Store measurements of a run, each a pair (settings, result), through the function that the
+    notebooks use.
+    """
+    folder = root / record.run_id
+    (folder / records.WEIGHTS).write_bytes(b"weights")
+    for settings, result in rows:
+        records.measure(folder, kind, settings, lambda result=result: result, "cpu", save=True)
+
+
+def finished(tiny_run, **change):
+    params = TrainParams(**tiny_run | dict(epochs=1) | change)
+    return params, train(params, log=lambda line: None)
+
+
+PAPERS = dict(
+    dataset="cifar10",
+    width=64,
+    epochs=400,
+    batch_size=128,
+    schedule="multistep",
+    lr=0.1,
+    train_images=None,
+)

@@ -1,0 +1,405 @@
+"""A folder of records is read once: what is good is counted once, what is not is named, and what is
+missing, too.
+"""
+
+import json
+import shutil
+
+import jsonschema
+import pandas as pd
+import pytest
+from made import make_record, measured, save
+
+from rmlib import UserError
+from rmlib.params import project_root
+from rmlib.study.bench.batch import synthetic_records
+from rmlib.study.cli import main
+from rmlib.study.report import completeness, pages, report
+from rmlib.study.runs import records
+
+SCHEMAS = project_root() / "results" / "schema"
+
+
+def test_the_committed_schemas_are_those_of_the_models():
+    stored = {path.name: json.loads(path.read_text()) for path in SCHEMAS.iterdir()}
+    assert stored == records.schemas(), "run: python -m rmlib.study.runs.records results/schema"
+    assert set(stored) == {"record-1.json", "measurements-1.json"} and all(
+        name.endswith(f"-{schema['$id'][-1]}.json") for name, schema in stored.items()
+    )
+
+
+def test_every_committed_record_fits_its_schema_and_a_broken_one_does_not():
+    validators = {
+        name: jsonschema.Draft202012Validator(json.loads((SCHEMAS / name).read_text()))
+        for name in ("record-1.json", "measurements-1.json")
+    }
+    for name, validator in validators.items():
+        validator.check_schema(validator.schema)
+        files = (
+            ["record.json"]
+            if name.startswith("record")
+            else [f"{kind}.json" for kind in records.KINDS]
+        )
+        paths = [path for file in files for path in (project_root() / "results").rglob(file)]
+        assert len(paths) > 50
+        for path in paths:
+            validator.validate(json.loads(path.read_text()))
+    record = make_record().model_dump(mode="json")
+    for change in (
+        {"seconds": "long"},
+        {"status": "gone"},
+        {"schema_version": 2},
+        {"extra": 1},
+        {"config": {}},
+        {"hardware": {"device": "cpu"}},
+    ):
+        assert not validators["record-1.json"].is_valid(record | change), change
+    del record["run_id"]
+    assert not validators["record-1.json"].is_valid(record)
+
+
+def test_a_file_of_anything_costs_itself_and_nothing_else(tmp_path, capsys):
+    """Measurements without what belongs to them, numbers of any length, notebooks that are JSON but
+    no notebooks.
+    """
+    good = make_record(80)
+    save(tmp_path, good)
+    folder = tmp_path / good.run_id
+    (folder / records.WEIGHTS).write_bytes(b"weights")
+    measured(
+        tmp_path,
+        good,
+        "attacks",
+        (
+            {"attack": "fgsm", "eps": "8/255"},
+            {"images": 8, "clean_accuracy": 100.0, "accuracy_after": 100.0, "correct": "/w=="},
+        ),
+    )
+    whole = (folder / "attacks.json").read_text()
+    assert not records.gather(tmp_path).problems
+    for text in (
+        whole.replace('"images": 8, ', ""),
+        whole.replace('"images": 8', f'"images": {"8" * 5000}'),
+        whole.replace('"/w=="', '"?"'),
+        whole.replace('"/w=="', "[]"),
+        "null",
+        "3",
+    ):
+        (folder / "attacks.json").write_text(text)
+        assert text != whole and len(records.gather(tmp_path).problems) == 1, text[:100]
+    for number, text in enumerate(
+        (
+            "{}",
+            "null",
+            '{"nbformat": 4}',
+            '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}',
+            '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [1]}',
+            "[" * 100_000,
+        )
+    ):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "02_training.ipynb").write_text(text)
+    assert main(["report", str(tmp_path)]) == 1
+    assert "| Region Mixup | 1 | 80.00 |" in capsys.readouterr().out
+    assert (tmp_path / "report" / "index.html").read_text().count("it has no page") == 6
+
+
+def spoilt(root, record, **changes):
+    """A record with other contents than its own."""
+    folder = root / record.run_id
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(record.model_dump(mode="json") | changes))
+
+
+def test_bad_files_stop_nothing_and_are_named(tmp_path, capsys):
+    """Six kinds of damage among three good records; tables, site and Parquet are written from the
+    three, each bad file has one line, the exit code is 1.
+    """
+    good = [make_record(80 + seed, seed=seed) for seed in range(3)]
+    save(tmp_path, *good)
+    for record, file in zip(
+        good, ("attacks", "cam")
+    ):  # a measurement of another run, and half a file
+        measured(
+            tmp_path,
+            record,
+            file,
+            (
+                {"attack": "fgsm", "eps": "8/255", "measure": "x"},
+                {"images": 10, "clean_accuracy": 80.0, "accuracy_after": 50.0},
+            ),
+        )
+    path = tmp_path / good[0].run_id / "attacks.json"
+    path.write_text(path.read_text().replace(good[0].run_id, "0" * 12))
+    half = tmp_path / good[1].run_id / "cam.json"
+    half.write_text(half.read_text()[:200])
+    shutil.copytree(tmp_path / good[2].run_id, tmp_path / "of-somebody-else")
+    spoilt(tmp_path, make_record(seed=3), metrics={"accuracy": 96.0})
+    spoilt(tmp_path, make_record(seed=4), config={"epochs": 6})
+    for seed, text in ((5, ""), (6, "[" * 100_000), (7, "[1]"), (8, "\x00\xff")):
+        folder = tmp_path / make_record(seed=seed).run_id
+        folder.mkdir()
+        (folder / "record.json").write_bytes(text.encode("latin-1"))
+    found = records.gather(tmp_path)
+    assert (
+        set(found.records) == {record.run_id for record in good}
+        and len(found.problems) == 9
+        and len(found.measured["attacks"]) == 0
+    )
+    for words, count in (
+        ("belongs to another run", 1),
+        ("not to the folder of-somebody-else: move it", 1),
+        ("do not fit|does not fit the verdicts", 1),
+        ("missing", 1),
+        ("is damaged", 5),
+    ):
+        assert (
+            sum(any(word in line for word in words.split("|")) for line in found.problems) == count
+        ), (words, found.problems)
+    with pytest.warns(UserWarning, match="left out: .*record.json"):
+        assert len(records.find(tmp_path)) == 3
+    assert main(["report", str(tmp_path)]) == 1
+    output = capsys.readouterr()
+    assert (
+        output.err.count("left out: ") == 9 == output.err.count("\n")
+        and "| Region Mixup | 3 |" in output.out
+    )
+    index = (tmp_path / "report" / "index.html").read_text()
+    assert (
+        "Left out" in index
+        and "of-somebody-else/record.json belongs to run" in index
+        and str(tmp_path) not in index
+    )
+    assert len(pd.read_parquet(tmp_path / "report" / "tables" / "runs.parquet")) == 3
+    assert "Left out" not in pages.INDEX.render(problems=[], title="", runs=1, tables="")
+
+
+def test_nothing_but_bad_files(tmp_path):
+    spoilt(tmp_path, make_record(), metrics={"accuracy": 96.0})
+    with pytest.raises(UserError, match="there is no record"):
+        report.tables(records.gather(tmp_path))
+
+
+def test_a_run_stored_twice_counts_once_and_always_the_same(tmp_path):
+    """The later one; of equal times the last path, whichever was written last. Clocks that go
+    backwards change nothing about that.
+    """
+    for times, counts in (
+        (("2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"), 82),
+        (("2026-01-02T00:00:00+00:00", "2026-01-01T00:00:00+00:00"), 80),
+        (("2026-01-01T00:00:00+00:00",) * 2, 82),
+    ):
+        for order in ((0, 1), (1, 0)):
+            root = tmp_path / f"{counts} {times[0]} {order}"
+            for place in order:
+                save(
+                    root / "ab"[place],
+                    make_record(80 + 2 * place, seed=0).model_copy(
+                        update={"finished": times[place]}
+                    ),
+                )
+            found = records.gather(root)
+            assert (
+                found.runs["metrics.accuracy"].tolist()
+                == [counts]
+                == [record.metrics["accuracy"] for record in records.find(root)]
+            )
+            assert (
+                found.folders[make_record().run_id].parent.name == ("b" if counts == 82 else "a")
+                and found.problems == []
+            )
+
+
+def test_every_file_is_read_once(tmp_path, monkeypatch):
+    save(tmp_path, *(make_record(80, seed=seed) for seed in range(3)))
+    measured(
+        tmp_path,
+        make_record(80),
+        "attacks",
+        (
+            {"attack": "fgsm", "eps": "8/255"},
+            {"images": 10, "clean_accuracy": 80.0, "accuracy_after": 50.0},
+        ),
+    )
+    opened, original = [], records.Path.read_text
+    monkeypatch.setattr(
+        records.Path,
+        "read_text",
+        lambda path, *rest, **more: opened.append(path.name) or original(path, *rest, **more),
+    )
+    assert main(["report", str(tmp_path)]) == 0
+    assert opened.count("record.json") == 3 and opened.count("attacks.json") == 1
+
+
+def test_parquet_holds_what_the_records_hold(tmp_path):
+    save(
+        tmp_path,
+        *(
+            make_record(80 + seed, seed=seed, milestones=[0.2, 0.5] if seed else [0.25, 0.375])
+            for seed in range(2)
+        ),
+    )
+    measured(
+        tmp_path,
+        make_record(80),
+        "corruptions",
+        (
+            {"images": 10},
+            {
+                "images": 10,
+                "clean_accuracy": 80.0,
+                "mean_accuracy": 50.0,
+                "accuracy": {"contrast": [50.0] * 5},
+            },
+        ),
+    )
+    found = records.gather(tmp_path)
+    report.write_tables(report.tables(found), found, tmp_path / "out")
+    runs = pd.read_parquet(tmp_path / "out" / "runs.parquet").set_index("run_id")
+    for run_id, record in found.records.items():
+        row = runs.loc[run_id]
+        assert (
+            json.loads(row["config.milestones"]) == record.config["milestones"]
+            and row["metrics.accuracy"] == record.metrics["accuracy"]
+            and row["correct"] == record.correct
+        )
+    assert json.loads(
+        pd.read_parquet(tmp_path / "out" / "corruptions.parquet")["accuracy"].item()
+    ) == {"contrast": [50.0] * 5}
+    assert not (tmp_path / "out" / "attacks.parquet").exists()
+
+
+def test_what_other_methods_have_is_missed(tmp_path):
+    """Seeds: one never begun, one failed, one diverged, one left out. Measurements: only among runs
+    with the same weight of the clean loss.
+    """
+    runs = [
+        make_record(80, seed=seed, mixer=mixer)
+        for mixer in ("mixup", "region_mixup")
+        for seed in range(4)
+    ]
+    absent, failed, left_out = (
+        make_record(80, seed=1, mixer="mixup"),
+        make_record(80, seed=2, mixer="mixup"),
+        make_record(80, seed=3, mixer="mixup"),
+    )
+    save(
+        tmp_path,
+        *(
+            record
+            for record in runs
+            if record.run_id not in {each.run_id for each in (absent, failed, left_out)}
+        ),
+    )
+    save(
+        tmp_path,
+        make_record(seed=0, mixer="cutmix", clean_weight=0),
+        make_record(seed=1, mixer="cutmix", clean_weight=0, status="diverged"),
+        *(make_record(seed=seed, mixer="cutmix", clean_weight=0) for seed in (2, 3)),
+    )
+    assert completeness.missing(records.gather(tmp_path)) == [
+        "Mixup, clean_weight=1: seed 1 is missing (not run)",
+        "Mixup, clean_weight=1: seed 2 is missing (not run)",
+        "Mixup, clean_weight=1: seed 3 is missing (not run)",
+        "CutMix, clean_weight=0: seed 1 diverged",
+    ]
+    (tmp_path / failed.run_id).mkdir()
+    (tmp_path / failed.run_id / "error.txt").write_text("OutOfMemoryError: 8 GiB\n\nmuch more")
+    spoilt(tmp_path, left_out, metrics={"accuracy": 1.0})
+    for record in runs[4:6]:
+        measured(
+            tmp_path,
+            record,
+            "attacks",
+            (
+                {"attack": "fgsm", "eps": "8/255"},
+                {"images": 10, "clean_accuracy": 80.0, "accuracy_after": 50.0},
+            ),
+        )
+    assert completeness.missing(records.gather(tmp_path))[1:] == [
+        "Mixup, clean_weight=1: seed 2 is missing (status failed: OutOfMemoryError: 8 GiB)",
+        "Mixup, clean_weight=1: seed 3 is missing (its record is left out)",
+        "CutMix, clean_weight=0: seed 1 diverged",
+        (
+            "attacks: missing for 3 of 5 runs: Mixup, clean_weight=1, seed 0; Region Mixup,"
+            " clean_weight=1, seed 2; Region Mixup, clean_weight=1, seed 3"
+        ),
+    ]
+
+
+def test_what_the_plan_of_a_batch_names_is_missed(tmp_path, capsys):
+    """With a plan other runs say nothing about what is missing: three cells, of which one is there
+    and not measured, one failed, one was never begun.
+    """
+    there, failed, new = (make_record(80, seed=seed, mixer="mixup") for seed in range(3))
+    save(tmp_path, there)
+    cells = [
+        {
+            "run_id": record.run_id,
+            "label": f"mixup seed={seed}",
+            "config": record.config,
+            "robustness": True,
+        }
+        for seed, record in enumerate((there, failed, new))
+    ]
+    plan = {
+        "schema_version": 1,
+        "name": "small",
+        "file": "batches/small grid.yaml",
+        "options": ["--compile"],
+        "cells": cells,
+        "notebooks": [],
+    }
+    (tmp_path / records.PLAN).write_text(json.dumps(plan))
+    (tmp_path / failed.run_id).mkdir()
+    (tmp_path / failed.run_id / "error.txt").write_text("ValueError: no\n")
+    assert completeness.missing(records.gather(tmp_path)) == [
+        "small: mixup seed=1 is missing (status failed: ValueError: no)",
+        "small: not run for 1 of 3 cells: mixup seed=2",
+        *(f"small: {kind}: missing for 1 of 1 runs: mixup seed=0" for kind in records.KINDS),
+    ]
+    for kind in records.KINDS:
+        measured(
+            tmp_path,
+            there,
+            kind,
+            (
+                {"attack": "fgsm", "eps": "8/255", "measure": "other"},
+                {
+                    "images": 10,
+                    "clean_accuracy": 80.0,
+                    "accuracy_after": 5.0,
+                    "mean_accuracy": 5.0,
+                    "accuracy": {},
+                },
+            ),
+        )
+    assert completeness.missing(records.gather(tmp_path))[2:] == [
+        "small: cam: missing for 1 of 1 runs: mixup seed=0"
+    ], "the maps are not measured to the end"
+    measured(tmp_path, there, "cam", ({"measure": records.KEPT}, {}))
+    assert len(completeness.missing(records.gather(tmp_path))) == 2
+    save(tmp_path, failed, new)
+    plan["cells"][1]["robustness"] = plan["cells"][2]["robustness"] = False
+    (tmp_path / records.PLAN).write_text(json.dumps(plan))
+    assert main(["report", str(tmp_path)]) == 0
+    assert (
+        "complete\n" in capsys.readouterr().out
+        and "What is missing</h2>\n<p>Nothing" in (tmp_path / "report" / "index.html").read_text()
+    )
+    (tmp_path / records.PLAN).write_text("{")
+    assert "plan.json is damaged" in completeness.missing(records.gather(tmp_path))[0]
+
+
+def test_the_committed_tables_are_complete():
+    assert completeness.missing(records.gather(project_root() / "results" / "quick")) == []
+
+
+def test_made_up_records_are_good_ones(tmp_path):
+    synthetic_records(tmp_path, 50, seeds=3)
+    found = records.gather(tmp_path)
+    assert (
+        len(found.records) == 50
+        and found.problems == []
+        and [len(group) for group in report.experiments(found.runs)] == [2, 24, 24]
+    )

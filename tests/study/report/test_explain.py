@@ -1,0 +1,346 @@
+"""From a cell to its runs and back: the list gives the cell, the command the run."""
+
+import json
+import math
+import shlex
+import statistics
+
+import pytest
+from made import PAPERS, make_record, save
+
+from rmlib import UserError
+from rmlib.params import TrainParams, complete, parse, project_root
+from rmlib.study.cli import build_parser, main
+from rmlib.study.report import explain, report
+from rmlib.study.report.cells import cells_of
+from rmlib.study.runs import records
+
+QUICK = project_root() / "results" / "quick"
+
+
+def listed(text):
+    """The values listed under each side of a cell, with their run ids."""
+    return [
+        (float(line.split()[0]), line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith("    ") and "  run " in line
+    ]
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "robustness"])
+def test_the_values_listed_give_every_mean(kind):
+    """Every mean of the table is the mean of the values listed, which are in the files of the runs
+    named.
+    """
+    found = records.gather(QUICK)
+    cells = [
+        cell
+        for cell in cells_of(kind, report.tables(found)[kind])
+        if f"{cell.name}_std" in cell.table
+    ]
+    assert len(cells) == {"accuracy": 8 * 3, "robustness": 4 * 9}[kind]
+    for cell in cells:
+        text, runs = explain._cell(found, cell)
+        values = listed(text)
+        assert (
+            len(values) == 3 == len({run for _, run in values})
+            and "as in the table" in text
+            and {run for _, run in values} == set(runs)
+        )
+        assert statistics.fmean(value for value, _ in values) == pytest.approx(
+            cell.table[cell.name].iloc[cell.row], abs=1e-6
+        )
+        assert statistics.stdev(value for value, _ in values) == pytest.approx(
+            cell.table[f"{cell.name}_std"].iloc[cell.row], abs=1e-6
+        )
+        for value, run in values:
+            if kind == "accuracy":
+                assert json.loads((QUICK / run / "record.json").read_text())["metrics"][
+                    cell.name
+                ] == pytest.approx(value, rel=1e-7)
+            elif cell.name.startswith("FGSM"):
+                stored = json.loads((QUICK / run / "attacks.json").read_text())["measurements"]
+                assert value in [
+                    each["result"]["accuracy_after"]
+                    for each in stored
+                    if each["settings"]["attack"] == "fgsm"
+                    and f"FGSM {each['settings']['eps']}" == cell.name
+                ]
+                assert f"{run}/attacks.json" in text
+
+
+def test_a_table_that_contradicts_its_values_is_exposed():
+    found = records.gather(QUICK)
+    cell = next(
+        cell
+        for cell in cells_of("accuracy", report.tables(found)["accuracy"])
+        if cell.name == "accuracy"
+    )
+    cell.table.loc[cell.row, "accuracy"] += 0.01
+    assert "but the table has" in explain._cell(found, cell)[0]
+
+
+def test_every_mean_of_every_table_is_explained():
+    """No mean without its runs, in any table: whoever adds one makes it with rmlib.study.report.origin."""
+    for folder in (QUICK, project_root() / "results" / "precision"):
+        found = records.gather(folder)
+        for kind, several in report.tables(found).items():
+            for cell in cells_of(kind, several):
+                text, runs = explain._cell(found, cell)
+                assert "mistake" not in text, (kind, cell.name, text)
+                if f"{cell.name}_std" in cell.table and cell.text != "–":
+                    assert runs and set(runs) <= set(found.records), (kind, cell.name)
+
+
+def test_the_command_gives_the_run():
+    found = records.gather(project_root() / "results")
+    parser, _ = build_parser()
+    assert len(found.records) > 60
+    for record in found.records.values():
+        words = explain.train_words(record)
+        options = parser.parse_args(shlex.split(shlex.join(words)))
+        given = {
+            name: getattr(options, name)
+            for name in TrainParams.model_fields
+            if getattr(options, name) is not None
+        }
+        params = parse("02_training", given)
+        assert (
+            params.run_id == record.run_id
+            and params.config == complete(record.config)
+            and set(words) & {"--seed"} == ({"--seed"} if record.config["seed"] else set())
+        )
+
+
+def test_commands_survive_every_kind_of_parameter():
+    record = make_record(
+        dataset="folder:my pictures",
+        mixer="cutmix",
+        cutmix_prob=0.5,
+        train_images=None,
+        milestones=[],
+        snapshots=[2, 4],
+        augment=False,
+        average=True,
+        weight_decay=1e-07,
+    )
+    line = shlex.join(explain.train_words(record))
+    assert (
+        "'folder:my pictures'" in line and "--train-images all" in line and "--no-augment" in line
+    )
+    options = build_parser()[0].parse_args(shlex.split(line))
+    assert (
+        parse(
+            "02_training",
+            {
+                name: getattr(options, name)
+                for name in TrainParams.model_fields
+                if getattr(options, name) is not None
+            },
+        ).run_id
+        == record.run_id
+    )
+
+
+def test_three_ways_to_the_same_cell(capsys):
+    texts = []
+    for words in (
+        ["59.08"],
+        ["accuracy", "region mixup", "clean_weight=1", "--column", "accuracy (%)"],
+        ["accuracy", "59.08", "Region Mixup", "--column", "accuracy"],
+    ):
+        assert main(["explain", str(QUICK), *words]) == 0
+        texts.append(capsys.readouterr().out)
+    assert (
+        texts[0] == texts[1] == texts[2]
+        and "59.08 ± 13.13" in texts[0]
+        and texts[0].count("record.json") == 3
+        and texts[0].count("rmlib train") == 3
+    )
+    run = listed(texts[0])[0][1]
+    assert main(["explain", str(QUICK), run, "--all"]) == 0
+    text = capsys.readouterr().out
+    assert (
+        f"run {run}" in text
+        and "momentum=0.9" in text
+        and "stands behind" in text
+        and "table robustness" in text
+        and "momentum" not in texts[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["59.07"], "shows 59.07: the nearest is 59.08"),
+        (["acuracy"], "did you mean 'accuracy'"),
+        (["accuracy", "Regionmixup"], "did you mean 'Region Mixup'"),
+        (["accuracy", "Mixup", "--column", "acuracy (%)"], "did you mean 'accuracy (%)'"),
+        (["123456789abc"], "nothing is called '123456789abc'"),
+        ([], "accuracy, differences"),
+    ],
+)
+def test_unknown_words_get_one_line(words, message, capsys):
+    assert main(["explain", str(QUICK), *words]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_difference_names_the_runs_of_both_sides(capsys):
+    assert main(["explain", str(QUICK), "differences", "Region Mixup - Mixup"]) == 0
+    text = capsys.readouterr().out
+    values = [value for value, _ in listed(text)]
+    assert (
+        len(values) == 6
+        and f"{statistics.fmean(values[:3]) - statistics.fmean(values[3:]):+.4f}, as in the table"
+        in text
+    )
+    assert main(["explain", str(QUICK), "looks", "extent", "Region Mixup - CutMix"]) == 0
+    assert "Region Mixup: " in capsys.readouterr().out
+
+
+def test_experiments_of_one_title_are_told_apart(tmp_path, capsys):
+    """Width, epochs and images are the same, the learning rate is not: every row names the runs of
+    its own table.
+    """
+    for lr in (0.1, 0.05):
+        save(
+            tmp_path,
+            *(
+                make_record(80 + seed, seed=seed, mixer=mixer, lr=lr)
+                for seed in range(3)
+                for mixer in ("mixup", "region_mixup")
+            ),
+        )
+    found = records.gather(tmp_path)
+    for kind in ("networks", "differences", "costs"):
+        named = []
+        for cell in [
+            cell
+            for cell in cells_of(kind, report.tables(found)[kind])
+            if cell.name in ("points", "pairs", "training")
+        ]:
+            _, runs = explain._cell(found, cell)
+            named.append({found.records[run_id].config["lr"] for run_id in runs})
+        assert named == [{0.1}, {0.05}] + [{0.1, 0.05}] * (kind == "costs") or named == [
+            {0.05},
+            {0.1},
+        ] + [{0.1, 0.05}] * (kind == "costs"), kind
+
+
+def test_what_was_not_run_says_what_would_make_it(capsys, tmp_path):
+    assert (
+        main(["explain", str(QUICK), "claims", "Region Mixup > CutMix", "Square", "CIFAR-100"]) == 0
+    )
+    text = capsys.readouterr().out
+    assert (
+        "not run: needs at least 3 finished records of Region Mixup, clean_weight=1 and of CutMix,"
+        " clean_weight=1" in text
+    )
+    assert (
+        "attacks.json with square" in text
+        and "rmlib batch notebooks/batches/cifar100.yaml --out results/cifar100" in text
+    )
+    assert main(["explain", str(QUICK), "paper", "Tiny ImageNet", "Mixup"]) == 0
+    assert "notebooks/batches/tiny-imagenet.yaml" in capsys.readouterr().out
+    save(
+        tmp_path,
+        *(
+            make_record(96 + seed / 10, seed=seed, mixer=mixer, **PAPERS)
+            for seed in range(6)
+            for mixer in ("mixup", "region_mixup")
+        ),
+    )
+    assert main(["explain", str(tmp_path), "paper", "Table 1", "CIFAR-10", "Mixup"]) == 0
+    assert "as in the table" in capsys.readouterr().out
+    assert (
+        main(
+            [
+                "explain",
+                str(tmp_path),
+                "claims",
+                "> Mixup",
+                "accuracy",
+                "CIFAR-10",
+                "--column",
+                "A - B",
+            ]
+        )
+        == 0
+    )
+    text = capsys.readouterr().out
+    assert len(listed(text)) == 12 and "+0.0000, as in the table" in text
+
+
+def test_code_of_another_time_and_the_batch_are_named(tmp_path):
+    record = make_record(80)
+    record.code["commit"] = "a" * 40
+    save(tmp_path, record)
+    cell = {"run_id": record.run_id, "label": "x", "config": record.config, "robustness": False}
+    (tmp_path / records.PLAN).write_text(
+        json.dumps(
+            {
+                "schema_version": 1,
+                "name": "b",
+                "file": "my batches/b.yaml",
+                "options": ["--compile"],
+                "cells": [cell],
+                "notebooks": [],
+            }
+        )
+    )
+    lines = explain.again(records.gather(tmp_path), record.run_id)
+    assert (
+        lines[0] == f"git checkout {'a' * 40}"
+        and lines[2]
+        == f"or all of its batch: rmlib batch 'my batches/b.yaml' --out {tmp_path} --compile"
+    )
+    words = shlex.split(lines[2].split(": rmlib ")[1])
+    assert build_parser()[0].parse_args(words).compile
+    record.compiled = True
+    assert "--compiled" in explain.train_words(record)
+    (tmp_path / record.run_id / "02_training.ipynb").write_text("{}")
+    assert f"{record.run_id}/02_training.ipynb" in explain.explain([str(tmp_path), record.run_id])
+
+
+def test_the_example_of_the_readme_is_real(monkeypatch):
+    monkeypatch.chdir(project_root())
+    example = (
+        (project_root() / "README.md")
+        .read_text()
+        .split("$ rmlib explain results/quick 59.08\n")[1]
+        .split("$ rmlib")[0]
+    )
+    text = explain.explain(["results/quick", "59.08"]).splitlines()
+    assert (
+        all(line in text or line.startswith("  ...") for line in example.splitlines())
+        and example.count("\n") > 10
+    )
+
+
+def test_what_is_left_out_is_not_hidden(tmp_path):
+    save(tmp_path, make_record(80))
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "record.json").write_text("{")
+    assert "left out as damaged or foreign: 1 of the files" in explain.explain(
+        [str(tmp_path), "accuracy", "Region Mixup"]
+    )
+
+
+def test_diverged_runs_are_told(tmp_path):
+    save(
+        tmp_path,
+        *(make_record(80 + seed, seed=seed) for seed in range(2)),
+        make_record(seed=2, status="diverged"),
+    )
+    text = explain.explain([str(tmp_path), "accuracy", "Region Mixup"], "accuracy (%)")
+    assert (
+        "not averaged: 1 diverged" in text
+        and len(listed(text)) == 2
+        and math.isclose(statistics.fmean(v for v, _ in listed(text)), 80.5)
+    )
+
+
+def test_nothing_to_explain(tmp_path):
+    with pytest.raises(UserError, match="there is no record"):
+        explain.explain([str(tmp_path), "accuracy"])

@@ -1,0 +1,373 @@
+"""Intervals against independent recomputation and against simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from conftest import mutated
+from scipy import stats as scipy_stats
+from statsmodels.stats.power import TTestIndPower
+
+from rmlib.study.report import stats
+
+
+def test_mean_and_sample_std():
+    assert stats.mean_std([1, 2, 4]) == (pytest.approx(7 / 3), pytest.approx(math.sqrt(7 / 3)))
+    assert (
+        stats.mean_std([5])[0] == 5
+        and math.isnan(stats.mean_std([5])[1])
+        and math.isnan(stats.mean_std([])[0])
+    )
+
+
+def test_welch_by_hand():
+    a, b = [3.0, 5.0, 4.0, 6.0], [1.0, 2.0, 1.5]
+    va, vb = np.var(a, ddof=1) / 4, np.var(b, ddof=1) / 3
+    freedom = (va + vb) ** 2 / (va**2 / 3 + vb**2 / 2)  # Welch and Satterthwaite
+    half = scipy_stats.t.ppf(0.975, freedom) * math.sqrt(va + vb)
+    d = stats.welch(a, b)
+    assert d.mean == pytest.approx(3.0) and d.n == (4, 3)
+    assert (d.low, d.high) == (pytest.approx(3 - half), pytest.approx(3 + half))
+    mirrored = stats.welch(b, a)
+    assert (mirrored.mean, mirrored.low, mirrored.high) == (
+        pytest.approx(-d.mean),
+        pytest.approx(-d.high),
+        pytest.approx(-d.low),
+    )
+
+
+def test_paired_is_the_interval_of_the_differences():
+    a, b = np.array([80.0, 82.0, 81.0, 85.0]), np.array([79.0, 80.5, 80.0, 83.0])
+    d = stats.paired(a, b)
+    assert (d.low, d.high) == pytest.approx(
+        tuple(scipy_stats.ttest_1samp(a - b, 0).confidence_interval())
+    ) and d.correlation == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert d.high - d.low < stats.welch(a, b).high - stats.welch(a, b).low, (
+        "runs that rise and fall together gain by pairing"
+    )
+    same = stats.paired(np.array([80.1, 82.3, 81.7]), np.array([80.1, 82.3, 81.7]) - 0.3)
+    assert same.mean == pytest.approx(0.3) and math.isnan(same.low) and math.isnan(same.p), (
+        "the same difference up to rounding is no spread"
+    )
+    with pytest.raises(ValueError, match="not pairs"):
+        stats.paired([1, 2], [1])
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ([1.0], [2.0, 3.0]),
+        ([], [1.0]),
+        ([2.0, 2.0], [1.0, 1.0]),
+        ([98.15] * 3, [98.2] * 3),
+        ([0.1 + 0.2, 0.3], [0.3, 0.3]),
+    ],
+)
+def test_without_a_spread_there_is_no_interval(a, b):
+    d = stats.welch(a, b)
+    assert math.isnan(d.low) and math.isnan(d.high) and math.isnan(d.p)
+    assert not (d.low > 0 or d.high < 0), "nothing is resolved"
+
+
+def test_three_runs_cover_the_truth_as_often_as_they_say():
+    """95 % intervals from three runs, true difference 0.3: the percentage of 2000 simulations that
+    cover it (binomial noise: 0.5).
+    """
+    rng, hits = np.random.default_rng(0), {"welch": 0, "paired": 0}
+    for _ in range(2000):
+        common = rng.normal(0, 0.3, 3)
+        a, b = 0.3 + common + rng.normal(0, 0.2, 3), common + rng.normal(0, 0.2, 3)
+        for name, d in (("welch", stats.welch(a, b)), ("paired", stats.paired(a, b))):
+            hits[name] += d.low <= 0.3 <= d.high
+    coverage = {name: count / 20 for name, count in hits.items()}
+    assert 93.5 < coverage["paired"] < 96.5
+    assert coverage["welch"] > 96, (
+        "with correlated seeds Welch is too wide, which is why both are shown"
+    )
+
+
+def test_resampling_three_seeds_is_no_interval():
+    """Why there is no percentile bootstrap: 95 % asked for, at most three quarters given, since all
+    resamples lie within the three values.
+    """
+    values = np.random.default_rng(0).normal(0, 1, (4000, 3))
+    means = values[:, np.stack(np.meshgrid(*[range(3)] * 3), -1).reshape(-1, 3)].mean(
+        2
+    )  # all 27 resamples of each
+    low, high = np.percentile(means, (2.5, 97.5), axis=1, method="inverted_cdf")
+    assert 0.72 < ((low <= 0) & (high >= 0)).mean() < 0.78
+    assert (
+        0.94
+        < np.mean([each[0] <= 0 <= each[1] for each in map(stats.interval, values[:1000])])
+        < 0.965
+    )
+
+
+def resolved(difference, std_a, std_b, seeds, alpha=0.05, draws=20_000):
+    """Share of simulated studies in which Welch's test resolves a true difference, in percent
+    (noise: 0.3).
+    """
+    rng = np.random.default_rng(seeds)
+    a, b = difference + rng.normal(0, std_a, (draws, seeds)), rng.normal(0, std_b, (draws, seeds))
+    return 100 * (scipy_stats.ttest_ind(a, b, equal_var=False, axis=1).pvalue < alpha).mean()
+
+
+@pytest.mark.parametrize(
+    "difference, std_a, std_b, alpha",
+    [
+        (1.0, 1.0, 1.0, 0.05),
+        (0.5, 1.0, 0.2, 0.05),
+        (-0.5, 0.2, 1.0, 0.05),
+        (1.0, 0.7, 1.0, 0.05 / 7),
+        (3.0, 1.0, 0.1, 0.05),
+        (0.3, 0.12, 0.05, 0.025),
+    ],
+)
+def test_so_many_seeds_resolve_four_of_five_times_and_one_less_does_not(
+    difference, std_a, std_b, alpha
+):
+    seeds = int(stats.seeds_needed(difference, std_a, std_b, alpha))
+    assert resolved(difference, std_a, std_b, seeds, alpha) > 77, (
+        "the degrees of freedom are Welch's approximation"
+    )
+    assert resolved(difference, std_a, std_b, seeds - 1, alpha) < 80
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("abs(difference) / spread", "abs(difference) / std_a"),
+        ("(seeds - 1) * freedom", "1e6"),
+        ("alpha / 2, degrees", "alpha, degrees"),
+    ],
+)
+def test_wrong_numbers_of_seeds_are_caught(old, new):
+    """The other method's spread forgotten, a normal distribution for Student's, one side for two:
+    each promises too much.
+    """
+    seeds = int(mutated(stats.seeds_needed, old, new)(2.0, 1.0, 1.0))
+    assert (
+        resolved(2.0, 1.0, 1.0, seeds)
+        < 77
+        < resolved(2.0, 1.0, 1.0, int(stats.seeds_needed(2.0, 1.0, 1.0)))
+    )
+
+
+def test_seeds_needed_where_little_or_nothing_is_known():
+    for size in (0.2, 0.5, 1.0, 1.5, 3.0):  # equal spreads: the textbook's number, rounded up
+        assert stats.seeds_needed(2 * size, 2, 2) == math.ceil(
+            TTestIndPower().solve_power(size, alpha=0.05, power=0.8)
+        )
+    assert (
+        stats.seeds_needed(30, 1, 1) == 2
+        and resolved(11, 1, 1, 2) > 79
+        and stats.seeds_needed(11, 1, 1) == 2
+    ), "two at least: one seed has no spread"
+    assert stats.seeds_needed(0, 1, 1) == math.inf > stats.seeds_needed(1e-3, 3, 3) > 1e8
+    assert all(
+        map(
+            math.isnan,
+            (
+                stats.seeds_needed(1, 0, 0),
+                stats.seeds_needed(math.nan, 1, 1),
+                stats.seeds_needed(1, math.nan, 1),
+            ),
+        )
+    )
+
+
+def test_mcnemar_by_hand_and_its_name():
+    a, b = (
+        np.array([1] * 9 + [0] * 2 + [1] * 5, dtype=bool),
+        np.array([0] * 9 + [1] * 2 + [1] * 5, dtype=bool),
+    )
+    found = stats.mcnemar(a, b)
+    assert (found.only_a, found.only_b, found.images) == (
+        9,
+        2,
+        16,
+    ) and found.points == pytest.approx(100 * (a.mean() - b.mean()))
+    assert found.p == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)
+    assert stats.mcnemar(a, a).p == 1 and stats.mcnemar(~a, ~b).p == found.p
+    assert str(found).startswith(
+        "these two networks, on 16 images: not told apart"
+    ) and "about methods, that is about other seeds, it says nothing" in str(found)
+    assert "B is better" in str(stats.mcnemar(np.zeros(9), np.ones(9)))
+    for wrong in (([1], [1, 0]), ([], [])):
+        with pytest.raises(ValueError, match="expected as many"):
+            stats.mcnemar(*wrong)
+
+
+def test_mcnemar_is_right_about_networks_and_wrong_about_methods():
+    """Two networks, equally good on every image: told apart in at most 1 of 20 cases. Two seeds of
+    ONE method, whose accuracies spread by a point, are told apart far more often: each time
+    rightly, and each time a mistake if it were said of methods.
+    """
+    rng, images = np.random.default_rng(0), 2000
+
+    def rate(spread):
+        found = []
+        for _ in range(800):
+            chance = np.clip(
+                rng.choice([0.3, 0.7, 0.97], images)[None] + rng.normal(0, spread, (2, 1)), 0, 1
+            )
+            found.append(stats.mcnemar(*(rng.random((2, images)) < chance)).p < 0.05)
+        return 100 * np.mean(found)
+
+    assert 2.5 < rate(0.0) < 6.5 and rate(0.02) > 20
+
+
+@pytest.mark.parametrize(
+    "count, spreads", [((3, 3), (1, 1)), ((3, 3), (1, 0.3)), ((6, 3), (0.3, 1)), ((6, 6), (1, 0.2))]
+)
+def test_welch_covers_by_simulation(count, spreads):
+    """Independent runs, few and unequally many, of unequal spread: between 92.5 and 98 % of 1000
+    intervals hold the true difference (noise: 0.7).
+    """
+    rng, hits = np.random.default_rng(sum(count)), 0
+    for _ in range(1000):
+        d = stats.welch(
+            *(
+                shift + rng.normal(0, spread, n)
+                for shift, spread, n in zip((0.3, 0.0), spreads, count)
+            )
+        )
+        hits += d.low <= 0.3 <= d.high
+    assert 925 < hits < 980
+
+
+def test_holm_by_hand_and_without_the_tests_not_made():
+    corrected = stats.holm([0.01, math.nan, 0.04, 0.03])
+    assert corrected[[0, 2, 3]].tolist() == pytest.approx([0.03, 0.06, 0.06]) and math.isnan(
+        corrected[1]
+    )
+    assert np.isnan(stats.holm([math.nan, math.nan])).all()
+
+
+def test_interval_is_students():
+    values = [61.0, 64.0, 66.0, 59.5]
+    low, high = stats.interval(values)
+    assert (low, high) == pytest.approx(
+        scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    )
+    assert all(map(math.isnan, stats.interval([5.0])))
+
+
+def test_crossed_by_hand():
+    """Runs alone, images alone, both: the squares of the half widths add up."""
+    runs, images = np.array([0.0, 1.0, 2.0]), np.array([10.0, 20, 30, 40])
+    only = stats.crossed(images[None])
+    assert (
+        (only.mean, only.n) == (25, (1, 4))
+        and (only.low, only.high) == pytest.approx(stats.interval(images))
+        and only.p == pytest.approx(scipy_stats.ttest_1samp(images, 0).pvalue)
+    )
+    both = stats.crossed(runs[:, None] + images)
+    halves = [(stats.interval(each)[1] - stats.interval(each)[0]) / 2 for each in (runs, images)]
+    assert both.mean == 26 and both.high - both.mean == pytest.approx(math.hypot(*halves)), (
+        "no rest: each counts alone"
+    )
+    same = stats.crossed(np.repeat(images[None], 3, 0))
+    assert (same.low, same.high) == pytest.approx(stats.interval(images)), (
+        "networks without a spread"
+    )
+    assert (
+        math.isnan(stats.crossed(np.ones((3, 4))).low)
+        and stats.crossed(runs[:, None] - 1 + 0 * images).p == 1
+    )
+
+
+@pytest.mark.parametrize("runs, images", [(1, 50), (2, 40), (3, 60), (6, 60)])
+@pytest.mark.parametrize("parts", [(0, 1, 0), (0, 0, 1), (0.3, 1, 1), (1, 1, 1), (1, 0, 0.1)])
+def test_crossed_covers_by_simulation(runs, images, parts):
+    """Whatever share of the spread is of runs, of images, and of neither: the interval holds the
+    truth in about 19 of 20 cases or more.
+    """
+    if runs == 1 and parts[0]:
+        parts = (0, *parts[1:])  # one run tells nothing about others
+    rng, hits, false = np.random.default_rng(runs), 0, 0
+    for _ in range(400):
+        values = (
+            parts[0] * rng.standard_normal((runs, 1))
+            + parts[1] * rng.standard_normal((1, images))
+            + parts[2] * rng.standard_normal((runs, images))
+        )
+        d = stats.crossed(values)
+        hits, false = hits + (d.low <= 0 <= d.high), false + (d.p < 0.05)
+        assert (d.p < 0.05) == (not d.low <= 0 <= d.high)
+    assert hits >= 365, "0.95 of 400, less 3.4 standard errors"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_crossed_covers_the_difference_of_two_methods_on_verdicts(seeds):
+    """Right or wrong, paired by seed and image: networks of A are right on an image with a chance
+    that the image, the seed and the method move. Truth: the mean over many images and seeds. A t
+    test over images alone, its rows taken as independent, covers it too seldom with three seeds.
+    """
+    rng, images, hits, naive = np.random.default_rng(seeds), 300, 0, 0
+
+    def difference(count, pictures):
+        hard, luck = (
+            rng.normal(0, 1.5, pictures),
+            0.25 * rng.standard_normal((2, count if count > 1 else 1, 1)),
+        )
+        if count == 1:
+            luck[:] = 0  # one seed tells nothing about others
+        chance = [
+            1 / (1 + np.exp(-(1 + gain + extra + hard))) for gain, extra in zip((0.15, 0.0), luck)
+        ]
+        a, b = (rng.random((count, pictures)) < each for each in chance)
+        return 100 * (a.astype(float) - b)
+
+    truth = np.mean([difference(seeds, 100_000).mean() for _ in range(40)])
+    for _ in range(400):
+        values = difference(seeds, images)
+        d, flat = stats.crossed(values), stats.interval(values.ravel())
+        hits, naive = hits + (d.low <= truth <= d.high), naive + (flat[0] <= truth <= flat[1])
+    assert hits >= 365 and (seeds == 1 or naive < 340)
+
+
+def test_crossing():
+    sizes = [0, 1, 2, 4, 8]
+    assert (
+        stats.crossing(sizes, [90, 70, 50, 30, 10], 70) == pytest.approx(1, abs=0.01)
+        and stats.crossing(sizes, [90, 70, 50, 30, 10], 90) == 0
+    )
+    assert (
+        2 < stats.crossing(sizes, [90, 70, 50, 30, 10], 40) < 4
+        and stats.crossing(sizes, [90, 50, 60, 30, 10], 55) < 1
+    ), "the first size"
+    assert stats.crossing(
+        sizes, 95 * np.exp(-np.array(sizes) / 6), 95 * math.exp(-0.5)
+    ) == pytest.approx(3, rel=0.02), "where the curve bends, too"
+    assert math.isnan(stats.crossing(sizes, [90, 70, 50, 30, 10], 95)) and math.isnan(
+        stats.crossing(sizes, [90, 70, 50, 30, 10], 5)
+    )
+
+
+@pytest.mark.parametrize("runs", [2, 4])
+def test_fitted_size_its_interval_and_its_p_by_simulation(runs):
+    """Bent curves that meet their reported values at 4, all seen with noise: a true size is
+    rejected in about one of twenty cases, and its interval holds it in at least nineteen.
+    """
+    rng, sizes, true = np.random.default_rng(runs), np.array([0.0, 1, 2, 4, 8, 16]), 4
+    shapes, found = (4, 8, 12), []
+    for _ in range(100):
+        curves = [95 * np.exp(-sizes / a) + rng.normal(0, 3, (runs, 1)) for a in shapes]
+        told = [rng.normal(95 * math.exp(-true / a), 3, 3) for a in shapes]
+        found.append(
+            stats.fit_size(sizes, curves, [(v.mean(), v.std(ddof=1), 3) for v in told], draws=200)
+        )
+    size, low, high, p = np.array(found).T
+    assert (
+        abs(np.median(size) - true) < 0.3
+        and (p <= 0.05).mean() <= 0.12
+        and ((low <= true) & (true <= high)).mean() >= 0.95
+    )
+    away = [95 * np.exp(-sizes / a) + rng.normal(0, 1, (4, 1)) for a in shapes]
+    assert (
+        stats.fit_size(
+            sizes, away, [(95 * math.exp(-at / a), 2.0, 3) for a, at in zip(shapes, (1, 4, 9))]
+        )[3]
+        < 0.02
+    )

@@ -1,0 +1,211 @@
+"""Trained networks come back as they were stored, with the images they belong to."""
+
+import hashlib
+import shutil
+
+import pytest
+import torch
+from made import finished, make_record, save
+
+from rmlib import UserError
+from rmlib.evaluate import predict
+from rmlib.params import method_name, networks_dir
+from rmlib.study.runs import networks, records
+from rmlib.study.runs.run import evaluation_set, stored_weights, train
+
+
+def quiet(line):
+    pass
+
+
+def test_half_precision_halves_the_file_and_hardly_moves_the_logits(tiny_run, tmp_path):
+    whole, _ = finished(tiny_run)
+    half, _ = finished(tiny_run, half_weights=True, out=str(tmp_path / "half"))
+    assert whole.run_id == half.run_id, "how a network is stored does not change what was trained"
+    sizes = [(params.folder / records.WEIGHTS).stat().st_size for params in (whole, half)]
+    assert 0.45 < sizes[1] / sizes[0] < 0.75, "tensor names take their share in so small a network"
+    images = evaluation_set(whole).images
+    logits = [predict(networks.load(params.folder), images) for params in (whole, half)]
+    assert next(networks.load(half.folder).parameters()).dtype == torch.float32
+    assert 0 < (logits[0] - logits[1]).abs().max() < 0.01 * logits[0].abs().max()
+    stored = stored_weights(networks.load(whole.folder), half=True)
+    assert {value.dtype for value in stored.values()} == {
+        torch.float16,
+        torch.int64,
+    }, "counters stay whole numbers"
+
+
+def test_networks_are_found_by_method_and_seed(tiny_run, tmp_path):
+    for change in (
+        dict(mixer="region_mixup"),
+        dict(mixer="none", seed=1),
+        dict(mixer="none"),
+        dict(mixer="mixup", clean_weight=0),
+    ):
+        finished(tiny_run, **change)
+    found = [
+        (record.config["mixer"], record.config["seed"]) for _, record in networks.find(tmp_path, 1)
+    ]
+    assert found == [("none", 0), ("none", 1), ("region_mixup", 0)]
+    assert len(networks.find(tmp_path)) == 4
+    folder, record = networks.find(tmp_path, 0)[0]
+    assert record.config["mixer"] == "mixup" and networks.load(folder).linear.out_features == 3
+    with pytest.raises(UserError, match="clean_weight=0.5"):
+        networks.find(tmp_path, 0.5)
+    (folder / records.RECORD).unlink()
+    with pytest.raises(UserError, match="no finished run"):
+        networks.find(folder)
+
+
+def test_runs_of_different_images_are_not_compared(tiny_run, tmp_path):
+    finished(tiny_run)
+    finished(tiny_run, test_images=15)
+    with pytest.raises(UserError, match="different images: set `runs`"):
+        networks.find(tmp_path)
+
+
+def test_runs_of_different_experiments_are_not_compared_and_methods_not_pooled(tiny_run, tmp_path):
+    finished(tiny_run)
+    finished(tiny_run, average=True)
+    assert [method_name(record.config) for _, record in networks.find(tmp_path)] == [
+        "Region Mixup",
+        "Region Mixup, average",
+    ]
+    finished(tiny_run, epochs=2)
+    with pytest.raises(UserError, match=r"different experiments .epochs: 1, 2.: set `runs`"):
+        networks.find(tmp_path)
+
+
+def test_the_images_of_a_run(tiny_run, pictures, tmp_path):
+    params, record = finished(tiny_run)
+    assert torch.equal(networks.images_of(record, pictures).images, evaluation_set(params).images)
+    with pytest.raises(UserError, match="give the path of that folder as `root`"):
+        networks.images_of(record)
+    changed = tmp_path / pictures.name
+    shutil.copytree(pictures, changed)
+    next((changed / "test" / "red").iterdir()).unlink()
+    with pytest.raises(UserError, match="other images"):
+        networks.images_of(record, changed)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: path.write_bytes(b"PK"), lambda path: path.write_bytes(path.read_bytes()[:-40])],
+)
+def test_damaged_weights(tiny_run, damage):
+    params, _ = finished(tiny_run)
+    damage(params.folder / records.WEIGHTS)
+    with pytest.raises(UserError, match="is damaged or of another network") as error:
+        networks.load(params.folder)
+    assert "\n" not in str(error.value)
+    (params.folder / records.WEIGHTS).unlink()
+    with pytest.raises(UserError, match="train the cell again"):
+        networks.load(params.folder)
+
+
+def test_the_committed_networks_are_those_of_their_records():
+    """One of every method, in float16; each gives the accuracy of its record, to the few images
+    that rounding may turn.
+    """
+    found = networks.find(networks_dir())
+    committed = {record.config["mixer"] for _, record in found}
+    assert committed == {"none", "mixup", "cutmix", "region_mixup"}
+    data = networks.images_of(found[0][1])
+    for folder, record in found[:4]:
+        weights = (folder / records.WEIGHTS).read_bytes()
+        assert len(weights) < 500_000
+        for kind in ("attacks", "cam"):
+            assert (
+                records.measurements(folder, kind).weights == hashlib.sha256(weights).hexdigest()
+            ), "measured on these very weights"
+        accuracy = (
+            100
+            * (predict(networks.load(folder), data.images).argmax(1) == data.labels)
+            .double()
+            .mean()
+            .item()
+        )
+        assert abs(accuracy - record.metrics["accuracy"]) < 0.5
+
+
+class TestMeasure:
+    """A measurement is computed once for the same settings and weights, and never trusted beyond
+    them.
+    """
+
+    def run(self, tmp_path):
+        record = make_record()
+        save(tmp_path, record)
+        folder = tmp_path / record.run_id
+        (folder / records.WEIGHTS).write_bytes(b"one")
+        calls = []
+
+        def measure(settings, save=True):
+            return records.measure(
+                folder,
+                "attacks",
+                settings,
+                lambda: calls.append(settings) or {"n": len(calls)},
+                "cpu",
+                save,
+            )
+
+        return folder, measure, calls
+
+    def test_stored_and_loaded(self, tmp_path):
+        folder, measure, calls = self.run(tmp_path)
+        assert (
+            measure({"eps": "0"}) == {"n": 1}
+            and measure({"eps": "0"}) == {"n": 1}
+            and measure({"eps": "8/255"}) == {"n": 2}
+        )
+        assert len(calls) == 2
+        stored = records.measurements(folder, "attacks")
+        assert [row.settings for row in stored.measurements] == [{"eps": "0"}, {"eps": "8/255"}]
+        assert stored.measurements[0].hardware["cpu"] and "commit" in stored.measurements[0].code
+        assert list(records.collect_measurements(tmp_path, "attacks")["eps"]) == ["0", "8/255"]
+
+    def test_other_weights_are_measured_again(self, tmp_path):
+        folder, measure, calls = self.run(tmp_path)
+        measure({"eps": "0"})
+        (folder / records.WEIGHTS).write_bytes(b"two")
+        assert (
+            measure({"eps": "0"}) == {"n": 2}
+            and len(records.measurements(folder, "attacks").measurements) == 1
+        )
+
+    def test_training_again_forgets_them_unless_the_network_is_the_same(self, tiny_run):
+        params, _ = finished(tiny_run)
+        records.measure(params.folder, "attacks", {"eps": "0"}, dict, "cpu", save=True)
+        (params.folder / records.RECORD).unlink()
+        assert len(records.collect_measurements(params.folder, "attacks")) == 0, (
+            "a run without record has no results"
+        )
+        train(params, log=quiet)
+        assert records.measurements(params.folder, "attacks") is not None, (
+            "the same network, bit for bit: hours of attacks stay"
+        )
+        path = params.folder / "attacks.json"
+        path.write_text(path.read_text().replace('"weights": "', '"weights": "0'))
+        (params.folder / records.RECORD).unlink()
+        train(params, log=quiet)
+        assert not path.exists(), "they were about another network"
+
+    def test_without_save_nothing_is_loaded_or_written(self, tmp_path):
+        folder, measure, calls = self.run(tmp_path)
+        assert measure({"eps": "0"}, save=False) == {"n": 1} and measure(
+            {"eps": "0"}, save=False
+        ) == {"n": 2}
+        assert records.measurements(folder, "attacks") is None
+
+    def test_a_damaged_or_foreign_file_is_named(self, tmp_path):
+        folder, measure, _ = self.run(tmp_path)
+        measure({"eps": "0"})
+        path = folder / "attacks.json"
+        text = path.read_text()
+        path.write_text(text[:50])
+        with pytest.raises(UserError, match="attacks.json is damaged.*measure again"):
+            measure({"eps": "0"})
+        path.write_text(text.replace(folder.name, "0" * 12))
+        with pytest.raises(UserError, match="belongs to another run"):
+            measure({"eps": "0"})

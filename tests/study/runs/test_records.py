@@ -1,0 +1,113 @@
+import json
+import os
+import subprocess
+
+import pytest
+from made import make_record, save
+
+from rmlib import UserError
+from rmlib.study.runs import records
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    record = make_record()
+    path = records.write(record, tmp_path / "run")
+    assert records.read(path) == record == records.read(tmp_path / "run")
+    assert json.loads(path.read_text())["history"] == record.history
+    assert (
+        set(record.versions) == {"python", "torch", "torchvision", "numpy"}
+        and record.hardware["cpu"]
+    )
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda text: "", "is damaged"),
+        (lambda text: text[: len(text) // 2], "is damaged"),
+        (
+            lambda text: text.replace('"schema_version": 1', '"schema_version": 99'),
+            "schema_version",
+        ),
+        (
+            lambda text: text.replace('"seed": 0', '"seed": 1'),
+            "does not belong to its configuration",
+        ),
+        (lambda text: text.replace('"seconds"', '"secs"'), "not a record of schema 1"),
+        (
+            lambda text: text.replace('"accuracy": 80.0', '"accuracy": 96.0'),
+            "96.00 % does not fit the verdicts on single images .80.00 %",
+        ),
+        (
+            lambda text: text.replace('"test_images": 10000', '"test_images": 9000'),
+            "do not belong to 9000 images",
+        ),
+        (
+            lambda text: text.replace('    {"epoch": 1, "lr": 0.1, "loss": 2.0},\n', ""),
+            "history of 5 epochs does not belong to a schedule of 6",
+        ),
+    ],
+)
+def test_a_bad_record_is_named(tmp_path, damage, words):
+    path = records.write(make_record(), tmp_path)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(UserError, match=words) as error:
+        records.read(path)
+    assert "\n" not in str(error.value) and "record.json" in str(error.value)
+
+
+def test_a_missing_record(tmp_path):
+    with pytest.raises(UserError, match="has not finished"):
+        records.read(tmp_path)
+
+
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    records.atomic_write(path, b"old")
+    monkeypatch.setattr(
+        records.os,
+        "replace",
+        lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
+    with pytest.raises(UserError, match="No space left"):
+        records.atomic_write(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_collect_makes_one_table(tmp_path):
+    save(
+        tmp_path,
+        make_record(80, seed=0),
+        make_record(82, seed=1),
+        make_record(seed=2, status="diverged"),
+    )
+    table = records.collect(tmp_path)
+    assert sorted(table["metrics.accuracy"].dropna()) == [80, 82] and set(table["status"]) == {
+        "done",
+        "diverged",
+    }
+    assert (
+        set(table["config.seed"]) == {0, 1, 2} and (table["config.mixer"] == "region_mixup").all()
+    )
+    assert records.collect(tmp_path / "nothing").empty
+
+
+def test_asking_for_the_commit_leaves_the_repository_alone(tmp_path, monkeypatch):
+    """A process may be killed while it asks: there must be no lock of git's to be left behind."""
+    for words in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"],
+    ):
+        (tmp_path / "file").write_text("text")
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    os.utime(
+        tmp_path / "file", (1e9, 1e9)
+    )  # `git status` would write this into its index, under a lock
+    index = tmp_path / ".git" / "index"
+    before = index.read_bytes()
+    monkeypatch.setattr(records, "project_root", lambda: tmp_path)
+    code = records.environment("cpu")["code"]
+    assert code["dirty"] is False and len(code["commit"]) == 40 and index.read_bytes() == before
+    subprocess.run(["git", "status"], cwd=tmp_path, check=True, capture_output=True)
+    assert index.read_bytes() != before, "it was tempted"
