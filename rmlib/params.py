@@ -7,11 +7,9 @@ the same fields. Everything wrong is reported at once, in one line. Nothing here
 that a mistake is answered in a fraction of a second.
 """
 
-import ast
 import difflib
 import hashlib
 import json
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args, get_origin
@@ -21,46 +19,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from rmlib import UserError
+from rmlib.paths import runs_dir
 
 DATASETS = ("shapes", "cifar10", "cifar100", "tiny-imagenet")
-LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mixup": "Region Mixup"}
-MIXERS = tuple(LABELS)
-MAPS = {"gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}  # methods of explanation
-# parameters of 02_training that make a method; runs that differ in these and the seed alone form
-# one experiment
-METHOD = (
-    "mixer",
-    "k",
-    "alpha",
-    "regions",
-    "per_sample",
-    "shared_partner",
-    "shared_weight",
-    "cutmix_prob",
-    "clean_weight",
-    "average",
-)
-# 03_robustness as the paper's networks are measured: by their batches, and by `rmlib train
-# --robustness` right after a training
-FULL_ROBUSTNESS = {
-    "images": None,
-    "eps": ["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"],
-    "square_eps": ["2/255", "4/255", "8/255"],
-    "check_images": 1000,
-    "autoattack_images": 200,
-    "autoattack_eps": ["8/255"],
-    "batch_size": 500,
-}
-# 04_cam on the paper's networks, in the same two ways; ROAD's list of images is that of `perturbed`
-FULL_CAM = {"measured": 1000, "perturbed": 500}
-# parameters that leave the trained network as it is
-WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
+MIXERS = ("none", "mixup", "cutmix", "region_mixup")
 
 
 def _number(value):
@@ -145,16 +111,6 @@ class DataParams(Params):
         if name not in DATASETS and not (name.startswith("folder:") and len(name) > len("folder:")):
             raise ValueError(nearest(name, (*DATASETS, "folder:PATH")))
         return name
-
-
-class MethodParams(DataParams):
-    """Parameters of 01_method."""
-
-    k: Int = Field(2, ge=1, description="tiles per side of the grid")
-    alpha: Float = Field(1.0, gt=0, description="of Beta(alpha, alpha), the distribution of lam")
-    images: Int = Field(6, ge=4, le=128, description="images in the figures")
-    draws: Int = Field(2000, ge=100, description="plans drawn for the statistics of soft targets")
-    seed: Int = Field(0, ge=0, description="of every random choice")
 
 
 class TrainParams(DataParams):
@@ -394,102 +350,6 @@ class NetworksParams(Params):
     )
 
 
-class RobustnessParams(NetworksParams):
-    """Parameters of 03_robustness."""
-
-    images: Limit = Field(
-        64,
-        ge=1,
-        description=(
-            "test images under FGSM, Square and corruptions, drawn by the seed; None or all:"
-            " every one"
-        ),
-    )
-    eps: list[Eps] = Field(
-        ["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"],
-        description="sizes of the perturbation for FGSM and for PGD, which checks it",
-    )
-    square_eps: list[Eps] = Field(
-        ["8/255"], min_length=1, description="sizes of the perturbation for Square"
-    )
-    queries: Int = Field(
-        100, ge=1, description="Square: evaluations of perturbed images per image; 100 in the paper"
-    )
-    check_images: Limit = Field(
-        None, ge=1, description="how many of the images PGD attacks; None or all: every one"
-    )
-    autoattack_images: Int = Field(
-        8,
-        ge=0,
-        description="how many of them AutoAttack attacks: seconds per image on a CPU; 0: none",
-    )
-    autoattack_eps: list[Eps] = Field(
-        ["32/255"], description="sizes of the perturbation for AutoAttack"
-    )
-    batch_size: Int = Field(200, ge=1, description="images attacked together: for speed and memory")
-
-    @field_validator("eps")
-    @classmethod
-    def _moves(cls, sizes):
-        if set(sizes) <= {"0"}:
-            raise ValueError("expected at least one size above 0")
-        return sizes
-
-
-class CamParams(NetworksParams):
-    """Parameters of 04_cam."""
-
-    images: Int = Field(6, ge=1, le=40, description="images in the figures, drawn by the seed")
-    measured: Limit = Field(
-        200,
-        ge=2,
-        description=(
-            "images whose maps are compared with the object and the grid, drawn by the seed; None"
-            " or all: every one"
-        ),
-    )
-    perturbed: Limit = Field(
-        24,
-        ge=2,
-        description=(
-            "how many of them are changed by their maps and shown to the network again; None or"
-            " all: every one"
-        ),
-    )
-    layer: str = Field(
-        "layer4", description="module whose output is explained; layer4 in the paper"
-    )
-    beside: str = Field("layer3", description="a second one, shown beside it")
-    k: Int = Field(
-        2, ge=2, description="tiles per side of the grid whose trace is looked for in the maps"
-    )
-
-
-class ResultsParams(Params):
-    """Parameters of 05_results."""
-
-    runs: str | None = Field(None, description="folder of the records (default: results/)")
-
-
-BENCHED = (
-    "mixers",
-    "loader",
-    "training",
-    "attacks",
-    "maps",
-    "agreement",
-    "batch",
-)  # the tables of `rmlib bench`
-CELL = "02_training"  # the notebook that a grid runs for each of its cells
-NOTEBOOKS: dict[str, type[Params]] = {
-    "01_method": MethodParams,
-    "02_training": TrainParams,
-    "03_robustness": RobustnessParams,
-    "04_cam": CamParams,
-    "05_results": ResultsParams,
-}
-
-
 ADDED = {
     "allow_partial": False
 }  # parameters younger than the first records, with the value that those records mean
@@ -510,140 +370,6 @@ def config_id(config: dict) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def project_root() -> Path:
-    """The checkout this package is installed from, or the current folder for a package installed
-    without it.
-    """
-    checkout = Path(__file__).resolve().parent.parent
-    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
-
-
-def experiment(config: dict) -> dict:
-    """What runs must share to be compared: everything but method, seed, and what leaves the network
-    as it is.
-    """
-    return {
-        name: value
-        for name, value in complete(config).items()
-        if name not in (*METHOD, "seed", *WITHOUT_EFFECT)
-    }
-
-
-def method_name(config: dict) -> str:
-    """A method in words: its label, and every setting that is not the default, such as 'Region
-    Mixup, k=4, average'.
-    """
-    told = [
-        (
-            name
-            if config[name] is True
-            else (
-                f"{name}={config[name]:g}"
-                if isinstance(config[name], float)
-                else f"{name}={config[name]}"
-            )
-        )
-        for name in METHOD[1:]
-        if config[name] != TrainParams.model_fields[name].default
-    ]
-    return ", ".join([LABELS[config["mixer"]], *told])
-
-
-def networks_dir(runs: str | None = None) -> Path:
-    """Folder of the networks to look at: ``runs``, else the small trained ones that come with the
-    project.
-    """
-    return Path(runs) if runs else project_root() / "results" / "quick"
-
-
-def results_dir(runs: str | None = None) -> Path:
-    """Folder of the records to report: ``runs``, else the committed ones."""
-    return Path(runs) if runs else project_root() / "results"
-
-
-def runs_dir() -> Path:
-    """Where runs are written: $RMLIB_RUNS, or runs/ in the project."""
-    return Path(os.environ.get("RMLIB_RUNS") or project_root() / "runs")
-
-
-def takes_list(notebook: str, name: str) -> bool:
-    """Whether a list is one value of this parameter, and no range of values in a grid."""
-    field = NOTEBOOKS[notebook].model_fields.get(name)
-    return field is not None and get_origin(field.annotation) is list
-
-
 def choices(field) -> tuple:
     """The allowed words of a field, or ()."""
     return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-
-
-def parse(notebook: str, values: dict) -> Params:
-    """Check one set of parameters.
-
-    Returns the frozen record of the notebook's parameters, defaults filled in, text such as
-    ``8/255`` made a number.
-
-    Raises:
-        UserError: one line that names every unknown name, mistyped value and its remedy.
-    """
-    if notebook not in NOTEBOOKS:
-        raise UserError(f"unknown notebook {notebook!r}: {nearest(notebook, NOTEBOOKS)}")
-    model = NOTEBOOKS[notebook]
-    try:
-        return model(**values)
-    except ValidationError as error:
-        raise UserError(
-            f"{notebook}: " + "; ".join(_explain(model, item) for item in error.errors())
-        ) from None
-
-
-def _explain(model, item):
-    name, value = str(item["loc"][0]) if item["loc"] else "", item["input"]
-    if item["type"] == "extra_forbidden":
-        return f"unknown parameter {name!r}: {nearest(name, model.model_fields)}"
-    words = choices(model.model_fields[name]) if name else ()
-    if words:
-        return f"{name}={value!r}: {nearest(value, words)}"
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{name}={value!r}: {message[0].lower()}{message[1:]}" if name else message
-
-
-def check(notebook: str, namespace: dict) -> Params:
-    """Check the parameters of a running notebook; call it with ``globals()`` in the cell after the
-    parameters.
-
-    Every name set in the parameter cells just run must be a parameter: so a misspelt name in the
-    notebook, or one injected by papermill, which papermill itself only warns about, stops the
-    notebook here. The cell can be run again at any time.
-    """
-    plain = (bool, int, float, str, list, tuple, dict, type(None))
-    known = NOTEBOOKS[notebook].model_fields if notebook in NOTEBOOKS else {}
-    names = _names_just_set(namespace["In"]) if "In" in namespace else set(namespace)
-    values = {
-        name: value
-        for name, value in namespace.items()
-        if name in known
-        or (name in names and isinstance(value, plain) and not name.startswith("_"))
-    }
-    return parse(notebook, values)
-
-
-def _names_just_set(history: list[str]) -> set[str]:
-    """Names assigned in the cells of literals alone (parameters, and what papermill injects) right
-    before the running cell.
-    """
-    names = set()
-    for source in reversed(history[:-1]):
-        try:
-            found = {
-                target.id
-                for node in ast.parse(source).body
-                for target in node.targets
-                if ast.literal_eval(node.value) or True
-            }
-        except (SyntaxError, ValueError, AttributeError):  # not a cell of plain assignments
-            break
-        if not found:
-            break
-        names |= found
-    return names

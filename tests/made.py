@@ -6,7 +6,7 @@ import numpy as np
 
 from rmlib.params import TrainParams
 from rmlib.study.report import paper
-from rmlib.study.runs import records
+from rmlib.study.runs import environment, records
 from rmlib.study.runs.records import Record
 from rmlib.study.runs.run import train
 
@@ -38,7 +38,7 @@ def make_record(accuracy=80.0, seed=0, status="done", checksum=None, **config) -
         images_per_second=100.0,
         peak_memory_mib=500.0,
         restarts=0,
-        **records.environment("cpu"),
+        **environment.environment("cpu"),
     )
 
 

@@ -8,7 +8,7 @@ import yaml
 STAND_IN = """
 import os, time
 from rmlib import params
-settings = params.check("02_training", globals())
+settings = settings.check("02_training", globals())
 """
 RECORD = """
 import sys

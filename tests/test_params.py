@@ -4,7 +4,9 @@ import sys
 import pytest
 
 from rmlib import UserError
-from rmlib.params import ADDED, NOTEBOOKS, TrainParams, check, complete, config_id, parse, runs_dir
+from rmlib.params import ADDED, TrainParams, complete, config_id
+from rmlib.paths import runs_dir
+from rmlib.study.settings import NOTEBOOKS, check, parse
 
 
 @pytest.mark.parametrize(

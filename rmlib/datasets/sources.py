@@ -34,7 +34,7 @@ _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 def data_root(root=None) -> Path:
     """Folder of the datasets: ``root``, else $RMLIB_DATA, else data/ in the project."""
-    from rmlib.params import project_root
+    from rmlib.paths import project_root
 
     return Path(root or os.environ.get("RMLIB_DATA") or project_root() / "data").expanduser()
 

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from rmlib.data import ImageSet, to_float
 from rmlib.evaluate import evaluating, full_precision, predict, sample
 from rmlib.maps import cam, faithfulness, localization
+from rmlib.maps.params import FULL_CAM, CamParams
 from rmlib.packed import pack_values
-from rmlib.params import FULL_CAM, CamParams, TrainParams
+from rmlib.params import TrainParams
 from rmlib.study.runs import records
 
 PURPOSE = "measured images"  # of the stream that draws the images of the measures

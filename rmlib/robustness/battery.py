@@ -7,9 +7,10 @@ from pathlib import Path
 from rmlib.data import ImageSet
 from rmlib.evaluate import sample
 from rmlib.maps import battery as explanations
-from rmlib.params import FULL_ROBUSTNESS, RobustnessParams, TrainParams
+from rmlib.params import TrainParams
 from rmlib.robustness import attacks, corruptions
 from rmlib.robustness.masking import PURPOSE
+from rmlib.robustness.params import FULL_ROBUSTNESS, RobustnessParams
 from rmlib.study.runs import networks, records
 from rmlib.study.runs.run import pick_device
 

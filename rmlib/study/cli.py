@@ -8,12 +8,14 @@ command line has been checked.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from rmlib import STOPPED, Stopped, UserError, __version__
-from rmlib.params import BENCHED, NOTEBOOKS, choices, nearest, parse
+from rmlib import STOPPED, UserError, __version__, paths
+from rmlib.params import choices, nearest
+from rmlib.study.guarded import Usage, guarded
+from rmlib.study.runs import collection
+from rmlib.study.settings import BENCHED, NOTEBOOKS, parse
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,11 +42,7 @@ class Parser(argparse.ArgumentParser):
                 f"unknown command {wrong!r}:"
                 f" {nearest(wrong, next(iter(self._subparsers._group_actions)).choices)}"
             )
-        raise _Usage(f"{self.prog}: {message}")
-
-
-class _Usage(Exception):
-    pass
+        raise Usage(f"{self.prog}: {message}")
 
 
 def main(arguments=None) -> int:
@@ -58,34 +56,6 @@ def main(arguments=None) -> int:
         return options.run(options)
 
     return guarded(command)
-
-
-def guarded(command) -> int:
-    """Call a function; what a user can mend becomes one line on stderr. Returns the exit code."""
-    try:
-        return command() or 0
-    except _Usage as error:
-        return _fail(error, 2)
-    except UserError as error:
-        return _fail(f"rmlib: {error}", 1)
-    except Stopped as error:
-        return _fail(f"rmlib: {error}", STOPPED)
-    except BrokenPipeError:  # whoever read the output has seen enough
-        sys.stdout = open(os.devnull, "w")
-        return 1
-    except OSError as error:
-        return _fail(f"rmlib: {error.filename or ''}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:
-        return _fail("rmlib: interrupted; the same command goes on from what was saved last", 130)
-
-
-def _fail(message, code):
-    print(" ".join(str(message).split()), file=sys.stderr)
-    try:
-        sys.stdout.flush()
-    except OSError:  # nobody reads it any more; Python would exit with 120 for that
-        sys.stdout = open(os.devnull, "w")
-    return code
 
 
 def build_parser():
@@ -429,13 +399,12 @@ def run_batch(options) -> int:
 
 def run_report(options) -> int:
     """``rmlib report``."""
-    from rmlib import params
     from rmlib.study.report import report
     from rmlib.study.runs import records
 
     if options.into:
         if options.folder or options.out:
-            raise _Usage(
+            raise Usage(
                 "rmlib report: --into takes its folders from the document: leave FOLDER and --out"
                 " away"
             )
@@ -443,7 +412,7 @@ def run_report(options) -> int:
         records.atomic_write(path, report.fill(path.read_text(), path.parent).encode())
         print(f"{path}: tables made anew")
     else:
-        root = Path(options.folder) if options.folder else params.runs_dir()
+        root = Path(options.folder) if options.folder else paths.runs_dir()
         return 1 if make_report(root, Path(options.out) if options.out else root / "report") else 0
     return 0
 
@@ -453,9 +422,8 @@ def make_report(root: Path, folder: Path) -> int:
     how many files had to be left out, each named on stderr.
     """
     from rmlib.study.report import completeness, pages, report
-    from rmlib.study.runs import records
 
-    found = records.gather(root)
+    found = collection.gather(root)
     for problem in found.problems:
         print(f"left out: {problem}", file=sys.stderr)
     tables = report.tables(found)

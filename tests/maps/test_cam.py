@@ -12,7 +12,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 from torch.nn import functional as F
 
-from rmlib import UserError, params
+from rmlib import UserError, paths
 from rmlib.evaluate import predict, sample
 from rmlib.maps import cam, localization
 from rmlib.models import preact_resnet18
@@ -154,7 +154,7 @@ def test_maps_are_those_of_grad_cam(method, layer):
     """On a trained network, to 1e-5: in closed form without a backward pass, and through the
     library with the graph cut at the layer.
     """
-    folder, record = networks.find(params.networks_dir(), 1.0)[-1]
+    folder, record = networks.find(paths.networks_dir(), 1.0)[-1]
     model, test_set = networks.load(folder), networks.images_of(record)
     data = test_set[sample(len(test_set), 40, 0, "some")]
     pixels, calls = data.images / 255, []

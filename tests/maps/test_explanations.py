@@ -10,9 +10,9 @@ from torch import nn
 from rmlib.data import load
 from rmlib.maps import battery as explanations
 from rmlib.maps import cam, faithfulness, localization
+from rmlib.maps.params import CamParams
 from rmlib.packed import pack_values, unpack_values
-from rmlib.params import CamParams
-from rmlib.study.runs import networks, records
+from rmlib.study.runs import collection, networks, records
 
 SMALL = dict(measured=10, perturbed=4)
 
@@ -108,7 +108,7 @@ def test_everything_is_stored_once_and_loaded(tiny_run, monkeypatch):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     (found,) = explanations.measure_all([(params.folder, model)], test_set, settings)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    stored = records.collect_measurements(params.folder, "cam")
+    stored = collection.collect_measurements(params.folder, "cam")
     assert list(stored["measure"]) == [*explanations.MEASURES, records.KEPT] and list(
         stored["images"]
     ) == [10, 4, 4, 10, 6]

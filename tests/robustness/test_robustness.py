@@ -10,14 +10,17 @@ from rmlib import UserError
 from rmlib.evaluate import sample
 from rmlib.maps import battery as explanations
 from rmlib.maps import cam
+from rmlib.maps.params import FULL_CAM, CamParams
 from rmlib.packed import pack_bits
-from rmlib.params import FULL_CAM, FULL_ROBUSTNESS, CamParams, RobustnessParams, parse, project_root
+from rmlib.paths import project_root
 from rmlib.robustness import attacks, masking
 from rmlib.robustness import battery as robustness
+from rmlib.robustness.params import FULL_ROBUSTNESS, RobustnessParams
 from rmlib.study.batch.plan import read_batch
 from rmlib.study.report import paper
-from rmlib.study.runs import networks, records
+from rmlib.study.runs import collection, networks, records
 from rmlib.study.runs.run import train
+from rmlib.study.settings import parse
 
 SMALL = dict(
     images=20,
@@ -147,7 +150,7 @@ def test_the_battery_is_stored_once_and_loaded(tiny_run, monkeypatch):
     )
     model, lines = networks.load(params.folder), []
     robustness.measure(params.folder, model, test_set, settings, lines.append)
-    stored = records.collect_measurements(params.folder, "attacks")
+    stored = collection.collect_measurements(params.folder, "attacks")
     assert list(zip(stored["attack"], stored["eps"], stored["images"])) == [
         ("fgsm", "0", 20),
         ("fgsm", "4/255", 20),
@@ -157,7 +160,7 @@ def test_the_battery_is_stored_once_and_loaded(tiny_run, monkeypatch):
     ]
     assert (
         set(stored["queries"].dropna()) == {5}
-        and len(records.collect_measurements(params.folder, "corruptions")) == 1
+        and len(collection.collect_measurements(params.folder, "corruptions")) == 1
         and len(lines) == 6
     )
     assert (stored["clean_accuracy"].iloc[0], 20) == (
@@ -214,8 +217,8 @@ def test_right_after_a_training(tiny_run, monkeypatch):
     monkeypatch.setattr(robustness, "FULL_ROBUSTNESS", FULL_ROBUSTNESS | SMALL)
     monkeypatch.setattr(explanations, "FULL_CAM", {"measured": 10, "perturbed": 4})
     robustness.after_training(params, log=lambda line: None)
-    assert len(records.collect_measurements(params.folder, "attacks")) == 5
-    assert list(records.collect_measurements(params.folder, "cam")["measure"]) == [
+    assert len(collection.collect_measurements(params.folder, "attacks")) == 5
+    assert list(collection.collect_measurements(params.folder, "cam")["measure"]) == [
         *explanations.MEASURES,
         records.KEPT,
     ], "the maps for figures come last"

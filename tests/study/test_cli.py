@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from rmlib.params import TrainParams, project_root
+from rmlib.params import TrainParams
+from rmlib.paths import project_root
 from rmlib.study.cli import build_parser, main
 
 

@@ -5,7 +5,7 @@ from importlib import metadata
 import yaml
 from packaging.requirements import Requirement
 
-from rmlib.params import project_root
+from rmlib.paths import project_root
 
 ROOT = project_root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

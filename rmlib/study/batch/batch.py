@@ -19,11 +19,13 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from rmlib import STOPPED, UserError
-from rmlib.params import CELL, Params, experiment
+from rmlib.params import Params
 from rmlib.study.batch import executors
 from rmlib.study.batch.plan import LESSONS, NEEDS, Batch, costs, goes_on, source
 from rmlib.study.batch.progress import Progress, last_line
+from rmlib.study.names import experiment
 from rmlib.study.runs import records
+from rmlib.study.settings import CELL
 
 ENDING = [
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)

@@ -23,8 +23,9 @@ import nbformat
 import psutil
 
 from rmlib import Stopped, UserError
-from rmlib.params import NOTEBOOKS, nearest
+from rmlib.params import nearest
 from rmlib.study.runs import records
+from rmlib.study.settings import NOTEBOOKS
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 BACKOFF = (
@@ -276,7 +277,7 @@ def refresh(paths) -> None:
 
 
 if __name__ == "__main__":
-    from rmlib.study.cli import guarded
+    from rmlib.study.guarded import guarded
 
     command, *words = sys.argv[1:] or [""]
     if (command, len(words)) in (("run", 2), ("run", 3)):

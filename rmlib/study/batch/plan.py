@@ -26,23 +26,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rmlib import UserError
-from rmlib.params import (
-    CELL,
-    NOTEBOOKS,
-    DataParams,
-    NetworksParams,
-    Params,
-    TrainParams,
-    complete,
-    experiment,
-    nearest,
-    parse,
-    project_root,
-    results_dir,
-    runs_dir,
-    takes_list,
-)
-from rmlib.study.runs import records
+from rmlib.params import DataParams, NetworksParams, Params, TrainParams, complete, nearest
+from rmlib.paths import project_root, results_dir, runs_dir
+from rmlib.study.names import experiment
+from rmlib.study.runs import environment, records
+from rmlib.study.settings import CELL, NOTEBOOKS, parse, takes_list
 
 # what must have ended before a notebook starts
 NEEDS = {
@@ -496,7 +484,7 @@ def _hardware_here():
         )
         if answer.returncode == 0 and answer.stdout.strip():
             return answer.stdout.splitlines()[0].strip()
-    return records.cpu_name()
+    return environment.cpu_name()
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ import yaml
 from rmlib.datasets import sources
 from rmlib.params import MIXERS, TrainParams
 from rmlib.study.batch import plan
-from rmlib.study.runs import records
+from rmlib.study.runs import environment, records
 
 FINISHED = 10_000
 
@@ -34,7 +34,7 @@ def synthetic_records(
     one width each, of 8 methods with ``seeds`` runs, with three rows of history and verdicts on
     ``images`` test images. Nothing was trained; the files are not forced onto the disk one by one.
     """
-    made, rng = records.environment("cpu"), np.random.default_rng(0)
+    made, rng = environment.environment("cpu"), np.random.default_rng(0)
     methods = list(itertools.product((1.0, 0.0), MIXERS))
     for number in range(count):
         (clean_weight, mixer), experiment = (

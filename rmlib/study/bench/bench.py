@@ -21,14 +21,16 @@ from rmlib.data import ImageSet, Loader
 from rmlib.evaluate import predict, sample
 from rmlib.maps import cam, faithfulness
 from rmlib.models import preact_resnet18
-from rmlib.params import BENCHED, method_name, networks_dir
+from rmlib.paths import networks_dir
 from rmlib.robustness import attacks
 from rmlib.robustness.masking import PURPOSE
 from rmlib.study.bench.batch import CELLS, batch_rows, plan_rows
 from rmlib.study.bench.training import report as training_table
+from rmlib.study.names import method_name
 from rmlib.study.report.stats import mean_std
-from rmlib.study.runs import networks, records
+from rmlib.study.runs import environment, networks
 from rmlib.study.runs.run import pick_device
+from rmlib.study.settings import BENCHED
 
 SHAPES = ((128, 3, 32, 32), (128, 3, 64, 64))
 MAPPED = {
@@ -514,7 +516,7 @@ def bench(
         tables = ["\n".join(make[name]()).rstrip() for name in BENCHED if name in only]
     finally:
         torch.set_num_threads(threads)
-    where = records.environment(device.type)["hardware"]
+    where = environment.environment(device.type)["hardware"]
     head = (
         f"float32 where nothing else is said, one thread, medians of {rounds} interleaved calls;"
         f" {where.get('gpu', where['cpu'])}, torch {torch.__version__}, Python"

@@ -21,8 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from rmlib.data import ImageSet, Loader
 from rmlib.evaluate import evaluate
 from rmlib.models import preact_resnet18
-from rmlib.params import LABELS, MIXERS, TrainParams
+from rmlib.params import MIXERS, TrainParams
 from rmlib.recorded import Step, fastest_kernels, make_optimizer
+from rmlib.study.names import LABELS
 from rmlib.study.runs.run import make_mixer, make_model
 
 CLASSES, BATCH = 10, 128

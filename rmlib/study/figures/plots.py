@@ -14,7 +14,7 @@ import torch
 from rmlib import UserError
 from rmlib.data import load, stream, to_float
 from rmlib.mixers import CutMix, Mixup, Plan, RegionMixup
-from rmlib.params import LABELS, METHOD, method_name
+from rmlib.study.names import LABELS, METHOD, method_name
 from rmlib.study.report import paper
 from rmlib.study.report.stats import interval
 

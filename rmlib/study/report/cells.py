@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 
 from rmlib import UserError
-from rmlib.params import METHOD, nearest
+from rmlib.params import nearest
+from rmlib.study.names import METHOD
 from rmlib.study.report import origin, report
 
 KEYS = (

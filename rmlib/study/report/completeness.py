@@ -5,12 +5,13 @@ other runs of the same experiment have.
 import json
 from pathlib import Path
 
-from rmlib.params import LABELS, config_id
+from rmlib.params import config_id
+from rmlib.study.names import LABELS
 from rmlib.study.report import report
-from rmlib.study.runs import records
+from rmlib.study.runs import collection, records
 
 
-def missing(found: records.Collection) -> list[str]:
+def missing(found: collection.Collection) -> list[str]:
     """A line for everything that is missing in a collection; [] if it is complete."""
     lines, planned = [], set()
     for path in found.plans:

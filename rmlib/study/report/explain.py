@@ -12,11 +12,14 @@ import shlex
 from pathlib import Path
 
 from rmlib import UserError
-from rmlib.params import CELL, LABELS, TrainParams, complete, method_name, nearest, results_dir
+from rmlib.params import TrainParams, complete, nearest
+from rmlib.paths import results_dir
+from rmlib.study.names import LABELS, method_name
 from rmlib.study.report import completeness, origin, paper, report
 from rmlib.study.report.cells import cells_of, is_value, select, showing
 from rmlib.study.report.stats import mean_std
-from rmlib.study.runs import records
+from rmlib.study.runs import collection, environment, records
+from rmlib.study.settings import CELL
 
 NOTEBOOK = {
     "attacks": "03_robustness",
@@ -42,7 +45,7 @@ def explain(words: list[str], column: str | None = None, everything: bool = Fals
         UserError: nothing fits; names what would.
     """
     folder = records_folder(words)
-    found = records.gather(folder)
+    found = collection.gather(folder)
     text = _explain(
         found, list(words[1:] if Path(words[0]).is_dir() else words), column, everything
     )
@@ -447,13 +450,13 @@ def _device(hardware):
     )
 
 
-def again(found: records.Collection, run_id: str) -> list[str]:
+def again(found: collection.Collection, run_id: str) -> list[str]:
     """The commands that make a run again: the code of its time, then the run alone, or the whole
     batch where a plan names one.
     """
     record = found.records[run_id]
     commit, lines = record.code["commit"], []
-    if commit and commit != records.git_state()["commit"]:
+    if commit and commit != environment.git_state()["commit"]:
         lines.append(f"git checkout {commit}")
     lines.append(shlex.join(["rmlib", *train_words(record)]))
     for path in found.plans:

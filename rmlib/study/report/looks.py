@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from rmlib.packed import unpack_values
-from rmlib.params import LABELS, MAPS
+from rmlib.study.names import LABELS, MAPS
 from rmlib.study.report import origin, stats
 
 NAMES = {

@@ -12,9 +12,9 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from pygments.formatters import HtmlFormatter
 
-from rmlib.params import CELL, NOTEBOOKS
 from rmlib.study.report import completeness, report
-from rmlib.study.runs import records
+from rmlib.study.runs import collection, records
+from rmlib.study.settings import CELL, NOTEBOOKS
 
 PAGE = jinja2.Template("""<!DOCTYPE html>
 <html lang="en">
@@ -98,7 +98,7 @@ HEADINGS = {
 def build(
     root: Path, folder: Path, tables: dict | None = None, missing: list[str] | None = None
 ) -> Path:
-    """Write the site of everything below ``root`` (a folder, or a :class:`rmlib.study.runs.records.Collection`
+    """Write the site of everything below ``root`` (a folder, or a :class:`rmlib.study.runs.collection.Collection`
     of it) into ``folder``; returns the index page. ``tables`` and ``missing``: of
     :func:`rmlib.study.report.report.tables` and :func:`rmlib.study.report.completeness.missing`, if they were made already.
 
@@ -109,7 +109,7 @@ def build(
     Raises:
         UserError: there is no record below root, or the folder cannot be written.
     """
-    found = records.gather(root)
+    found = collection.gather(root)
     root, folder, runs = found.folder, Path(folder), report.runs_below(found)
     tables = report.tables(found) if tables is None else tables
     report.write_tables(tables, found, folder / "tables")

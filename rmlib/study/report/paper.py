@@ -14,7 +14,8 @@ import pandas as pd
 from scipy.stats import ttest_ind_from_stats
 
 from rmlib.datasets.sources import SIZES
-from rmlib.params import LABELS, complete
+from rmlib.params import complete
+from rmlib.study.names import LABELS
 from rmlib.study.report import origin, stats
 
 LOST = None

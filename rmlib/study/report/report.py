@@ -18,11 +18,12 @@ import pandas as pd
 
 from rmlib import UserError
 from rmlib.packed import unpack_bits
-from rmlib.params import LABELS, METHOD, MIXERS, TrainParams, experiment, method_name, nearest
+from rmlib.params import MIXERS, TrainParams, nearest
 from rmlib.robustness import masking
+from rmlib.study.names import LABELS, METHOD, experiment, method_name
 from rmlib.study.report import looks, origin, paper, small
 from rmlib.study.report.stats import crossed, holm, mcnemar, mean_std, paired, seeds_needed, welch
-from rmlib.study.runs import records
+from rmlib.study.runs import collection, records
 
 METRICS = ("accuracy", "nll", "ece")
 DEFAULTS = TrainParams().config
@@ -47,13 +48,13 @@ HEADS = {
 
 
 def runs_below(root: Path):
-    """All runs below a folder, or of a :class:`rmlib.study.runs.records.Collection`, as a table (see
-    :func:`rmlib.study.runs.records.collect`).
+    """All runs below a folder, or of a :class:`rmlib.study.runs.collection.Collection`, as a table (see
+    :func:`rmlib.study.runs.collection.collect`).
 
     Raises:
         UserError: there is no record.
     """
-    runs = records.collect(root)
+    runs = collection.collect(root)
     if runs.empty:
         raise UserError(
             f"there is no record under {Path(getattr(root, 'folder', root)).resolve()}: run a batch"
@@ -352,7 +353,7 @@ def accuracy_curves(root: Path) -> dict[str, list[tuple[int, float]]]:
     """Test accuracy in percent on the way of every run below a folder: run_id -> [(epoch,
     accuracy)], empty where the test set was not looked at.
     """
-    found = sorted(records.find(root), key=lambda record: record.finished)
+    found = sorted(collection.find(root), key=lambda record: record.finished)
     return {
         record.run_id: [
             (row["epoch"], row["test_accuracy"])
@@ -740,7 +741,7 @@ def costs(runs, measured: dict):
 
     Args:
         measured: kind of :data:`rmlib.study.runs.records.KINDS` -> its measurements, see
-            :func:`rmlib.study.runs.records.collect_measurements`.
+            :func:`rmlib.study.runs.collection.collect_measurements`.
     """
     after = pd.concat([rows for rows in measured.values() if len(rows)] or [runs.iloc[:0]])
     work = pd.concat(
@@ -949,7 +950,7 @@ def _plain(name, value):
 
 
 def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
-    """Every table below a folder of records, or of a :class:`rmlib.study.runs.records.Collection`: kind ->
+    """Every table below a folder of records, or of a :class:`rmlib.study.runs.collection.Collection`: kind ->
     list of (caption, DataFrame), with the runs behind each cell in its ``attrs`` (see
     :mod:`rmlib.study.report.origin`).
 
@@ -959,11 +960,11 @@ def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
     ``claims``, ``small`` with the claims of the small-data study where some of it was run, and
     ``costs``.
     """
-    root = records.opened(root)
+    root = collection.opened(root)
     runs = runs_below(root)
     # statsmodels' Holm collects all garbage at every call, which need not go through all records
     gc.freeze()
-    measured = {kind: records.collect_measurements(root, kind) for kind in records.KINDS}
+    measured = {kind: collection.collect_measurements(root, kind) for kind in records.KINDS}
     groups = experiments(runs)
     found = {
         "accuracy": [(caption(group), summary(group)) for group in groups],
@@ -1140,7 +1141,7 @@ def write_tables(found: dict, root: Path, folder: Path) -> list[Path]:
                 f"## {kind} {number if len(several) > 1 else ''}".rstrip()
                 + f"\n\n{render(table)}\n{words}.\n"
             )
-    raw = records.gather(root)
+    raw = collection.gather(root)
     rows = {name: table for name, table in {"runs": raw.runs, **raw.tables}.items() if len(table)}
     files |= {f"{name}.csv": table for name, table in rows.items()}
     contents = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import ttest_ind
 
-from rmlib.params import LABELS
+from rmlib.study.names import LABELS
 from rmlib.study.report import origin, stats
 
 # what the parameters of a run must be to count here; method, seed, precision and threads are free

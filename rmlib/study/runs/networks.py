@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 from rmlib import UserError
 from rmlib.data import ImageSet
 from rmlib.models import PreActResNet18
-from rmlib.params import MIXERS, TrainParams, complete, experiment, method_name
+from rmlib.params import MIXERS, TrainParams, complete
+from rmlib.study.names import experiment, method_name
 from rmlib.study.runs import records
 from rmlib.study.runs.records import RECORD, WEIGHTS, Record
 from rmlib.study.runs.run import evaluation_set, make_model

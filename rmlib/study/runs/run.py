@@ -31,10 +31,11 @@ from rmlib.datasets import sources
 from rmlib.evaluate import evaluate
 from rmlib.mixers import CutMix, Mixer, Mixup, NoMix, RegionMixup
 from rmlib.models import PreActResNet18, preact_resnet18
-from rmlib.params import TrainParams, parse
+from rmlib.params import TrainParams
 from rmlib.recorded import Step, learning_rate, make_optimizer
-from rmlib.study.runs import records
+from rmlib.study.runs import environment, records
 from rmlib.study.runs.records import CHECKPOINT, PREVIOUS, WEIGHTS, Record, check_images
+from rmlib.study.settings import parse
 
 CHECKPOINT_SHARE = 0.01  # of a run's time that its checkpoints may take
 
@@ -391,7 +392,7 @@ class Run:
             together=self.together,
             compiled=params.compiled,
             restarts=place["restarts"],
-            **records.environment(self.device.type),
+            **environment.environment(self.device.type),
         )
         records.forget_others(self.folder, params.run_id)
         records.write(record, self.folder)
@@ -645,7 +646,7 @@ def noticing_signals():
 
 
 if __name__ == "__main__":  # what a batch starts for cells that are trained together
-    from rmlib.study.cli import guarded
+    from rmlib.study.guarded import guarded
 
     sys.exit(
         guarded(

@@ -17,12 +17,12 @@ import yaml
 from standins import grid, stand_in, write
 
 from rmlib import UserError
-from rmlib.params import project_root
+from rmlib.paths import project_root
 from rmlib.study.batch import batch as batches
 from rmlib.study.batch import executors, plan
 from rmlib.study.batch.batch import run_batch
 from rmlib.study.batch.plan import read_batch
-from rmlib.study.runs import records
+from rmlib.study.runs import collection, environment, records
 
 
 def test_a_grid_is_expanded_and_checked(tmp_path):
@@ -132,7 +132,7 @@ grid: [{seed: [0, 1, 2, 3]}, {clean_weight: 0}, {epochs: 8, robustness: false}, 
     for cell, seconds in ((first, 100.0), (second, 120.0), (third, 200.0)):
         measured(cell, seconds, peak_memory_mib=seconds)
     found = plan.costs(batch)
-    assert found[fourth.run_id] == plan.Cost(120 + 30, 200.0, records.cpu_name(), True), (
+    assert found[fourth.run_id] == plan.Cost(120 + 30, 200.0, environment.cpu_name(), True), (
         "the median training, and what follows it"
     )
     assert found[plain.run_id].seconds == pytest.approx(60) and not found[plain.run_id].exact, (
@@ -244,7 +244,7 @@ def test_failures_are_kept_apart_named_and_repeatable(project):
 
 LESSON = """
 from rmlib import params, records
-settings = params.check({name!r}, globals())
+settings = settings.check({name!r}, globals())
 with open("order.txt", "a") as file:
     print({name!r}, {looks}, file=file)
 """
@@ -260,10 +260,10 @@ def lessons(project):
         (
             "03_robustness",
             "queries = 1",
-            "(len(records.find(settings.runs)), settings.queries, settings.save)",
+            "(len(collection.find(settings.runs)), settings.queries, settings.save)",
         ),
-        ("04_cam", "images = 1", "len(records.find(settings.runs))"),
-        ("05_results", "runs = None", "len(records.find(settings.runs))"),
+        ("04_cam", "images = 1", "len(collection.find(settings.runs))"),
+        ("05_results", "runs = None", "len(collection.find(settings.runs))"),
     ):
         stand_in(project, name, first, LESSON.format(name=name, looks=looks))
     failing = (
@@ -533,7 +533,7 @@ def test_all_five_notebooks_end_to_end(pictures, tmp_path):
     assert (
         "| CutMix | 1 |" in answer.stdout and (tmp_path / "out" / "report" / "index.html").exists()
     )
-    (record,) = records.find(tmp_path / "out")
+    (record,) = collection.find(tmp_path / "out")
     assert record.config["mixer"] == "cutmix" and record.config["epochs"] == 2
     executed = tmp_path / "out" / record.run_id / "02_training.ipynb"
     for notebook in (executed, *(tmp_path / "out" / f"{name}.ipynb" for name in lessons)):
@@ -561,7 +561,7 @@ def test_all_five_notebooks_end_to_end(pictures, tmp_path):
     ]
     assert all(row.result["images"] == 12 for row in stored.measurements)
     assert (
-        list(records.collect_measurements(tmp_path / "out", "cam")["images"]) == [5, 3, 3, 5, 3]
+        list(collection.collect_measurements(tmp_path / "out", "cam")["images"]) == [5, 3, 3, 5, 3]
         and (tmp_path / "out" / "maps-layer4.png").exists()
     )
     assert (

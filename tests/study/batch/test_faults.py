@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from standins import grid, write
 
 from rmlib import UserError
-from rmlib.params import CELL, project_root
+from rmlib.paths import project_root
 from rmlib.study.batch import executors, notebooks
 from rmlib.study.batch.batch import run_batch
 from rmlib.study.batch.plan import read_batch
-from rmlib.study.runs import records
+from rmlib.study.runs import collection, records
+from rmlib.study.settings import CELL
 
 BATCH = [
     sys.executable,
@@ -203,7 +204,7 @@ def test_what_an_orphan_leaves_is_gone_on_from(project):
     first.wait()
     mend(project)
     counts, lines = run(project)
-    assert counts["done"] == 1 and len(records.find(Path("out"))) == 1
+    assert counts["done"] == 1 and len(collection.find(Path("out"))) == 1
 
 
 def test_killed_at_twenty_random_moments_the_grid_ends_as_if_undisturbed(pictures, tmp_path):
@@ -259,7 +260,7 @@ def test_killed_at_twenty_random_moments_the_grid_ends_as_if_undisturbed(picture
     assert kills == 20, "the grid was not done before"
     last = subprocess.run(command, capture_output=True, text=True, cwd=project_root())
     assert last.returncode == 0, last.stdout + last.stderr
-    found = {record.run_id: record for record in records.find(tmp_path / "out")}
+    found = {record.run_id: record for record in collection.find(tmp_path / "out")}
     assert len(found) == 2 and max(record.restarts for record in found.values()) >= 2
     for cell in batch.cells:
         alone = train(
@@ -293,7 +294,7 @@ def test_a_clock_that_goes_backwards(project, monkeypatch):
     assert counts["done"] == 2 and not any(
         "-" in line.split("]")[0].split(", about")[-1] for line in lines[1:]
     )
-    assert len(records.collect(Path("out"))) == 2
+    assert len(collection.collect(Path("out"))) == 2
 
 
 # ----------------------------------------------------------------------------------------------
@@ -318,7 +319,7 @@ def source_of(text):
 def test_an_edited_default_does_not_reach_the_cells(project):
     edited(project, source_of("seed = 44\nwidth = 1"))
     grid(project, seed=[0])
-    assert run(project)[0]["done"] == 1 and records.find(Path("out"))[0].config["seed"] == 0
+    assert run(project)[0]["done"] == 1 and collection.find(Path("out"))[0].config["seed"] == 0
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import nbformat
 import papermill
 import pytest
 
-from rmlib.params import NOTEBOOKS, project_root
+from rmlib.paths import project_root
 from rmlib.study.batch.notebooks import FRESH, source_hash
+from rmlib.study.settings import NOTEBOOKS
 
 PATHS = sorted((project_root() / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)

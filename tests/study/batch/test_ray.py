@@ -19,7 +19,7 @@ from rmlib import UserError
 from rmlib.study.batch import executors
 from rmlib.study.batch.batch import run_batch
 from rmlib.study.batch.plan import read_batch
-from rmlib.study.runs import records
+from rmlib.study.runs import collection, records
 
 ray = pytest.importorskip("ray")
 DRIVER = [
@@ -125,7 +125,7 @@ def test_a_worker_and_a_node_are_lost_and_then_the_cluster(project, quiet):
         "what was finished stays as it was"
     )
     assert recorded() == Counter(seeds) and {
-        str(record.config["seed"]) for record in records.find(Path("out"))
+        str(record.config["seed"]) for record in collection.find(Path("out"))
     } == set(seeds)
 
 

@@ -11,11 +11,11 @@ import pytest
 from made import make_record, measured, save
 
 from rmlib import UserError
-from rmlib.params import project_root
+from rmlib.paths import project_root
 from rmlib.study.bench.batch import synthetic_records
 from rmlib.study.cli import main
 from rmlib.study.report import completeness, pages, report
-from rmlib.study.runs import records
+from rmlib.study.runs import collection, records
 
 SCHEMAS = project_root() / "results" / "schema"
 
@@ -76,7 +76,7 @@ def test_a_file_of_anything_costs_itself_and_nothing_else(tmp_path, capsys):
         ),
     )
     whole = (folder / "attacks.json").read_text()
-    assert not records.gather(tmp_path).problems
+    assert not collection.gather(tmp_path).problems
     for text in (
         whole.replace('"images": 8, ', ""),
         whole.replace('"images": 8', f'"images": {"8" * 5000}'),
@@ -86,7 +86,7 @@ def test_a_file_of_anything_costs_itself_and_nothing_else(tmp_path, capsys):
         "3",
     ):
         (folder / "attacks.json").write_text(text)
-        assert text != whole and len(records.gather(tmp_path).problems) == 1, text[:100]
+        assert text != whole and len(collection.gather(tmp_path).problems) == 1, text[:100]
     for number, text in enumerate(
         (
             "{}",
@@ -140,7 +140,7 @@ def test_bad_files_stop_nothing_and_are_named(tmp_path, capsys):
         folder = tmp_path / make_record(seed=seed).run_id
         folder.mkdir()
         (folder / "record.json").write_bytes(text.encode("latin-1"))
-    found = records.gather(tmp_path)
+    found = collection.gather(tmp_path)
     assert (
         set(found.records) == {record.run_id for record in good}
         and len(found.problems) == 9
@@ -157,7 +157,7 @@ def test_bad_files_stop_nothing_and_are_named(tmp_path, capsys):
             sum(any(word in line for word in words.split("|")) for line in found.problems) == count
         ), (words, found.problems)
     with pytest.warns(UserWarning, match="left out: .*record.json"):
-        assert len(records.find(tmp_path)) == 3
+        assert len(collection.find(tmp_path)) == 3
     assert main(["report", str(tmp_path)]) == 1
     output = capsys.readouterr()
     assert (
@@ -177,7 +177,7 @@ def test_bad_files_stop_nothing_and_are_named(tmp_path, capsys):
 def test_nothing_but_bad_files(tmp_path):
     spoilt(tmp_path, make_record(), metrics={"accuracy": 96.0})
     with pytest.raises(UserError, match="there is no record"):
-        report.tables(records.gather(tmp_path))
+        report.tables(collection.gather(tmp_path))
 
 
 def test_a_run_stored_twice_counts_once_and_always_the_same(tmp_path):
@@ -198,11 +198,11 @@ def test_a_run_stored_twice_counts_once_and_always_the_same(tmp_path):
                         update={"finished": times[place]}
                     ),
                 )
-            found = records.gather(root)
+            found = collection.gather(root)
             assert (
                 found.runs["metrics.accuracy"].tolist()
                 == [counts]
-                == [record.metrics["accuracy"] for record in records.find(root)]
+                == [record.metrics["accuracy"] for record in collection.find(root)]
             )
             assert (
                 found.folders[make_record().run_id].parent.name == ("b" if counts == 82 else "a")
@@ -253,7 +253,7 @@ def test_parquet_holds_what_the_records_hold(tmp_path):
             },
         ),
     )
-    found = records.gather(tmp_path)
+    found = collection.gather(tmp_path)
     report.write_tables(report.tables(found), found, tmp_path / "out")
     runs = pd.read_parquet(tmp_path / "out" / "runs.parquet").set_index("run_id")
     for run_id, record in found.records.items():
@@ -297,7 +297,7 @@ def test_what_other_methods_have_is_missed(tmp_path):
         make_record(seed=1, mixer="cutmix", clean_weight=0, status="diverged"),
         *(make_record(seed=seed, mixer="cutmix", clean_weight=0) for seed in (2, 3)),
     )
-    assert completeness.missing(records.gather(tmp_path)) == [
+    assert completeness.missing(collection.gather(tmp_path)) == [
         "Mixup, clean_weight=1: seed 1 is missing (not run)",
         "Mixup, clean_weight=1: seed 2 is missing (not run)",
         "Mixup, clean_weight=1: seed 3 is missing (not run)",
@@ -316,7 +316,7 @@ def test_what_other_methods_have_is_missed(tmp_path):
                 {"images": 10, "clean_accuracy": 80.0, "accuracy_after": 50.0},
             ),
         )
-    assert completeness.missing(records.gather(tmp_path))[1:] == [
+    assert completeness.missing(collection.gather(tmp_path))[1:] == [
         "Mixup, clean_weight=1: seed 2 is missing (status failed: OutOfMemoryError: 8 GiB)",
         "Mixup, clean_weight=1: seed 3 is missing (its record is left out)",
         "CutMix, clean_weight=0: seed 1 diverged",
@@ -353,7 +353,7 @@ def test_what_the_plan_of_a_batch_names_is_missed(tmp_path, capsys):
     (tmp_path / records.PLAN).write_text(json.dumps(plan))
     (tmp_path / failed.run_id).mkdir()
     (tmp_path / failed.run_id / "error.txt").write_text("ValueError: no\n")
-    assert completeness.missing(records.gather(tmp_path)) == [
+    assert completeness.missing(collection.gather(tmp_path)) == [
         "small: mixup seed=1 is missing (status failed: ValueError: no)",
         "small: not run for 1 of 3 cells: mixup seed=2",
         *(f"small: {kind}: missing for 1 of 1 runs: mixup seed=0" for kind in records.KINDS),
@@ -374,11 +374,11 @@ def test_what_the_plan_of_a_batch_names_is_missed(tmp_path, capsys):
                 },
             ),
         )
-    assert completeness.missing(records.gather(tmp_path))[2:] == [
+    assert completeness.missing(collection.gather(tmp_path))[2:] == [
         "small: cam: missing for 1 of 1 runs: mixup seed=0"
     ], "the maps are not measured to the end"
     measured(tmp_path, there, "cam", ({"measure": records.KEPT}, {}))
-    assert len(completeness.missing(records.gather(tmp_path))) == 2
+    assert len(completeness.missing(collection.gather(tmp_path))) == 2
     save(tmp_path, failed, new)
     plan["cells"][1]["robustness"] = plan["cells"][2]["robustness"] = False
     (tmp_path / records.PLAN).write_text(json.dumps(plan))
@@ -388,16 +388,16 @@ def test_what_the_plan_of_a_batch_names_is_missed(tmp_path, capsys):
         and "What is missing</h2>\n<p>Nothing" in (tmp_path / "report" / "index.html").read_text()
     )
     (tmp_path / records.PLAN).write_text("{")
-    assert "plan.json is damaged" in completeness.missing(records.gather(tmp_path))[0]
+    assert "plan.json is damaged" in completeness.missing(collection.gather(tmp_path))[0]
 
 
 def test_the_committed_tables_are_complete():
-    assert completeness.missing(records.gather(project_root() / "results" / "quick")) == []
+    assert completeness.missing(collection.gather(project_root() / "results" / "quick")) == []
 
 
 def test_made_up_records_are_good_ones(tmp_path):
     synthetic_records(tmp_path, 50, seeds=3)
-    found = records.gather(tmp_path)
+    found = collection.gather(tmp_path)
     assert (
         len(found.records) == 50
         and found.problems == []

@@ -9,11 +9,13 @@ import pytest
 from made import PAPERS, make_record, save
 
 from rmlib import UserError
-from rmlib.params import TrainParams, complete, parse, project_root
+from rmlib.params import TrainParams, complete
+from rmlib.paths import project_root
 from rmlib.study.cli import build_parser, main
 from rmlib.study.report import explain, report
 from rmlib.study.report.cells import cells_of
-from rmlib.study.runs import records
+from rmlib.study.runs import collection, records
+from rmlib.study.settings import parse
 
 QUICK = project_root() / "results" / "quick"
 
@@ -32,7 +34,7 @@ def test_the_values_listed_give_every_mean(kind):
     """Every mean of the table is the mean of the values listed, which are in the files of the runs
     named.
     """
-    found = records.gather(QUICK)
+    found = collection.gather(QUICK)
     cells = [
         cell
         for cell in cells_of(kind, report.tables(found)[kind])
@@ -70,7 +72,7 @@ def test_the_values_listed_give_every_mean(kind):
 
 
 def test_a_table_that_contradicts_its_values_is_exposed():
-    found = records.gather(QUICK)
+    found = collection.gather(QUICK)
     cell = next(
         cell
         for cell in cells_of("accuracy", report.tables(found)["accuracy"])
@@ -83,7 +85,7 @@ def test_a_table_that_contradicts_its_values_is_exposed():
 def test_every_mean_of_every_table_is_explained():
     """No mean without its runs, in any table: whoever adds one makes it with rmlib.study.report.origin."""
     for folder in (QUICK, project_root() / "results" / "precision"):
-        found = records.gather(folder)
+        found = collection.gather(folder)
         for kind, several in report.tables(found).items():
             for cell in cells_of(kind, several):
                 text, runs = explain._cell(found, cell)
@@ -93,7 +95,7 @@ def test_every_mean_of_every_table_is_explained():
 
 
 def test_the_command_gives_the_run():
-    found = records.gather(project_root() / "results")
+    found = collection.gather(project_root() / "results")
     parser, _ = build_parser()
     assert len(found.records) > 60
     for record in found.records.values():
@@ -212,7 +214,7 @@ def test_experiments_of_one_title_are_told_apart(tmp_path, capsys):
                 for mixer in ("mixup", "region_mixup")
             ),
         )
-    found = records.gather(tmp_path)
+    found = collection.gather(tmp_path)
     for kind in ("networks", "differences", "costs"):
         named = []
         for cell in [
@@ -289,7 +291,7 @@ def test_code_of_another_time_and_the_batch_are_named(tmp_path):
             }
         )
     )
-    lines = explain.again(records.gather(tmp_path), record.run_id)
+    lines = explain.again(collection.gather(tmp_path), record.run_id)
     assert (
         lines[0] == f"git checkout {'a' * 40}"
         and lines[2]

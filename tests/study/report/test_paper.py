@@ -7,9 +7,10 @@ import pytest
 from made import PAPERS, make_record, save
 from scipy import stats as scipy_stats
 
-from rmlib.params import TrainParams, project_root
+from rmlib.params import TrainParams
+from rmlib.paths import project_root
 from rmlib.study.report import paper, report, stats
-from rmlib.study.runs import records
+from rmlib.study.runs import environment
 from rmlib.study.runs.records import Measurement, Measurements
 
 
@@ -53,7 +54,9 @@ def add_attacks(
         run_id=record.run_id,
         weights="0",
         measurements=[
-            Measurement(settings=settings, result=result, seconds=1.0, **records.environment("cpu"))
+            Measurement(
+                settings=settings, result=result, seconds=1.0, **environment.environment("cpu")
+            )
             for settings, result in rows
         ],
     )

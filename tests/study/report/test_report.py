@@ -12,11 +12,11 @@ from scipy import stats
 
 from rmlib import UserError
 from rmlib.packed import pack_bits, pack_values
-from rmlib.params import project_root
+from rmlib.paths import project_root
 from rmlib.study.figures import plots
 from rmlib.study.report import pages, report
 from rmlib.study.report.stats import crossed, seeds_needed
-from rmlib.study.runs import records
+from rmlib.study.runs import collection, environment, records
 
 ROOT = project_root()
 
@@ -583,7 +583,7 @@ def test_costs_by_hand(tmp_path):
                 settings={"attack": "fgsm", "eps": str(number)},
                 result={"images": 9},
                 seconds=seconds / 2,
-                **records.environment("cpu") | {"hardware": hardware},
+                **environment.environment("cpu") | {"hardware": hardware},
             )
             for number in range(2)
         ]
@@ -594,7 +594,7 @@ def test_costs_by_hand(tmp_path):
         )
     found = report.costs(
         report.runs_below(tmp_path),
-        {kind: records.collect_measurements(tmp_path, kind) for kind in records.KINDS},
+        {kind: collection.collect_measurements(tmp_path, kind) for kind in records.KINDS},
     )
     told = (
         found[["runs", "training", "measurements", "sum", "unit", "hardware"]].to_numpy().tolist()
@@ -907,7 +907,7 @@ def test_the_numbers_of_the_documents_come_from_the_committed_records(document):
 
 
 def test_committed_records_are_valid():
-    found = records.gather(ROOT / "results")
+    found = collection.gather(ROOT / "results")
     assert found.records and found.problems == []
     for path in (ROOT / "results").rglob("record.json"):
         assert path.parent.name == records.read(path).run_id and path.stat().st_size < 100_000

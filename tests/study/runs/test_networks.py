@@ -9,8 +9,9 @@ from made import finished, make_record, save
 
 from rmlib import UserError
 from rmlib.evaluate import predict
-from rmlib.params import method_name, networks_dir
-from rmlib.study.runs import networks, records
+from rmlib.paths import networks_dir
+from rmlib.study.names import method_name
+from rmlib.study.runs import collection, networks, records
 from rmlib.study.runs.run import evaluation_set, stored_weights, train
 
 
@@ -163,7 +164,7 @@ class TestMeasure:
         stored = records.measurements(folder, "attacks")
         assert [row.settings for row in stored.measurements] == [{"eps": "0"}, {"eps": "8/255"}]
         assert stored.measurements[0].hardware["cpu"] and "commit" in stored.measurements[0].code
-        assert list(records.collect_measurements(tmp_path, "attacks")["eps"]) == ["0", "8/255"]
+        assert list(collection.collect_measurements(tmp_path, "attacks")["eps"]) == ["0", "8/255"]
 
     def test_other_weights_are_measured_again(self, tmp_path):
         folder, measure, calls = self.run(tmp_path)
@@ -178,7 +179,7 @@ class TestMeasure:
         params, _ = finished(tiny_run)
         records.measure(params.folder, "attacks", {"eps": "0"}, dict, "cpu", save=True)
         (params.folder / records.RECORD).unlink()
-        assert len(records.collect_measurements(params.folder, "attacks")) == 0, (
+        assert len(collection.collect_measurements(params.folder, "attacks")) == 0, (
             "a run without record has no results"
         )
         train(params, log=quiet)

@@ -6,7 +6,7 @@ import pytest
 from made import make_record, save
 
 from rmlib import UserError
-from rmlib.study.runs import records
+from rmlib.study.runs import collection, environment, records
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):
@@ -81,7 +81,7 @@ def test_collect_makes_one_table(tmp_path):
         make_record(82, seed=1),
         make_record(seed=2, status="diverged"),
     )
-    table = records.collect(tmp_path)
+    table = collection.collect(tmp_path)
     assert sorted(table["metrics.accuracy"].dropna()) == [80, 82] and set(table["status"]) == {
         "done",
         "diverged",
@@ -89,7 +89,7 @@ def test_collect_makes_one_table(tmp_path):
     assert (
         set(table["config.seed"]) == {0, 1, 2} and (table["config.mixer"] == "region_mixup").all()
     )
-    assert records.collect(tmp_path / "nothing").empty
+    assert collection.collect(tmp_path / "nothing").empty
 
 
 def test_asking_for_the_commit_leaves_the_repository_alone(tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_asking_for_the_commit_leaves_the_repository_alone(tmp_path, monkeypatch
     index = tmp_path / ".git" / "index"
     before = index.read_bytes()
     monkeypatch.setattr(records, "project_root", lambda: tmp_path)
-    code = records.environment("cpu")["code"]
+    code = environment.environment("cpu")["code"]
     assert code["dirty"] is False and len(code["commit"]) == 40 and index.read_bytes() == before
     subprocess.run(["git", "status"], cwd=tmp_path, check=True, capture_output=True)
     assert index.read_bytes() != before, "it was tempted"

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from rmlib import Stopped, UserError
 from rmlib.data import load
 from rmlib.evaluate import predict
-from rmlib.params import TrainParams, parse
+from rmlib.params import TrainParams
 from rmlib.recorded import learning_rate, losses
 from rmlib.study.runs import networks, records
 from rmlib.study.runs import run as train
 from rmlib.study.runs.run import Run, make_mixer, make_model
+from rmlib.study.settings import parse
 
 
 def params(tiny_run, **changes) -> TrainParams:

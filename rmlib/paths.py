@@ -1,0 +1,29 @@
+"""Where the project, its results and new runs lie."""
+
+import os
+from pathlib import Path
+
+
+def project_root() -> Path:
+    """The checkout this package is installed from, or the current folder for a package installed
+    without it.
+    """
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+def networks_dir(runs: str | None = None) -> Path:
+    """Folder of the networks to look at: ``runs``, else the small trained ones that come with the
+    project.
+    """
+    return Path(runs) if runs else project_root() / "results" / "quick"
+
+
+def results_dir(runs: str | None = None) -> Path:
+    """Folder of the records to report: ``runs``, else the committed ones."""
+    return Path(runs) if runs else project_root() / "results"
+
+
+def runs_dir() -> Path:
+    """Where runs are written: $RMLIB_RUNS, or runs/ in the project."""
+    return Path(os.environ.get("RMLIB_RUNS") or project_root() / "runs")

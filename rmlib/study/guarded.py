@@ -1,0 +1,38 @@
+"""What a user can mend becomes one line on stderr and an exit code."""
+
+import os
+import sys
+
+from rmlib import STOPPED, Stopped, UserError
+
+
+class Usage(Exception):
+    """The command was given wrongly."""
+
+
+def guarded(command) -> int:
+    """Call a function; what a user can mend becomes one line on stderr. Returns the exit code."""
+    try:
+        return command() or 0
+    except Usage as error:
+        return _fail(error, 2)
+    except UserError as error:
+        return _fail(f"rmlib: {error}", 1)
+    except Stopped as error:
+        return _fail(f"rmlib: {error}", STOPPED)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = open(os.devnull, "w")
+        return 1
+    except OSError as error:
+        return _fail(f"rmlib: {error.filename or ''}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _fail("rmlib: interrupted; the same command goes on from what was saved last", 130)
+
+
+def _fail(message, code):
+    print(" ".join(str(message).split()), file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads it any more; Python would exit with 120 for that
+        sys.stdout = open(os.devnull, "w")
+    return code

@@ -1,0 +1,59 @@
+"""The names of methods in tables and figures, and what makes a method and an experiment."""
+
+from rmlib.params import TrainParams, complete
+
+LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mixup": "Region Mixup"}
+
+
+MAPS = {"gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}  # methods of explanation
+
+
+# parameters of 02_training that make a method; runs that differ in these and the seed alone form
+# one experiment
+METHOD = (
+    "mixer",
+    "k",
+    "alpha",
+    "regions",
+    "per_sample",
+    "shared_partner",
+    "shared_weight",
+    "cutmix_prob",
+    "clean_weight",
+    "average",
+)
+
+
+# parameters that leave the trained network as it is
+WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
+
+
+def experiment(config: dict) -> dict:
+    """What runs must share to be compared: everything but method, seed, and what leaves the network
+    as it is.
+    """
+    return {
+        name: value
+        for name, value in complete(config).items()
+        if name not in (*METHOD, "seed", *WITHOUT_EFFECT)
+    }
+
+
+def method_name(config: dict) -> str:
+    """A method in words: its label, and every setting that is not the default, such as 'Region
+    Mixup, k=4, average'.
+    """
+    told = [
+        (
+            name
+            if config[name] is True
+            else (
+                f"{name}={config[name]:g}"
+                if isinstance(config[name], float)
+                else f"{name}={config[name]}"
+            )
+        )
+        for name in METHOD[1:]
+        if config[name] != TrainParams.model_fields[name].default
+    ]
+    return ", ".join([LABELS[config["mixer"]], *told])

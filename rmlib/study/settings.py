@@ -1,0 +1,128 @@
+"""The parameters of every notebook, checked in one line before anything runs."""
+
+import ast
+from typing import get_origin
+
+from pydantic import Field, ValidationError
+
+from rmlib import UserError
+from rmlib.maps.params import CamParams
+from rmlib.params import DataParams, Float, Int, Params, TrainParams, choices, nearest
+from rmlib.robustness.params import RobustnessParams
+
+
+class MethodParams(DataParams):
+    """Parameters of 01_method."""
+
+    k: Int = Field(2, ge=1, description="tiles per side of the grid")
+    alpha: Float = Field(1.0, gt=0, description="of Beta(alpha, alpha), the distribution of lam")
+    images: Int = Field(6, ge=4, le=128, description="images in the figures")
+    draws: Int = Field(2000, ge=100, description="plans drawn for the statistics of soft targets")
+    seed: Int = Field(0, ge=0, description="of every random choice")
+
+
+class ResultsParams(Params):
+    """Parameters of 05_results."""
+
+    runs: str | None = Field(None, description="folder of the records (default: results/)")
+
+
+BENCHED = (
+    "mixers",
+    "loader",
+    "training",
+    "attacks",
+    "maps",
+    "agreement",
+    "batch",
+)  # the tables of `rmlib bench`
+
+
+CELL = "02_training"  # the notebook that a grid runs for each of its cells
+
+
+NOTEBOOKS: dict[str, type[Params]] = {
+    "01_method": MethodParams,
+    "02_training": TrainParams,
+    "03_robustness": RobustnessParams,
+    "04_cam": CamParams,
+    "05_results": ResultsParams,
+}
+
+
+def takes_list(notebook: str, name: str) -> bool:
+    """Whether a list is one value of this parameter, and no range of values in a grid."""
+    field = NOTEBOOKS[notebook].model_fields.get(name)
+    return field is not None and get_origin(field.annotation) is list
+
+
+def parse(notebook: str, values: dict) -> Params:
+    """Check one set of parameters.
+
+    Returns the frozen record of the notebook's parameters, defaults filled in, text such as
+    ``8/255`` made a number.
+
+    Raises:
+        UserError: one line that names every unknown name, mistyped value and its remedy.
+    """
+    if notebook not in NOTEBOOKS:
+        raise UserError(f"unknown notebook {notebook!r}: {nearest(notebook, NOTEBOOKS)}")
+    model = NOTEBOOKS[notebook]
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise UserError(
+            f"{notebook}: " + "; ".join(_explain(model, item) for item in error.errors())
+        ) from None
+
+
+def _explain(model, item):
+    name, value = str(item["loc"][0]) if item["loc"] else "", item["input"]
+    if item["type"] == "extra_forbidden":
+        return f"unknown parameter {name!r}: {nearest(name, model.model_fields)}"
+    words = choices(model.model_fields[name]) if name else ()
+    if words:
+        return f"{name}={value!r}: {nearest(value, words)}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{name}={value!r}: {message[0].lower()}{message[1:]}" if name else message
+
+
+def check(notebook: str, namespace: dict) -> Params:
+    """Check the parameters of a running notebook; call it with ``globals()`` in the cell after the
+    parameters.
+
+    Every name set in the parameter cells just run must be a parameter: so a misspelt name in the
+    notebook, or one injected by papermill, which papermill itself only warns about, stops the
+    notebook here. The cell can be run again at any time.
+    """
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    known = NOTEBOOKS[notebook].model_fields if notebook in NOTEBOOKS else {}
+    names = _names_just_set(namespace["In"]) if "In" in namespace else set(namespace)
+    values = {
+        name: value
+        for name, value in namespace.items()
+        if name in known
+        or (name in names and isinstance(value, plain) and not name.startswith("_"))
+    }
+    return parse(notebook, values)
+
+
+def _names_just_set(history: list[str]) -> set[str]:
+    """Names assigned in the cells of literals alone (parameters, and what papermill injects) right
+    before the running cell.
+    """
+    names = set()
+    for source in reversed(history[:-1]):
+        try:
+            found = {
+                target.id
+                for node in ast.parse(source).body
+                for target in node.targets
+                if ast.literal_eval(node.value) or True
+            }
+        except (SyntaxError, ValueError, AttributeError):  # not a cell of plain assignments
+            break
+        if not found:
+            break
+        names |= found
+    return names
