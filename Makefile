@@ -28,8 +28,7 @@ grid: env  ## the paper's CIFAR-10 grid, or what is left of it; stopped by the l
 notebooks: env  ## run every notebook with its defaults and store the outputs in it
 	$(BIN) -m rmlib.study.batch.notebooks refresh $(NOTEBOOKS)
 
-readme: env  ## make picture and tables of README.md and results/README.md anew, from records, and the JSON Schemas of these
-	$(BIN) -m rmlib.study.runs.records results/schema
+readme: env  ## make picture and tables of README.md and results/README.md anew, from records
 	$(BIN) -m rmlib.study.figures.plots results/mixers.png
 	$(BIN) -m rmlib report --into README.md
 	$(BIN) -m rmlib report --into results/README.md

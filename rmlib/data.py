@@ -1,6 +1,4 @@
-"""Datasets as uint8 tensors, the random streams of a run, and the loader that keeps the whole set
-on the device.
-"""
+"""Datasets as uint8 tensors, the random streams of a run, and the loader on its device."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -9,17 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from rmlib import UserError
-from rmlib.datasets import sources
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split of a dataset, in memory.
+    """One split of a dataset, in memory, sorted by class, then by a hash of the pixels.
 
     ``images`` (N, 3, H, W) uint8, ``labels`` (N,) int64, ``classes`` their names, ``checksum`` the
-    sha256 over pixels and labels of the whole dataset (both splits); ``boxes`` (N, 4) int64 x1, y1,
-    x2, y2 half open and ``masks`` (N, H, W) bool of the object, where the dataset has them. The
-    order is by class, then by a hash of the pixels.
+    sha256 over pixels and labels of both splits. Where the dataset has them, of the object:
+    ``boxes`` (N, 4) int64 x1, y1, x2, y2 half open, ``masks`` (N, H, W) bool.
     """
 
     images: torch.Tensor
@@ -34,35 +30,29 @@ class ImageSet:
 
     def __getitem__(self, index) -> "ImageSet":
         """The images of an index tensor or mask, as another set."""
-        pick = lambda values: None if values is None else values[index]  # noqa: E731
-        return replace(
-            self,
-            images=self.images[index],
-            labels=self.labels[index],
-            boxes=pick(self.boxes),
-            masks=pick(self.masks),
-        )
+        parts = {
+            name: getattr(self, name)[index]
+            for name in ("images", "labels", "boxes", "masks")
+            if getattr(self, name) is not None
+        }
+        return replace(self, **parts)
 
     def subset(self, count: int | None) -> "ImageSet":
-        """The first ``count`` images with equal numbers of every class; None keeps all. Equal for
-        every seed.
-        """
+        """The first ``count`` images, the same number of every class; None keeps all."""
         if count is None:
             return self
         per_class, rest = divmod(count, len(self.classes))
         smallest = int(torch.bincount(self.labels, minlength=len(self.classes)).min())
         if rest or not 0 < per_class <= smallest:
             raise UserError(
-                f"a class-balanced subset of {count} images cannot be taken: train_images and"
-                f" test_images must be multiples of the number of classes ({len(self.classes)}),"
-                f" here at most {smallest * len(self.classes)}, or all"
+                f"a class-balanced subset of {count} images cannot be taken: take a multiple of the"
+                f" number of classes ({len(self.classes)}), here at most"
+                f" {smallest * len(self.classes)}, or all"
             )
         return self[rank_in_class(self.labels) < per_class]
 
     def channel_stats(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation per colour channel over all pixels in [0, 1]: three values
-        each.
-        """
+        """Mean and standard deviation of each colour channel, over pixels in [0, 1]."""
         pixels = self.images.double().div_(255).transpose(0, 1).flatten(1)
         return pixels.mean(1).tolist(), pixels.std(1, correction=0).tolist()
 
@@ -85,19 +75,22 @@ def load(
     """One split of a dataset, from the cache where possible.
 
     ``val`` is a fixed tenth of the training images, class-balanced; ``holdout=True`` leaves it out
-    of ``train``. For Tiny ImageNet the official validation images are ``test``, since its test
-    labels were never published.
+    of ``train``. For Tiny ImageNet ``test`` is the official validation set.
 
     Args:
         name: "shapes", "cifar10", "cifar100", "tiny-imagenet" or "folder:PATH" (train/CLASS/* and
             test/CLASS/*, also a zip).
         root: folder of the datasets; default $RMLIB_DATA, then data/.
         split: "train", "val" or "test".
-        offline: never download. allow_partial: accept a part of a named dataset.
+        offline: never download.
+        allow_partial: accept a part of a named dataset.
 
     Raises:
         UserError: see :func:`rmlib.datasets.sources.arrays`.
     """
+    # the one door from the core to the datasets
+    from rmlib.datasets import sources
+
     if split not in ("train", "val", "test"):
         raise UserError(f"split={split!r}: expected 'train', 'val' or 'test'")
     data = sources.arrays(name, root, offline=offline, allow_partial=allow_partial)
@@ -107,13 +100,11 @@ def load(
         for field in ("images", "labels", "boxes", "masks")
         if f"{stored}_{field}" in data
     }
-    images = ImageSet(
-        classes=tuple(map(str, data["classes"])), checksum=str(data["checksum"]), **parts
-    )
+    classes = tuple(map(str, data["classes"]))
+    images = ImageSet(classes=classes, checksum=str(data["checksum"]), **parts)
     if split == "val" or (split == "train" and holdout):
-        held_out = (
-            rank_in_class(images.labels) < (torch.bincount(images.labels) // 10)[images.labels]
-        )
+        tenths = torch.bincount(images.labels) // 10
+        held_out = rank_in_class(images.labels) < tenths[images.labels]
         images = images[held_out if split == "val" else ~held_out]
     return images
 
@@ -121,40 +112,22 @@ def load(
 def stream(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:
     """The random stream of one purpose in one epoch, a function of its arguments alone.
 
-    Order, augmentation, mixing and initialisation have different purposes and so never share a
-    stream: every method sees the same clean batches, a resumed epoch draws what it would have
-    drawn, and CPU and CUDA runs draw the same (always on the CPU).
+    Order, augmentation, mixing and initialisation have different purposes, so they share none. A
+    resumed epoch draws what it would have drawn, and CPU and CUDA runs draw the same.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def image_keys(images: torch.Tensor, seed: int, purpose: str) -> list[bytes]:
-    """32 bytes for every image, a function of seed, purpose and its own pixels: a random stream
-    made from them is the same in any batch, in any order, on any machine.
-
-    Args:
-        images: (N, C, H, W) uint8, or floating point in [0, 1], of which 8 bits count.
-        seed, purpose: as for :func:`stream`.
-    """
-    pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
-    return [
-        hashlib.sha256(f"{seed}/{purpose}/".encode() + image.tobytes()).digest()
-        for image in pixels.cpu().contiguous().numpy()
-    ]
-
-
 class Loader:
-    """Batches of a training set that lies on the device as one uint8 tensor: zero-pad, random crop
-    and flip on the batch.
+    """Batches of a training set that lies on the device as one uint8 tensor.
 
     Args:
         data: the training set.
         batch_size: images per step; the last batch of an epoch is smaller, none is dropped.
-        seed: of order and augmentation. Epoch e of a seed is the same on every device and for every
-            mixer.
-        augment: zero-pad ``pad`` pixels, crop back at a random place, flip with probability 1/2. As
-            in the field's references the padding is black, before normalisation.
+        seed: of order and augmentation, the same on every device and for every mixer.
+        augment: zero-pad ``pad`` pixels, crop back at a random place, flip with probability 1/2.
+            The padding is black, before normalisation.
         device: where the images lie and the batches appear.
 
     ``image_shape``: (3, H, W).
@@ -170,27 +143,19 @@ class Loader:
         pad: int = 2,
         device="cpu",
     ):
-        if not (
-            int(data.labels.min()) >= 0 and int(data.labels.max()) < len(data.classes)
-        ):  # once, for every later step
-            raise UserError(
-                f"labels lie in [{data.labels.min()}, {data.labels.max()}], but there are"
-                f" {len(data.classes)} classes"
-            )
-        self.batch_size, self.seed, self.augment, self.pad = (
-            batch_size,
-            seed,
-            augment,
-            pad if augment else 0,
-        )
+        # once, for every later step
+        low, high, classes = int(data.labels.min()), int(data.labels.max()), len(data.classes)
+        if low < 0 or high >= classes:
+            raise UserError(f"labels lie in [{low}, {high}], but there are {classes} classes")
+        self.batch_size, self.seed, self.augment = batch_size, seed, augment
+        self.pad = pad if augment else 0
         self.device = torch.device(device)
         self.labels = data.labels.to(self.device)
         self.image_shape = tuple(data.images.shape[1:])
         height, width = self.image_shape[1:]
         padded = F.pad(data.images, [self.pad] * 4).to(self.device)
-        self._windows = padded.unfold(2, height, 1).unfold(
-            3, width, 1
-        )  # (N, 3, 2 pad + 1, 2 pad + 1, H, W), a view
+        # (N, 3, 2 pad + 1, 2 pad + 1, H, W), a view
+        self._windows = padded.unfold(2, height, 1).unfold(3, width, 1)
 
     def __len__(self):
         """Steps per epoch."""
@@ -201,8 +166,10 @@ class Loader:
         return min(self.batch_size, len(self.labels) - step * self.batch_size)
 
     def draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """All random choices of an epoch, each (N,) on the CPU: the order of the images, the place
-        dy, dx of each crop in [0, 2 pad], and whether it is flipped.
+        """All random choices of an epoch, each (N,) on the CPU: order, dy, dx, flip.
+
+        That is the order of the images, the place of each crop in [0, 2 pad], and whether it is
+        flipped.
         """
         count, random = len(self.labels), stream(self.seed, "augmentation", epoch)
         order = torch.randperm(count, generator=stream(self.seed, "order", epoch))
@@ -211,9 +178,9 @@ class Loader:
         return order, dy, dx, flip
 
     def batch(self, order, dy, dx, flip) -> tuple[torch.Tensor, torch.Tensor]:
-        """The images and labels of one step from its share (B,) of the choices, on the device:
-        images (B, 3, H, W) float32 in [0, 1], channels_last, and labels (B,). Nothing waits for the
-        host.
+        """The images and labels of one step from its share (B,) of the choices, on the device.
+
+        Images are (B, 3, H, W) float32 in [0, 1], channels_last. Nothing waits for the host.
         """
         images = self._windows[order, :, dy, dx]
         images = torch.where(flip[:, None, None, None], images.flip(3), images)
@@ -227,7 +194,5 @@ class Loader:
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images as float32 in [0, 1], channels_last, which convolutions like best on CPU and
-    CUDA.
-    """
+    """uint8 images as float32 in [0, 1], channels_last, which convolutions like best."""
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)

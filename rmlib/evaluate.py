@@ -1,12 +1,10 @@
 """Accuracy, calibration and the verdict on every single image."""
 
 import contextlib
-import math
 
 import torch
 from torch.nn import functional as F
 
-from rmlib import UserError
 from rmlib.data import ImageSet, stream, to_float
 from rmlib.packed import pack_bits
 
@@ -31,32 +29,6 @@ def evaluating(model):
 
 
 @contextlib.contextmanager
-def with_gradients(model):
-    """Eval mode with gradients, in full precision, whatever the caller has switched on; afterwards
-    everything is as it was, also after an error: the mode of every module, the ``.grad`` of every
-    parameter, and torch's random state.
-    """
-    gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    device = next(iter(gradients)).device
-    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    for parameter in gradients:
-        parameter.grad = None
-    try:
-        with (
-            eval_mode(model),
-            full_precision(),
-            torch.random.fork_rng(cuda),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(device.type, enabled=False),
-        ):
-            yield
-    finally:
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
-
-
-@contextlib.contextmanager
 def full_precision():
     """float32 means float32: TF32 off, whatever the caller allows; restored afterwards."""
     backends = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -70,98 +42,33 @@ def full_precision():
             backend.allow_tf32 = value
 
 
-def as_pixels(
-    model, images: torch.Tensor, labels: torch.Tensor, kinds=(torch.float32, torch.float64)
-) -> torch.Tensor:
-    """Check what an attack or a map is asked about; returns the images as float in [0, 1], uint8
-    ones divided by 255.
-
-    Args:
-        kinds: types of parameters that the caller can work with.
-
-    Raises:
-        UserError: network of another type, pixels outside [0, 1], shapes that do not fit, negative
-            labels.
-    """
-    if not (isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)):
-        raise UserError(
-            f"images are {type(images).__name__}, labels {type(labels).__name__}: expected torch"
-            " tensors"
-        )
-    found = (
-        {parameter.dtype for parameter in model.parameters()}
-        if isinstance(model, torch.nn.Module)
-        else ()
-    )
-    if not found:
-        raise UserError(
-            "the model has no parameters, so its device and type are unknown: hand over the network"
-            " itself, an nn.Module"
-        )
-    if not found <= set(kinds):
-        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in found))
-        raise UserError(
-            f"the network is in {names}: small gradients vanish there; use model.float()"
-        )
-    if images.dim() != 4 or labels.shape != images.shape[:1] or not len(images):
-        raise UserError(
-            f"images {tuple(images.shape)} and labels {tuple(labels.shape)}: expected (N, C, H, W)"
-            " and (N,) with N >= 1"
-        )
-    if labels.dtype != torch.int64 or int(labels.min()) < 0:
-        raise UserError(
-            f"labels are {labels.dtype} from {labels.min()}: expected int64 class numbers from 0"
-        )
-    pixels = to_float(images) if images.dtype == torch.uint8 else images
-    low, high = float(pixels.min()), float(pixels.max())
-    if not (pixels.is_floating_point() and low >= 0 and high <= 1):
-        raise UserError(
-            f"images are {images.dtype} in [{low:g}, {high:g}]: expected uint8, or floating point"
-            " in [0, 1]; the normalisation belongs into the model"
-        )
-    return pixels
-
-
 def sample(count: int, size: int | None, seed: int, purpose: str) -> torch.Tensor:
-    """Indices of ``size`` of ``count`` images, drawn without replacement from a stream of the seed,
-    sorted; None, or more than there are: all of them.
+    """Sorted indices of ``size`` of ``count`` images, drawn from a stream of the seed.
+
+    None, or more than there are: all of them.
     """
     order = torch.randperm(count, generator=stream(seed, purpose))
     return order[:size].sort().values
 
 
 def predict(model, images: torch.Tensor, batch_size: int = 500, bf16: bool = False) -> torch.Tensor:
-    """Logits (N, C) float32 on the CPU for uint8 images (N, 3, H, W) on any device, in eval mode,
-    on the model's device.
-    """
+    """Logits (N, C) float32 on the CPU for uint8 images (N, 3, H, W), in eval mode, in batches."""
     device = next(model.parameters()).device
-    with (
-        evaluating(model),
-        full_precision(),
-        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-    ):
-        return torch.cat(
-            [model(to_float(batch.to(device))).float() for batch in images.split(batch_size)]
-        ).cpu()
-
-
-def margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Logit of the true class minus the largest other one, (N,), from logits (N, classes) and
-    labels (N,) int64: an image is right where it is above 0 (a tie is not).
-    """
-    true = labels[:, None]
-    return logits.gather(1, true).squeeze(1) - logits.scatter(1, true, -math.inf).amax(1)
+    bf16_allowed = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    with evaluating(model), full_precision(), bf16_allowed:
+        parts = images.split(batch_size)
+        return torch.cat([model(to_float(part.to(device))).float() for part in parts]).cpu()
 
 
 def metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Summary of predictions.
+    """``accuracy`` and ``top5`` in percent, ``nll`` in nats, ``ece`` in percent.
+
+    ``top5`` with fewer than 5 classes counts all of them. ``nll`` is the mean negative
+    log-likelihood, ``ece`` the expected calibration error.
 
     Args:
-        logits: (N, C) float. labels: (N,) int64.
-
-    Returns:
-        ``accuracy`` and ``top5`` in percent (top5 with fewer than 5 classes: all of them), ``nll``
-        the mean negative log-likelihood in nats, ``ece`` the expected calibration error in percent.
+        logits: (N, C) float.
+        labels: (N,) int64.
     """
     top5 = logits.topk(min(5, logits.shape[1])).indices
     hits = top5 == labels[:, None]
@@ -174,12 +81,11 @@ def metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
 
 
 def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
-    """Expected calibration error in percent: |accuracy - confidence| averaged over equal-width bins
-    of confidence.
+    """Expected calibration error in percent: mean |accuracy - confidence| of bins of confidence.
 
     Paper: Guo et al. 2017, "On calibration of modern neural networks",
-    https://arxiv.org/abs/1706.04599; 15 bins, each bin (lower, upper], weighted by its number of
-    images.
+    https://arxiv.org/abs/1706.04599; 15 bins of equal width, each (lower, upper], weighted by its
+    number of images.
     """
     confidence, predicted = logits.double().softmax(1).max(1)
     correct = (predicted == labels).double()
@@ -189,8 +95,6 @@ def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins:
 
 
 def evaluate(model, data: ImageSet, bf16: bool = False) -> dict:
-    """Metrics of a model on a set, with ``correct``: the packed verdict on every image in the set's
-    order.
-    """
+    """Metrics of a model on a set, and ``correct``, the packed verdicts in the set's order."""
     logits = predict(model, data.images, bf16=bf16)
     return metrics(logits, data.labels) | {"correct": pack_bits(logits.argmax(1) == data.labels)}

@@ -13,12 +13,11 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Conv1x1(nn.Conv2d):
-    """1 x 1 convolution without bias. With a stride, on the CPU, it takes every stride-th pixel
-    first and convolves without one.
+    """1 x 1 convolution without bias; on the CPU it takes every stride-th pixel first.
 
-    That is the same sum, and it keeps away from a mistake of oneDNN (its issue 6035; also in torch
-    2.15): the weights' gradient of a strided 1 x 1 convolution in channels_last with fewer than 16
-    channels writes past its workspace. Narrow networks crashed with it on images of 64 x 64 pixels.
+    That is the same sum, and it avoids a mistake of oneDNN (its issue 6035; also in torch 2.15):
+    the weights' gradient of a strided 1 x 1 convolution in channels_last with fewer than 16
+    channels writes past its workspace. Narrow networks crashed with it on 64 x 64 pixels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
@@ -32,9 +31,7 @@ class Conv1x1(nn.Conv2d):
 
 
 class PreActBlock(nn.Module):
-    """BN-ReLU-conv twice. A projection shortcut starts from the first BN-ReLU, an identity shortcut
-    from the raw input.
-    """
+    """BN-ReLU-conv twice; the projection takes the first BN-ReLU, an identity the raw input."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -55,18 +52,14 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet18(nn.Module):
-    """Stem, four stages of two blocks, global average pooling, linear head; see
-    :func:`preact_resnet18`.
-    """
+    """Stem, four stages of two blocks, pooling, linear head; see :func:`preact_resnet18`."""
 
     def __init__(self, num_classes, width, stem_stride, mean, std, final_norm):
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
             values = torch.tensor(values, dtype=torch.float32)
             if values.shape != (3,):
-                raise UserError(
-                    f"{name}={values.tolist()}: expected three values, one per colour channel"
-                )
+                raise UserError(f"{name}={values.tolist()}: expected three values, one per channel")
             self.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
         self.conv1 = conv3x3(3, width, stem_stride)
         self.layer1 = self._stage(width, width, stride=1)
@@ -103,38 +96,29 @@ def preact_resnet18(
     std=None,
     final_norm: bool = False,
 ) -> PreActResNet18:
-    """PreAct ResNet-18 in the definition of kuangliu/pytorch-cifar: raw identity shortcut, plain
-    conv stem, no final BN-ReLU.
+    """PreAct ResNet-18 as in kuangliu/pytorch-cifar: plain stem, no BN-ReLU before the pooling.
 
     Paper: He et al. 2016, "Identity mappings in deep residual networks",
     https://arxiv.org/abs/1603.05027. Public networks of this name differ in stem, shortcut and
-    final normalisation; weights published for kuangliu's load here, since module names and
-    parameters are the same (11 171 146 / 11 217 316 / 11 268 616 for 10 / 100 / 200 classes at
-    width 64). What differs: global average pooling, so that 32- and 64-pixel images both work, and
-    the normalisation inside.
+    final normalisation. Weights published for kuangliu's load here: module names and parameters are
+    the same (11 171 146 / 11 217 316 / 11 268 616 for 10 / 100 / 200 classes at width 64). What
+    differs: global average pooling, so that 32- and 64-pixel images both work, and the
+    normalisation inside.
 
     Args:
         num_classes: length of the logits.
         width: channels of the first stage; 64 in the paper.
         stem_stride: 1, or 2 for a quarter of the cost (used by some for 64-pixel images).
-        mean, std: three values each for inputs in [0, 1]; None leaves the input as it is. They are
-            buffers outside the state dict, because they belong to the data.
+        mean, std: three values each for inputs in [0, 1]; None leaves the input as it is. They
+            belong to the data, so they are buffers outside the state dict.
         final_norm: add the BN-ReLU that He et al. put before the pooling.
 
     Input (N, 3, H, W) floating point in [0, 1], output logits (N, num_classes).
     """
-    for name, value, least in (
-        ("num_classes", num_classes, 2),
-        ("width", width, 1),
-        ("stem_stride", stem_stride, 1),
-    ):
-        if value != int(value) or value < least:
-            raise UserError(f"{name}={value}: expected a whole number >= {least}")
-    return PreActResNet18(
-        num_classes,
-        width,
-        stem_stride,
-        (0.0, 0.0, 0.0) if mean is None else mean,
-        (1.0, 1.0, 1.0) if std is None else std,
-        final_norm,
-    )
+    least = {"num_classes": (num_classes, 2), "width": (width, 1), "stem_stride": (stem_stride, 1)}
+    for name, (value, minimum) in least.items():
+        if value != int(value) or value < minimum:
+            raise UserError(f"{name}={value}: expected a whole number >= {minimum}")
+    mean = (0.0, 0.0, 0.0) if mean is None else mean
+    std = (1.0, 1.0, 1.0) if std is None else std
+    return PreActResNet18(num_classes, width, stem_stride, mean, std, final_norm)

@@ -1,10 +1,7 @@
-"""The parameters of every notebook: one table of names, types, defaults and help, for notebooks,
-batches and the command line.
+"""The parameters of a run: one table of names, types, defaults and help.
 
-A notebook ends its parameters with ``params = check("02_training", globals())``, a batch checks
-each cell with :func:`parse` before any kernel starts, and ``rmlib train`` takes its options from
-the same fields. Everything wrong is reported at once, in one line. Nothing here imports torch, so
-that a mistake is answered in a fraction of a second.
+Notebooks, batches and the command line all read it, through :mod:`rmlib.study.settings`. Nothing
+here imports torch, so that a mistake is answered in a fraction of a second.
 """
 
 import difflib
@@ -27,12 +24,18 @@ from rmlib.paths import runs_dir
 
 DATASETS = ("shapes", "cifar10", "cifar100", "tiny-imagenet")
 MIXERS = ("none", "mixup", "cutmix", "region_mixup")
+OWNERS = {  # parameter -> the one mixer for which it does something
+    "k": "region_mixup",
+    "regions": "region_mixup",
+    "per_sample": "region_mixup",
+    "shared_partner": "region_mixup",
+    "shared_weight": "region_mixup",
+    "cutmix_prob": "cutmix",
+}
 
 
 def _number(value):
-    """Accept 8/255 and 1e-3 as papermill and YAML deliver them (text), refuse yes / no where a
-    number is meant.
-    """
+    """Accept 8/255 and 1e-3 as text, as papermill and YAML deliver them; refuse yes and no."""
     if isinstance(value, bool):
         raise ValueError("expected a number")
     if isinstance(value, str) and "/" in value:
@@ -54,8 +57,7 @@ Limit = Annotated[int | None, BeforeValidator(_optional)]
 
 
 def eps_text(value) -> str:
-    """A perturbation size as text: a fraction as given, anything else as n/255 where it is one, so
-    that 8/255 stays 8/255.
+    """A perturbation size as text: n/255 where it is one, so that 8/255 stays 8/255.
 
     Raises:
         ValueError: no number, or outside [0, 1].
@@ -81,11 +83,11 @@ Eps = Annotated[str, BeforeValidator(eps_text)]
 
 def nearest(name: str, valid) -> str:
     """Remedy for a misspelt name: the closest valid one, or all of them."""
-    close = difflib.get_close_matches(
-        str(name).lower().replace("-", "_"), list(valid), n=1, cutoff=0.5
-    )
-    close = close or difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(valid)}"
+    for spelling in (str(name).lower().replace("-", "_"), str(name)):
+        close = difflib.get_close_matches(spelling, list(valid), n=1, cutoff=0.5)
+        if close:
+            return f"did you mean {close[0]!r}?"
+    return f"expected one of {', '.join(valid)}"
 
 
 class Params(BaseModel):
@@ -117,32 +119,18 @@ class TrainParams(DataParams):
     """Parameters of 02_training: one run of one mixer."""
 
     # what is learned
-    mixer: Literal[MIXERS] = Field(
-        "region_mixup", description="none, mixup, cutmix or region_mixup"
-    )
+    mixer: Literal[MIXERS] = Field("region_mixup", description=", ".join(MIXERS))
     k: Int = Field(2, ge=1, description="region_mixup: tiles per side")
     alpha: Float = Field(1.0, gt=0, description="of Beta(alpha, alpha), the distribution of lam")
     regions: Literal["grid", "random"] = Field(
         "grid", description="region_mixup: equal tiles or random borders"
     )
-    per_sample: bool = Field(
-        False, description="region_mixup: own weights for every image of a batch"
-    )
-    shared_partner: bool = Field(
-        False, description="region_mixup: one partner for all tiles of an image"
-    )
-    shared_weight: bool = Field(
-        False, description="region_mixup: one weight for all tiles of a batch"
-    )
-    cutmix_prob: Float = Field(
-        1.0, ge=0, le=1, description="cutmix: share of the batches that are mixed"
-    )
-    clean_weight: Float = Field(
-        1.0, ge=0, description="weight of the clean loss beside the mixed one; 0: mixed alone"
-    )
-    average: bool = Field(
-        False, description="divide the loss by 1 + clean_weight: the average instead of the sum"
-    )
+    per_sample: bool = Field(False, description="region_mixup: other weights for every image")
+    shared_partner: bool = Field(False, description="region_mixup: one partner for all tiles")
+    shared_weight: bool = Field(False, description="region_mixup: one weight for all tiles")
+    cutmix_prob: Float = Field(1.0, ge=0, le=1, description="cutmix: share of batches mixed")
+    clean_weight: Float = Field(1.0, ge=0, description="weight of the clean loss; 0: mixed alone")
+    average: bool = Field(False, description="divide the loss by 1 + clean_weight")
     # with what network and how long
     width: Int = Field(8, ge=1, description="channels of the first stage; 64 in the paper")
     stem_stride: Int = Field(1, ge=1, description="stride of the first convolution")
@@ -153,7 +141,7 @@ class TrainParams(DataParams):
         "onecycle", description="multistep (paper) or onecycle (short lessons)"
     )
     milestones: list[Float] = Field(
-        [0.25, 0.375], description="multistep: where lr is divided by 10, as shares of the schedule"
+        [0.25, 0.375], description="multistep: shares of the schedule at which lr is divided by 10"
     )
     lr: Float = Field(0.03, gt=0, description="peak learning rate; 0.1 in the paper")
     momentum: Float = Field(0.9, ge=0, lt=1, description="of SGD, without Nesterov")
@@ -161,26 +149,18 @@ class TrainParams(DataParams):
     # on which images
     seed: Int = Field(0, ge=0, description="of initialisation, order, augmentation and mixing")
     train_images: Limit = Field(
-        2000,
-        ge=2,
-        description="class-balanced subset of the training images; None or all: every one",
+        2000, ge=2, description="class-balanced subset of the training images; None or all: all"
     )
     test_images: Limit = Field(
-        None,
-        ge=1,
-        description="class-balanced subset of the evaluation images; None or all: every one",
+        None, ge=1, description="class-balanced subset of the test images; None or all: all"
     )
     augment: bool = Field(True, description="zero-pad 2, random crop, random flip")
-    holdout: bool = Field(
-        False, description="train without the fixed tenth `val` and evaluate on it: for tuning"
-    )
+    holdout: bool = Field(False, description="evaluate on a tenth kept out of training: for tuning")
     # how it is measured and computed
-    eval_every: Int = Field(
-        1, ge=0, description="epochs between two points of the test curve; 0: only the end"
-    )
+    eval_every: Int = Field(1, ge=0, description="epochs between evaluations; 0: only the end")
     snapshots: list[Int] = Field([], description="epochs after which a full evaluation is stored")
     bn_recalibration: bool = Field(
-        False, description="add one evaluation with BatchNorm statistics of clean images"
+        False, description="also evaluate with BatchNorm statistics of clean images"
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of training; final evaluation is always fp32"
@@ -190,60 +170,12 @@ class TrainParams(DataParams):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda where there is one"
     )
-    compiled: bool = Field(
-        False,
-        description=(
-            "compile the network and the mixing: faster on a GPU, after a minute's wait in its"
-            " first run"
-        ),
-    )
-    out: str | None = Field(
-        None, description="folder that gets the run's folder (default: runs/single)"
-    )
-    max_minutes: Float | None = Field(
-        None, gt=0, description="stop with a checkpoint after this time"
-    )
-    must_fit: bool = Field(
-        False,
-        description=(
-            "with max_minutes: give up after the second epoch if the whole schedule will not fit"
-        ),
-    )
-    min_images_per_second: Float | None = Field(
-        None,
-        gt=0,
-        description=(
-            "give up after the second epoch if slower (all runs of the process together), or if the"
-            " loss does not fall"
-        ),
-    )
-    checkpoint_every: Int = Field(
-        1,
-        ge=1,
-        description=(
-            "least number of epochs between two checkpoints; more where one takes over 1 % of the"
-            " time"
-        ),
-    )
-    half_weights: bool = Field(
-        False,
-        description="store the trained network in float16: half the size, nearly the same verdicts",
-    )
-    robustness: bool = Field(
-        False,
-        description=(
-            "then attack it, corrupt its images and measure its maps as those of the paper's"
-            " networks (hours on a CPU), stored beside the record"
-        ),
-    )
-
+    compiled: bool = Field(False, description="compile network and mixing: faster on a GPU")
+    out: str | None = Field(None, description="folder for the run's folder (default: runs/single)")
+    max_minutes: Float | None = Field(None, gt=0, description="minutes until it is stopped")
+    robustness: bool = Field(False, description="then attack it and measure its maps: hours")
     measured_images: Limit = Field(
-        None,
-        ge=1,
-        description=(
-            "robustness: test images under attack and corruption, drawn by seed 0 (AutoAttack: a"
-            " twentieth of them); None or all: every one"
-        ),
+        None, ge=1, description="robustness: test images, drawn by seed 0; None or all: all"
     )
 
     RUNTIME: ClassVar = (
@@ -252,38 +184,25 @@ class TrainParams(DataParams):
         "compiled",
         "out",
         "max_minutes",
-        "must_fit",
-        "min_images_per_second",
-        "checkpoint_every",
-        "half_weights",
         "robustness",
         "measured_images",
     )
 
     @model_validator(mode="after")
-    def _belongs_to_mixer(self):
-        owners = {
-            "region_mixup": ("k", "regions", "per_sample", "shared_partner", "shared_weight"),
-            "cutmix": ("cutmix_prob",),
-        }
+    def _fits_together(self):
         wrong = [
-            f"{name}={getattr(self, name)} does nothing for mixer '{self.mixer}' (it belongs to"
-            f" '{owner}')"
-            for owner, names in owners.items()
-            if owner != self.mixer
-            for name in names
-            if not self._is_default(name)
+            f"{name}={getattr(self, name)} does nothing for mixer '{self.mixer}'"
+            f" (it belongs to '{owner}')"
+            for name, owner in OWNERS.items()
+            if owner != self.mixer and not self._is_default(name)
         ]
         if self.mixer == "none" and not self._is_default("alpha"):
             wrong.append(f"alpha={self.alpha} does nothing for mixer 'none'")
         if self.measured_images is not None and not self.robustness:
             wrong.append(f"measured_images={self.measured_images} does nothing without robustness")
-        if self.must_fit and self.max_minutes is None:
-            wrong.append("must_fit=True does nothing without max_minutes")
         if any(not 0 < milestone < 1 for milestone in self.milestones):
             wrong.append(
-                f"milestones={self.milestones}: expected shares of the schedule between 0 and 1,"
-                " e.g. [0.25, 0.375]"
+                f"milestones={self.milestones}: expected shares of the schedule, e.g. [0.25, 0.375]"
             )
         wrong += [
             f"snapshots: epoch {epoch} is not in 1..{self.epochs}"
@@ -299,14 +218,11 @@ class TrainParams(DataParams):
 
     @property
     def config(self) -> dict:
-        """What identifies the run: every parameter that can change its result, without machine
-        paths.
-        """
+        """What identifies the run: what can change its result, without paths of the machine."""
         config = self.model_dump(exclude=set(self.RUNTIME))
         if self.dataset.startswith("folder:"):
-            config["dataset"] = "folder:" + Path(self.dataset[len("folder:") :]).name.removesuffix(
-                ".zip"
-            )
+            name = Path(self.dataset.removeprefix("folder:")).name
+            config["dataset"] = "folder:" + name.removesuffix(".zip")
         return config
 
     @property
@@ -324,20 +240,12 @@ class NetworksParams(Params):
     """Parameters of the notebooks that look at trained networks."""
 
     runs: str | None = Field(
-        None,
-        description=(
-            "folder of finished runs with their weights (default: the small networks in"
-            " results/quick)"
-        ),
+        None, description="folder of finished runs with weights (default: results/quick)"
     )
     clean_weight: Annotated[float | None, BeforeValidator(_optional)] = Field(
-        1.0,
-        ge=0,
-        description="only runs with this weight of the clean loss; None or all: every one",
+        1.0, ge=0, description="only runs with this weight of the clean loss; None or all: all"
     )
-    seed: Int = Field(
-        0, ge=0, description="of the choice of images and of the random parts of a measurement"
-    )
+    seed: Int = Field(0, ge=0, description="of the choice of images and of random measurements")
     root: str | None = Field(
         None, description="folder of the datasets (default: $RMLIB_DATA, then data/)"
     )
@@ -345,14 +253,11 @@ class NetworksParams(Params):
         "auto", description="auto: cuda where there is one"
     )
     threads: Int = Field(1, ge=1, description="CPU threads")
-    save: bool = Field(
-        False, description="store every result beside its run, and load what is stored already"
-    )
+    save: bool = Field(False, description="store results with the run, and load stored ones")
 
 
-ADDED = {
-    "allow_partial": False
-}  # parameters younger than the first records, with the value that those records mean
+# parameters younger than the first records, with the value that those records mean
+ADDED = {"allow_partial": False}
 
 
 def complete(config: dict) -> dict:
@@ -361,13 +266,14 @@ def complete(config: dict) -> dict:
 
 
 def config_id(config: dict) -> str:
-    """Hash of a training configuration; a younger parameter counts only where it differs, so that
-    older ids stay.
+    """Hash of a training configuration.
+
+    A younger parameter counts only where it differs, so that older ids stay.
     """
-    told = {
+    hashed = {
         name: value for name, value in config.items() if name not in ADDED or value != ADDED[name]
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def choices(field) -> tuple:

@@ -11,7 +11,6 @@ from torchvision.transforms import v2
 
 from rmlib import mixers
 from rmlib.mixers import CutMix, Mixup, NoMix, Plan, RegionMixup
-from rmlib.study.bench.bench import naive_region_mixup
 
 ALL = {
     "none": NoMix,
@@ -211,11 +210,18 @@ def test_torchvision_cutmix_is_an_oracle(monkeypatch):
             torch.testing.assert_close(targets, theirs.transform(labels, forced))
 
 
-def test_naive_region_mixup_is_an_oracle():
-    """The textbook loop with its draws forced into a plan."""
+def test_the_textbook_loop_is_an_oracle():
+    """The whole batch gathered for every tile, with its draws forced into a plan."""
     images, labels = batch(height=8, width=8)
+    mixed, targets, one_hot = images.clone(), torch.zeros(5, 4), torch.eye(4)[labels]
     torch.manual_seed(0)
-    mixed, targets = naive_region_mixup(images, labels, 2, 4)
+    for row in range(2):
+        for column in range(2):
+            lam, order = torch.rand(()).item(), torch.randperm(5)
+            ys, xs = slice(4 * row, 4 * row + 4), slice(4 * column, 4 * column + 4)
+            tile = images[:, :, ys, xs]
+            mixed[:, :, ys, xs] = lam * tile + (1 - lam) * tile[order]
+            targets += (lam * one_hot + (1 - lam) * one_hot[order]) / 4
     torch.manual_seed(0)
     lam, partners = zip(*[(torch.rand(()), torch.randperm(5)) for _ in range(4)])
     plan = RegionMixup(4, 2).draw(images.shape)
@@ -435,16 +441,6 @@ def test_blend_compiles_to_the_same(mixer):
     torch.compiler.reset()
     compiled = torch.compile(mixers.blend, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*parts), mixers.blend(*parts))
-
-
-def test_random_borders_are_never_taken_for_an_equal_grid():
-    """The compiled shortcut is for equal tiles alone, also when the first tile happens to have
-    their size.
-    """
-    assert mixers._is_equal_grid(RegionMixup(4, 3).draw((2, 3, 9, 9)).boxes.tolist(), 9, 9)
-    assert not mixers._is_equal_grid(mixers._grid_boxes([0, 3, 4, 9], [0, 3, 6, 9]), 9, 9)
-    assert not mixers._is_equal_grid(RegionMixup(4, 2).draw((2, 3, 9, 9)).boxes.tolist(), 9, 9)
-    assert not mixers._is_equal_grid(NoMix(4).draw((2, 3, 9, 9)).boxes.tolist(), 9, 9)
 
 
 @each_mixer

@@ -59,7 +59,7 @@ def test_unknown_notebook():
 IMPORTS, DEFAULTS, CHECK = (
     "import torch",
     "# of Beta\nalpha = 1.0\nseed = 0",
-    'params.check("01_method", globals())',
+    'settings.check("01_method", globals())',
 )
 
 
@@ -100,10 +100,7 @@ def test_check_can_be_run_again_when_the_notebook_has_variables_of_its_own():
 def test_the_run_id_follows_what_can_change_the_result():
     base = TrainParams()
     assert (
-        base.run_id
-        == TrainParams(
-            out="elsewhere", device="cpu", max_minutes=3, root="data", checkpoint_every=9
-        ).run_id
+        base.run_id == TrainParams(out="elsewhere", device="cpu", max_minutes=3, root="data").run_id
     )
     ids = {
         TrainParams(**change).run_id
@@ -156,7 +153,7 @@ def test_runs_dir(monkeypatch, tmp_path):
 
 def test_checking_parameters_does_not_import_torch():
     code = (
-        "import sys; import rmlib.params, rmlib.study.batch.batch, rmlib.study.cli; assert 'torch' not in"
-        " sys.modules, 'torch was imported'"
+        "import sys; import rmlib.params, rmlib.study.batch.batch, rmlib.study.cli;"
+        " assert 'torch' not in sys.modules, 'torch was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,27 +5,29 @@ whatever Python knew at the time.
 """
 
 import copy
+import functools
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import mutated
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from rmlib import UserError, mixers
-from rmlib import recorded as step_module
-from rmlib.data import ImageSet, Loader, stream
+from rmlib import UserError, mixers, recorded, train
+from rmlib.choices import Choices
+from rmlib.data import ImageSet, stream
 from rmlib.mixers import Plan
 from rmlib.models import preact_resnet18
 from rmlib.params import TrainParams
-from rmlib.recorded import Step, Tables, draw_tables, learning_rate, losses, make_optimizer
-from rmlib.study.runs.run import make_mixer, make_model
+from rmlib.recorded import Recording
+from rmlib.train import Run, learning_rate, losses, make_mixer, make_optimizer, make_run, training
 
 COUNT, BATCH, CLASSES = 40, 16, 3  # the last batch has 8 images
+CLASS_NAMES = ("a", "b", "c")
 METHODS = [
     {"mixer": "none"},
     {"mixer": "none", "clean_weight": 0},
@@ -39,7 +41,7 @@ METHODS = [
 ]
 
 
-class Recording(TorchDispatchMode):
+class Tape(TorchDispatchMode):
     """All operations on tensors of one call, with every other argument as it was; ``replay``
     repeats them. What a CUDA graph is, on the CPU.
     """
@@ -77,125 +79,166 @@ class Recording(TorchDispatchMode):
                     made[id(old)] = new
 
 
-class Replayed(Step):
+class Replayed(Recording):
     """Steps replayed from recordings, on the CPU."""
 
     def capture(self, size):
-        return Recording(lambda: self.compute(size))
+        return Tape(lambda: self.compute(size))
 
 
-class Called(Step):
+class Called(Recording):
     """The same steps, called one after the other."""
 
-    def _record(self):
-        pass
+    def record(self):
+        for size in self.rows:
+            self.graphs[size] = SimpleNamespace(replay=functools.partial(self.compute, size))
 
 
-def make(kind, changes, recorded=True, seed=0):
+def make(changes, seed=0, device="cpu"):
     params = TrainParams(width=2, batch_size=BATCH, epochs=2, lr=0.05, seed=seed, **changes)
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (COUNT, 3, 9, 12), dtype=torch.uint8, generator=generator)
-    loader = Loader(ImageSet(images, torch.arange(COUNT) % CLASSES, tuple("abc"), ""), BATCH, seed)
-    model = make_model(params, CLASSES, None, None).train()
-    return kind(
-        params, model, make_optimizer(params, model), make_mixer(params, CLASSES), loader, recorded
+    return make_run(
+        params, ImageSet(images, torch.arange(COUNT) % CLASSES, CLASS_NAMES, ""), device
     )
 
 
-def run(step, epochs=2):
-    """Weights, running statistics and totals after some epochs."""
-    for epoch in range(epochs):
-        assert list(step.steps(epoch)) == [0, 1, 2]
-    return [*step.model.state_dict().values(), step.sums]
+def trained(run, kind=None, epochs=2):
+    """Weights, running statistics and totals after some epochs; ``kind`` records the steps."""
+    recording, places, sums = kind(run) if kind else None, [], 0
+    for _ in training(run, recording):
+        places.append((run.epoch, run.step))
+        if run.step == 0:
+            sums = sums + run.sums
+        if places[-1] == (epochs, 0):
+            break
+    expected = [(epoch, step) for epoch in range(epochs) for step in (1, 2, 3, 0)]
+    assert places == [(epoch + (step == 0), step) for epoch, step in expected]
+    return [*run.model.state_dict().values(), sums]
 
 
 def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize(
+each_method = pytest.mark.parametrize(
     "changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values()))
 )
-def test_a_recorded_step_replayed_trains_the_same_network(changes, monkeypatch):
+
+
+@pytest.fixture
+def boxes_in_tensors(monkeypatch):
+    """As on a GPU: the host does not read boxes."""
+    monkeypatch.setattr(mixers, "_on_host", lambda boxes: False)
+
+
+@each_method
+def test_a_recorded_step_replayed_trains_the_same_network(changes, boxes_in_tensors):
     """Two epochs of three steps, the last of each smaller; one recording per size of batch, made
     from the first step.
     """
-    monkeypatch.setattr(mixers, "_on_host", lambda boxes: False)
-    replayed, called = run(make(Replayed, changes)), run(make(Called, changes))
-    assert equal(replayed, called)
+    assert equal(trained(make(changes), Replayed), trained(make(changes), Called))
 
 
-@pytest.mark.parametrize(
-    "changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values()))
-)
+@each_method
 def test_the_step_of_the_gpu_is_the_step_of_the_cpu(changes, monkeypatch):
     """Fused SGD and one gather against SGD in a loop and tile by tile: equal but for the rounding
     of the optimiser.
     """
-    on_cpu = run(make(Step, changes, recorded=False))
+    on_cpu = trained(make(changes))
     monkeypatch.setattr(mixers, "_on_host", lambda boxes: False)
-    for mine, theirs in zip(run(make(Called, changes)), on_cpu, strict=True):
+    for mine, theirs in zip(trained(make(changes), Called), on_cpu, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
-MISTAKES = {
-    "the learning rate of the first step for all": (
-        "compute",
-        'group["lr"].copy_(rate)',
-        'group["lr"] = rate.item()',
-    ),
-    "the first row of the tables for all": ("compute", "self.index += 1", "pass"),
-    "totals of the last step alone": ("count", "self.sums +=", "self.sums ="),
-    "a warm-up that is not undone": ("_record", "tensor.copy_(value)", "pass"),
-    "a warm-up of the small batch on the row of a whole one": ("_record", "fill_(row)", "fill_(0)"),
-    "the tables of this epoch for the next": ("steps", "self.draw(epoch + 1)", "self.draw(epoch)"),
-    "tables that stay those of the first epoch": ("begin", "mine.copy_(", "mine.clone().copy_("),
-}
+# ---------------------------------------------------------------------------------------------
+# wrong recordings
 
 
-OUT_OF_RANGE = (
-    "the first row of the tables for all",
-    "a warm-up of the small batch on the row of a whole one",
-)  # partners beyond the smaller batch
+def rate_as_number(optimizer, rate):
+    """The learning rate of the step that is recorded, for all."""
+    optimizer.param_groups[0]["lr"] = rate.item()
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_wrong_recording_is_caught(name, monkeypatch):
-    monkeypatch.setattr(mixers, "_on_host", lambda boxes: False)
-    method, old, new = MISTAKES[name]
-    right = run(make(Called, {"mixer": "region_mixup"}))
-    monkeypatch.setattr(Step, method, mutated_method(method, old, new))
-    if name in OUT_OF_RANGE:
+class FirstRow(Replayed):
+    """The first row of the tables for all."""
+
+    def compute(self, size):
+        super().compute(size)
+        self.index -= 1
+
+
+class LastTotals(Replayed):
+    """Totals of the last step alone."""
+
+    def compute(self, size):
+        self.run.sums.zero_()
+        super().compute(size)
+
+
+class WarmedUp(Replayed):
+    """A warm-up that is not undone."""
+
+    def record(self):
+        super().record()
+        self.compute(BATCH)
+
+
+class WarmedUpOnAnother(Replayed):
+    """A warm-up of the small batch on the row of a whole one."""
+
+    def __init__(self, run):
+        super().__init__(run)
+        self.rows = dict.fromkeys(self.rows, 0)
+
+
+class SameTables(Replayed):
+    """Tables that stay those of the first epoch."""
+
+    def begin(self, choices, start=0):
+        super().begin(choices if self.tables is None else self.tables, start)
+
+
+# partners beyond the smaller batch
+OUT_OF_RANGE = (FirstRow, WarmedUpOnAnother)
+
+
+@pytest.mark.parametrize("kind", [FirstRow, LastTotals, WarmedUp, WarmedUpOnAnother, SameTables])
+def test_a_wrong_recording_is_caught(kind, boxes_in_tensors):
+    right = trained(make({"mixer": "region_mixup"}), Called)
+    if kind in OUT_OF_RANGE:
         with pytest.raises(IndexError):
-            run(make(Replayed, {"mixer": "region_mixup"}))
+            trained(make({"mixer": "region_mixup"}), kind)
     else:
-        assert not equal(run(make(Replayed, {"mixer": "region_mixup"})), right)
+        assert not equal(trained(make({"mixer": "region_mixup"}), kind), right)
 
 
-def mutated_method(name, old, new):
-    """A deliberately wrong version of a method of Step."""
-    import inspect
-
-    assert old in inspect.getsource(getattr(Step, name)), "the mutation must touch the method"
-    return getattr(mutated(Step, old, new), name)
+def test_a_rate_that_stays_is_caught(boxes_in_tensors, monkeypatch):
+    right = trained(make({"mixer": "region_mixup"}), Called)
+    monkeypatch.setattr(train, "set_learning_rate", rate_as_number)
+    assert not equal(trained(make({"mixer": "region_mixup"}), Replayed), right)
 
 
-def test_the_recording_leaves_no_trace(monkeypatch):
+def test_choices_of_another_epoch_are_caught(boxes_in_tensors):
+    right, wrong = (make({"mixer": "region_mixup"}) for _ in range(2))
+    draw = wrong.draw
+    wrong.draw = lambda epoch: draw(0)
+    assert not equal(trained(wrong, Replayed), trained(right, Called))
+
+
+def test_the_recording_leaves_no_trace(boxes_in_tensors):
     """Warm-up and recording train: afterwards everything must be as it was, also the momentum,
     which starts at zero.
     """
-    monkeypatch.setattr(mixers, "_on_host", lambda boxes: False)
-    step = make(Replayed, {"mixer": "mixup"})
-    before = copy.deepcopy(step.model.state_dict())
-    step.begin(draw_tables(step.params, step.loader, step.mixer, 0))
-    assert (
-        equal(step.model.state_dict().values(), before.values())
-        and not step.sums.any()
-        and step.index.item() == 0
-    )
-    assert len(step.optimizer.state) == len(list(step.model.parameters()))
-    assert not any(state["momentum_buffer"].any() for state in step.optimizer.state.values())
-    assert set(step.graphs) == {BATCH, COUNT % BATCH}
+    run = make({"mixer": "mixup"})
+    run.model.train()
+    before, recording = copy.deepcopy(run.model.state_dict()), Replayed(run)
+    recording.begin(run.draw(0))
+    assert equal(run.model.state_dict().values(), before.values())
+    assert not run.sums.any() and recording.index.item() == 0
+    assert len(run.optimizer.state) == len(list(run.model.parameters()))
+    assert not any(state["momentum_buffer"].any() for state in run.optimizer.state.values())
+    assert set(recording.graphs) == {BATCH, COUNT % BATCH}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -227,27 +270,26 @@ class DeviceLeaps(TorchDispatchMode):
         return results
 
 
-def on_fake_cuda(changes, monkeypatch):
+def on_fake_cuda(changes, monkeypatch, kind=Recording):
     """Two steps on CUDA tensors that have shapes and no values, so that whatever the host wanted to
     know raises; the backward, which needs a device, is torch's own and left out. Returns the
     operations that went from one device to another.
     """
     with monkeypatch.context() as patches:
         patches.setattr(torch.cuda, "Stream", lambda: None)
-        real = make(Step, changes, recorded=False)
-        tables = draw_tables(real.params, real.loader, real.mixer, 0)
+        real = make(changes)
+        choices = real.draw(0)
         with FakeTensorMode() as mode, torch.device("cuda"):
             model = preact_resnet18(CLASSES, 2).train()
             loader = copy.copy(real.loader)
-            loader.device, loader.labels = (
-                torch.device("cuda"),
-                torch.empty(COUNT, dtype=torch.int64),
-            )
-            loader._windows = (
-                torch.empty(COUNT, 3, 13, 16, dtype=torch.uint8).unfold(2, 9, 1).unfold(3, 12, 1)
-            )
-            step = Step(real.params, model, make_optimizer(real.params, model), real.mixer, loader)
-            step.prepare(Tables(*(mode.from_tensor(tensor) for tensor in tables.tensors())))
+            loader.device = torch.device("cuda")
+            loader.labels = torch.empty(COUNT, dtype=torch.int64)
+            pixels = torch.empty(COUNT, 3, 13, 16, dtype=torch.uint8)
+            loader._windows = pixels.unfold(2, 9, 1).unfold(3, 12, 1)
+            optimizer, sums = make_optimizer(real.params, model), torch.zeros(6).double()
+            run = Run(real.params, model, optimizer, real.mixer, loader, model, sums)
+            recording = kind(run)
+            recording.prepare(Choices(*(mode.from_tensor(values) for values in choices)))
 
             def backward(loss):
                 for parameter in model.parameters():
@@ -255,83 +297,86 @@ def on_fake_cuda(changes, monkeypatch):
 
             patches.setattr(torch.Tensor, "backward", backward)
             with DeviceLeaps() as leaps:
-                step.compute(BATCH)
-                step.compute(COUNT % BATCH)
-            assert step.sums.device.type == "cuda"
+                recording.compute(BATCH)
+                recording.compute(COUNT % BATCH)
+            assert run.sums.device.type == "cuda"
     return leaps.found
 
 
-@pytest.mark.parametrize(
-    "changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values()))
-)
+@each_method
 def test_a_step_on_cuda_never_waits_for_the_host(changes, monkeypatch):
     assert on_fake_cuda(changes, monkeypatch) == []
 
 
-@pytest.mark.parametrize("mistake", ["boxes", "lr", "loss", "leap"])
-def test_a_step_that_waits_is_caught(mistake, monkeypatch):
-    if mistake == "boxes":
-        monkeypatch.setattr(mixers, "_on_host", lambda boxes: True)
-    elif mistake == "lr":
-        monkeypatch.setattr(
-            Step,
-            "compute",
-            mutated_method("compute", 'group["lr"].copy_(rate)', 'group["lr"] = rate.item()'),
-        )
-    elif mistake == "loss":
-        monkeypatch.setattr(
-            Step,
-            "compute",
-            mutated_method("compute", "loss.backward()", "loss.backward() if loss > 0 else None"),
-        )
-    else:
-        monkeypatch.setattr(
-            Step,
-            "compute",
-            mutated_method(
-                "compute",
-                "self.index += 1",
-                "self.index += torch.ones(1, dtype=torch.int64, device='cpu').to(self.device)",
-            ),
-        )
-        assert on_fake_cuda({"mixer": "mixup"}, monkeypatch) != []
-        return
+def read_loss(*parts):
+    """Losses, one of which the host reads."""
+    found = losses(*parts)
+    return found if found[0] > 0 else None
+
+
+@pytest.mark.parametrize(
+    "module, name, wrong",
+    [
+        (mixers, "_on_host", lambda boxes: True),
+        (train, "set_learning_rate", rate_as_number),
+        (train, "losses", read_loss),
+    ],
+    ids=["boxes", "lr", "loss"],
+)
+def test_a_step_that_waits_is_caught(module, name, wrong, monkeypatch):
+    monkeypatch.setattr(module, name, wrong)
     with pytest.raises(DataDependentOutputException):
         on_fake_cuda({"mixer": "mixup"}, monkeypatch)
+
+
+class Leaping(Recording):
+    """A step that takes a number from the host."""
+
+    def compute(self, size):
+        super().compute(size)
+        self.index += torch.ones(1, dtype=torch.int64, device="cpu").to(self.device)
+
+
+def test_a_step_that_takes_from_the_host_is_caught(monkeypatch):
+    assert on_fake_cuda({"mixer": "mixup"}, monkeypatch, Leaping) != []
 
 
 # ----------------------------------------------------------------------------------------------
 # tables
 
 
-@pytest.mark.parametrize(
-    "changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values()))
-)
+@each_method
 def test_the_tables_are_the_draws_of_the_epoch(changes):
     """Independently: the loader's own batches, and the mixer's plans from the stream of the epoch,
     drawn one after the other.
     """
-    step = make(Step, changes, recorded=False)
-    tables, mixing = draw_tables(step.params, step.loader, step.mixer, 1), stream(0, "mixing", 1)
-    step.begin(tables)
-    for number, (images, labels) in enumerate(step.loader.epoch(1)):
-        plan = step.mixer.draw(images.shape, mixing)
-        expected = (images, labels, *step.mixer.apply(images, labels, plan))
-        row = [tensor[number] for tensor in tables.tensors()]
-        assert equal(step.batch(len(labels), *row[:-1]), expected)
-        assert row[-1].item() == learning_rate(step.params, 3 + number, 6)
+    run = make(changes)
+    choices, mixing = run.draw(1), stream(0, "mixing", 1)
+    for number, (images, labels) in enumerate(run.loader.epoch(1)):
+        plan = run.mixer.draw(images.shape, mixing)
+        expected = (images, labels, *run.mixer.apply(images, labels, plan))
+        row = choices.row(number, len(labels))
+        assert equal(run.crop_flip_mix(row), expected)
+        assert row.lr.item() == learning_rate(run.params, 3 + number, 6)
 
 
 def test_a_later_step_of_an_epoch_is_the_same(monkeypatch):
     """Starting at step 2 gives the targets that step 2 of the whole epoch gives."""
-    seen = {}
+    right, seen, last = train.totals, [], []
+
+    def noticing(clean_logits, labels, mixed_logits, targets, *parts):
+        seen.append(targets)
+        return right(clean_logits, labels, mixed_logits, targets, *parts)
+
+    monkeypatch.setattr(train, "totals", noticing)
     for start in (0, 2):
-        step = make(Step, {"mixer": "region_mixup"}, recorded=False)
-        monkeypatch.setattr(
-            step, "count", lambda labels, targets, *rest, start=start: seen.update({start: targets})
-        )
-        assert list(step.steps(0, start)) == [*range(start, 3)]
-    assert torch.equal(seen[0], seen[2])
+        run = make({"mixer": "region_mixup"})
+        run.step = start
+        for _ in training(run):
+            if run.step == 0:
+                break
+        last.append(seen[-1])
+    assert len(seen) == 4 and torch.equal(*last)
 
 
 @pytest.mark.parametrize("fmt", [torch.contiguous_format, torch.channels_last])
@@ -377,17 +422,14 @@ def test_totals_of_a_step():
     """Loss, and how often the guess was right, weighted with the images; recomputed by hand from
     the step's own logits.
     """
-    step = make(Step, {"mixer": "region_mixup"}, recorded=False)
-    tables = draw_tables(step.params, step.loader, step.mixer, 0)
-    step.begin(tables)
-    model = copy.deepcopy(step.model)
-    images, labels, mixed, targets = step.batch(
-        BATCH, *(tensor[0] for tensor in tables.tensors()[:-1])
-    )
-    loss, clean_logits, clean_loss, mixed_logits, mixed_loss = losses(
-        step.params, model, images, labels, mixed, targets
-    )
-    step.launch(0)
+    run = make({"mixer": "region_mixup"})
+    row = run.draw(0).row(0, BATCH)
+    run.model.train()
+    model = copy.deepcopy(run.model)
+    images, labels, mixed, targets = run.crop_flip_mix(row)
+    clean_logits, mixed_logits = model(images), model(mixed)
+    loss, clean_loss, mixed_loss = losses(run.params, clean_logits, labels, mixed_logits, targets)
+    train.training_step(run, row)
     right = sum(int(row.argmax() == label) for row, label in zip(clean_logits, labels))
     weight = sum(float(target[row.argmax()]) for row, target in zip(mixed_logits, targets))
     expected = [
@@ -398,14 +440,21 @@ def test_totals_of_a_step():
         mixed_loss.item() * BATCH,
         weight,
     ]
-    assert step.sums.tolist() == pytest.approx(expected, rel=1e-6)
+    assert run.sums.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------
 # compiled, and on a device
 
 
-def test_a_compiled_step_trains_the_same_network(monkeypatch):
+@pytest.fixture
+def compiler(monkeypatch, tmp_path):
+    """A machine that seems to have one."""
+    monkeypatch.setattr(recorded.shutil, "which", lambda name: "/usr/bin/c++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+
+def test_a_compiled_step_trains_the_same_network(compiler, boxes_in_tensors, monkeypatch):
     """As torch.compile captures it, forward and backward; its code generation, half a minute on the
     CPU, is left out (`rmlib bench --compile` uses it).
     """
@@ -415,48 +464,45 @@ def test_a_compiled_step_trains_the_same_network(monkeypatch):
         compiled.append(function)
         return torch.compile(function, backend="aot_eager", dynamic=False)
 
-    monkeypatch.setattr(step_module, "compile_whole", capture)
-    monkeypatch.setattr(step_module.shutil, "which", lambda name: "/usr/bin/c++")
-    monkeypatch.setattr(mixers, "_on_host", lambda boxes: False)
+    monkeypatch.setattr(recorded, "compile_whole", capture)
     changes = {"mixer": "region_mixup"}
-    found = run(make(Called, changes | {"compiled": True}))
-    for mine, theirs in zip(found, run(make(Called, changes)), strict=True):
+    found = trained(make(changes | {"compiled": True}), Called)
+    for mine, theirs in zip(found, trained(make(changes), Called), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
     assert len(compiled) == 2, "the batch and the network"
 
 
+def test_on_the_cpu_the_network_alone_is_compiled(compiler, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(recorded, "compile_whole", lambda function: compiled.append(function))
+    run = make({"compiled": True})
+    assert recorded.recording_of(run) is None and compiled == [run.model]
+    assert recorded.recording_of(make({})) is None and len(compiled) == 1
+
+
 def test_without_a_compiler_nothing_is_compiled(monkeypatch):
-    monkeypatch.setattr(step_module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(recorded.shutil, "which", lambda name: None)
     with pytest.raises(UserError, match="compiled=True needs a C.* compiler.*or leave it out"):
-        make(Step, {"compiled": True})
+        recorded.recording_of(make({"compiled": True}))
 
 
-def test_what_is_compiled_lies_in_the_cache_of_the_project(tmp_path):
-    """torch sets that folder itself as soon as an optimiser is made, so it must be known before."""
+def test_what_is_compiled_lies_in_the_cache_of_the_project(compiler, tmp_path, monkeypatch):
+    """torch sets that folder itself as soon as an optimiser is made; the user's own choice stays,
+    and an import sets nothing.
+    """
+    monkeypatch.setattr(recorded, "compile_whole", lambda function: function)
+    recorded.recording_of(make({"compiled": True}))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
+    monkeypatch.setenv("RMLIB_CACHE", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    torch.optim.SGD([torch.zeros(1)])
+    recorded.recording_of(make({"compiled": True}))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
     code = (
-        "import os; from rmlib import train; from rmlib.params import TrainParams; import torch;"
-        " torch.optim.SGD([torch.zeros(1)]); print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+        "import os; before = dict(os.environ); import rmlib.recorded; assert before == os.environ"
     )
-    environment = {
-        name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"
-    } | {"RMLIB_CACHE": str(tmp_path)}
-    answer = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert answer.stdout.strip() == str(tmp_path / "compiled")
-
-
-def on_cuda(kind, changes):
-    """The same step as on the CPU, on a device."""
-    cpu = make(Step, changes, recorded=False)
-    loader = Loader(
-        ImageSet(cpu.loader._windows[:, :, 2, 2].contiguous(), cpu.loader.labels, tuple("abc"), ""),
-        BATCH,
-        0,
-        device="cuda",
-    )
-    model = make_model(cpu.params, CLASSES, None, None).cuda().train()
-    return kind(cpu.params, model, make_optimizer(cpu.params, model), cpu.mixer, loader)
+    environment = {name: value for name, value in os.environ.items() if "INDUCTOR" not in name}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def agree(found, expected, rtol, atol):
@@ -469,16 +515,10 @@ def agree(found, expected, rtol, atol):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize(
-    "changes", METHODS, ids=lambda changes: "-".join(map(str, changes.values()))
-)
+@each_method
 def test_graphs_on_cuda_train_the_network_of_the_cpu(changes):
-    agree(
-        run(on_cuda(Step, changes), epochs=1),
-        run(make(Step, changes, recorded=False), epochs=1),
-        0.02,
-        2e-3,
-    )
+    on_cuda = trained(make(changes, device="cuda"), Recording, epochs=1)
+    agree(on_cuda, trained(make(changes), epochs=1), 0.02, 2e-3)
 
 
 @pytest.mark.cuda
@@ -495,18 +535,21 @@ def test_graphs_on_cuda_train_the_network_of_the_cpu(changes):
 def test_replays_on_cuda_are_the_calls(changes):
     """Two epochs, so that tables of a second one are taken; bfloat16 and compiled too."""
     atol = 0.02 if "precision" in changes else 2e-3
-    agree(run(on_cuda(Step, changes)), run(on_cuda(Called, changes)), 0.02, atol)
+    found, called = (trained(make(changes, device="cuda"), kind) for kind in (Recording, Called))
+    agree(found, called, 0.02, atol)
 
 
 @pytest.mark.cuda
 def test_no_call_within_an_epoch_synchronises():
-    step = on_cuda(Step, {"mixer": "region_mixup"})
-    step.ready(0)
+    run = make({"mixer": "region_mixup"}, device="cuda")
+    run.model.train()
+    recording = Recording(run)
+    recording.begin(run.draw(0))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for number in range(len(step.loader)):
-            step.launch(number)
+        for step in range(len(run.loader)):
+            recording.replay(step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    step.wait()
-    assert step.sums[0].item() == COUNT
+    recording.wait()
+    assert run.sums[0].item() == COUNT

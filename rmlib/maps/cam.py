@@ -13,7 +13,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
 from rmlib import UserError
-from rmlib.evaluate import as_pixels, sample, with_gradients
+from rmlib.evaluate import sample
+from rmlib.measuring import as_pixels, with_gradients
 from rmlib.models import PreActResNet18
 from rmlib.params import nearest
 from rmlib.study.runs import records

@@ -17,9 +17,10 @@ from scipy.stats import rankdata
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from rmlib import UserError
-from rmlib.data import image_keys, stream
-from rmlib.evaluate import as_pixels, evaluating, full_precision
+from rmlib.data import stream
+from rmlib.evaluate import evaluating, full_precision
 from rmlib.maps import cam
+from rmlib.measuring import as_pixels, image_keys
 
 STEPS = 16  # of the deletion and insertion curves: a sixteenth of the pixels each
 PERCENTILES = (20, 40, 60, 80)  # of ROAD: shares of the pixels that stay

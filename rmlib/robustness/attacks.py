@@ -29,7 +29,7 @@ import torchattacks
 
 from rmlib import UserError, __version__
 from rmlib.data import stream
-from rmlib.evaluate import as_pixels, margins, with_gradients
+from rmlib.measuring import as_pixels, margins, with_gradients
 from rmlib.packed import pack_bits
 from rmlib.params import eps_text, nearest
 from rmlib.robustness.square import square

@@ -20,8 +20,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from rmlib import UserError
-from rmlib.data import image_keys
-from rmlib.evaluate import as_pixels, margins, predict
+from rmlib.evaluate import predict
+from rmlib.measuring import as_pixels, image_keys, margins
 from rmlib.params import nearest
 
 SEVERITIES = (1, 2, 3, 4, 5)

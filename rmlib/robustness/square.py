@@ -23,8 +23,7 @@ import numpy as np
 import torch
 
 from rmlib import UserError
-from rmlib.data import image_keys
-from rmlib.evaluate import margins
+from rmlib.measuring import image_keys, margins
 
 P_INIT = 0.8  # share of the image inside the first square
 HALVINGS = (

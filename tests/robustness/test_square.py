@@ -11,7 +11,7 @@ import torchattacks
 from conftest import mutated
 from torch import nn
 
-from rmlib.data import image_keys
+from rmlib.measuring import image_keys
 from rmlib.robustness import square as module
 from rmlib.robustness.square import random_words, side, square
 

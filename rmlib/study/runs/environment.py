@@ -7,21 +7,24 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from rmlib import __version__
 from rmlib.paths import project_root
 
 
 def environment(device: str) -> dict:
-    """The ``code``, ``versions``, ``hardware`` and ``finished`` of a record made now; device is
-    "cpu" or "cuda".
+    """The ``code``, ``versions``, ``hardware`` and ``finished`` of a record made now.
+
+    Args:
+        device: "cpu" or "cuda".
     """
-    versions = {"python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
     import torch
 
-    # the instruction set that torch's kernels use: the same seed gives other numbers on another one
+    versions = {"python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
     hardware = {
         "device": device,
         "cpu": cpu_name(),
+        # the instruction set of torch's kernels: the same seed gives other numbers on another
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "system": platform.system(),
@@ -40,38 +43,25 @@ def cpu_name() -> str:
     """The processor in words."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def git_state() -> dict:
-    """Version, commit and dirty flag of the code that runs."""
+    """Version, commit and dirty flag of the code that runs; None where git cannot say."""
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    dirty = None if changes is None else bool(changes)
+    return {"version": __version__, "commit": commit, "dirty": dirty}
 
-    def git(*words):
-        # without optional locks: killed within `git status`, it would leave the user's repository
-        # locked
-        answer = subprocess.run(
-            ["git", "--no-optional-locks", *words],
-            cwd=project_root(),
-            capture_output=True,
-            text=True,
-        )
-        return answer.stdout.strip() if answer.returncode == 0 else None
 
+def _git(*words):
+    # killed within `git status` with its optional locks, it would leave the repository locked
+    command = ["git", "--no-optional-locks", *words]
     try:
-        commit, changes = (
-            git("rev-parse", "HEAD"),
-            git("status", "--porcelain", "--untracked-files=no"),
-        )
+        answer = subprocess.run(command, cwd=project_root(), capture_output=True, text=True)
     except OSError:
-        commit = changes = None
-    from rmlib import __version__
-
-    return {
-        "version": __version__,
-        "commit": commit,
-        "dirty": None if changes is None else bool(changes),
-    }
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

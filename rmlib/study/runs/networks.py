@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save
 
 from rmlib import UserError
 from rmlib.data import ImageSet
@@ -10,121 +11,115 @@ from rmlib.models import PreActResNet18
 from rmlib.params import MIXERS, TrainParams, complete
 from rmlib.study.names import experiment, method_name
 from rmlib.study.runs import records
-from rmlib.study.runs.records import RECORD, WEIGHTS, Record
-from rmlib.study.runs.run import evaluation_set, make_model
+from rmlib.study.runs.records import KINDS, RECORD, WEIGHTS, Record
+from rmlib.study.runs.run import evaluation_set
+from rmlib.train import make_model
 
 
 def find(runs: Path, clean_weight: float | None = None) -> list[tuple[Path, Record]]:
-    """The finished runs below a folder whose weights are there, as (folder, record), by method and
-    seed.
+    """The finished runs below a folder whose weights are there, by method and seed.
 
     Args:
         runs: searched with everything below it.
         clean_weight: only runs with this weight of the clean loss; None: all.
 
+    Returns:
+        Pairs (folder, record).
+
     Raises:
         UserError: there is none, or they differ in more than method and seed.
     """
-    found = [
-        (path.parent, records.read(path.parent))
-        for path in sorted(Path(runs).rglob(WEIGHTS))
-        if (path.parent / RECORD).exists()
-    ]
-    found = [
-        (folder, record)
-        for folder, record in found
-        if clean_weight is None or record.config["clean_weight"] == clean_weight
-    ]
+    found = []
+    for path in sorted(Path(runs).rglob(WEIGHTS)):
+        if (path.parent / RECORD).exists():
+            record = records.read(path.parent)
+            if clean_weight in (None, record.config["clean_weight"]):
+                found.append((path.parent, record))
     if not found:
         which = "" if clean_weight is None else f" trained with clean_weight={clean_weight:g}"
         raise UserError(
             f"there is no finished run{which} with its {WEIGHTS} under {Path(runs).resolve()}: run"
             " a batch first, or set `runs` or `clean_weight`"
         )
-    if (
-        len(
-            {
-                (record.config["dataset"], record.data["checksum"], record.data["test_images"])
-                for _, record in found
-            }
-        )
-        > 1
-    ):
+    images = {
+        (record.config["dataset"], record.data["checksum"], record.data["test_images"])
+        for _, record in found
+    }
+    if len(images) > 1:
         raise UserError(
             f"the runs under {runs} were evaluated on different images: set `runs` to the folder of"
             " one experiment"
         )
-    settings = [experiment(record.config) for _, record in found]
-    differing = [
-        f"{name}: {', '.join(sorted({str(each[name]) for each in settings}))}"
-        for name in settings[0]
-        if any(each[name] != settings[0][name] for each in settings)
-    ]
+    _one_experiment(runs, [experiment(record.config) for _, record in found])
+    return sorted(found, key=_by_method)
+
+
+def _one_experiment(runs, settings):
+    values = {name: sorted({str(each[name]) for each in settings}) for name in settings[0]}
+    differing = [f"{name}: {', '.join(some)}" for name, some in values.items() if len(some) > 1]
     if differing:
         raise UserError(
             f"the runs under {runs} are of different experiments ({'; '.join(differing)}): set"
             " `runs` to the folder of one"
         )
-    return sorted(
-        found,
-        key=lambda item: (
-            MIXERS.index(item[1].config["mixer"]),
-            method_name(item[1].config),
-            item[1].config["seed"],
-            item[1].run_id,
-        ),
-    )
+
+
+def _by_method(item):
+    config = item[1].config
+    return MIXERS.index(config["mixer"]), method_name(config), config["seed"], item[1].run_id
 
 
 def images_of(record: Record, root=None) -> ImageSet:
     """The images a finished run was evaluated on, and checked to be the same ones.
 
     Args:
-        record: of the run.
         root: folder of the datasets; for a run on folder:NAME, that folder itself.
 
     Raises:
         UserError: the images cannot be found, or are others than the run's.
     """
     config = complete(record.config)
-    if config["dataset"].startswith("folder:"):
+    name, run = config["dataset"], f"the run {record.run_id}"
+    if name.startswith("folder:"):
         if root is None:
-            raise UserError(
-                f"the run {record.run_id} was trained on {config['dataset']}: give the path of that"
-                " folder as `root`"
-            )
+            raise UserError(f"{run} was trained on {name}: give the path of that folder as `root`")
         config["dataset"], root = f"folder:{root}", None
     data = evaluation_set(TrainParams(**config, root=root))
     if data.checksum != record.data["checksum"]:
         raise UserError(
-            f"the run {record.run_id} was made from other images than {config['dataset']} holds"
-            " now: train it again, or set `root`"
+            f"{run} was made from other images than {config['dataset']} holds now: train it again,"
+            " or set `root`"
         )
     return data
 
 
 def load(folder: Path) -> PreActResNet18:
-    """The trained network of a finished run in float32, in eval mode, on the CPU, for inputs in [0,
-    1].
-    """
-    record = records.read(folder)
-    path = Path(folder) / WEIGHTS
+    """The trained network of a finished run, float32, in eval mode, on the CPU; input in [0, 1]."""
+    record, path = records.read(folder), Path(folder) / WEIGHTS
     if not path.exists():
-        raise UserError(
-            f"{path} is not there (few networks come with the repository): train the cell again"
-        )
-    model = make_model(
-        TrainParams(**record.config),
-        record.data["classes"],
-        record.data["mean"],
-        record.data["std"],
-    )
+        raise UserError(f"{path} is not there (few networks are committed): train the run again")
+    data = record.data
+    model = make_model(TrainParams(**record.config), data["classes"], data["mean"], data["std"])
     try:
         model.load_state_dict(load_file(path))
     except Exception as error:  # safetensors and torch raise several kinds for a broken file
-        reason = str(error).splitlines()[0][:100]
-        raise UserError(
-            f"{path} is damaged or of another network ({reason}): delete the folder and train the"
-            " cell again"
-        ) from error
+        problem = f"is damaged or of another network ({str(error).splitlines()[0][:100]})"
+        raise UserError(f"{path} {problem}: delete the folder and train the run again") from error
     return model.eval()
+
+
+def halve(folder: Path) -> None:
+    """Store the weights of a finished run in float16: half the size, nearly the same verdicts.
+
+    Raises:
+        UserError: something was measured on the whole weights, which would then be lost.
+    """
+    path = Path(folder) / WEIGHTS
+    whole = load_file(path)
+    if any((path.parent / f"{kind}.json").exists() for kind in KINDS):
+        raise UserError(f"{folder} has measurements of its weights: halve them before measuring")
+    half = {
+        name: value.half() if value.dtype == torch.float32 else value
+        for name, value in whole.items()
+    }
+    records.atomic_write(path, save(half))

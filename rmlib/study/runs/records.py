@@ -1,8 +1,7 @@
 """A run's record: the one file that says a run is done, and everything about it.
 
 ``record.json`` is written last and atomically, so it exists exactly when the run ended. It holds no
-path of the machine. ``python -m rmlib.study.runs.records FOLDER`` writes the JSON Schemas of records and
-measurements.
+path of the machine.
 """
 
 import base64
@@ -10,38 +9,28 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from rmlib import UserError
 from rmlib.params import ADDED, TrainParams, config_id
 from rmlib.study.runs.environment import environment
 
-RECORD, CHECKPOINT, PREVIOUS = (
-    "record.json",
-    "checkpoint.pt",
-    "checkpoint.previous.pt",
-)  # of a run that has ended; of one that goes on, and the one before
+RECORD = "record.json"  # of a run that has ended
+CHECKPOINT = "checkpoint.pt"  # of a run that goes on
+PREVIOUS = "checkpoint.previous.pt"  # the one before
 WEIGHTS = "weights.safetensors"
-PLAN = "plan.json"  # beside the runs' folders: the cells of the batch that was run there
-ERROR = "error.txt"  # of a cell or a lesson that failed: why, and what was printed
-UNFINISHED = ".unfinished"  # of a cell whose notebook has begun and not come to its end
+PLAN = "plan.json"  # beside the runs' folders: the runs of the batch that was run there
+ERROR = "error.txt"  # of a run or a lesson that failed: why, and what was printed
+UNFINISHED = ".unfinished"  # of a run whose notebook has begun and not come to its end
 KINDS = ("attacks", "cam", "corruptions")  # of measurements on a trained network
-# the measure in cam.json that ends :func:`rmlib.robustness.battery.after_training`: small maps for figures
-KEPT = "maps"
+KEPT = "maps"  # the measure in cam.json that is taken last: small maps for figures
+# what a file with anything in it may raise
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 def _with(*names: str):
@@ -53,9 +42,11 @@ def _with(*names: str):
             raise ValueError(f"{', '.join(missing)} missing")
         return values
 
-    return Annotated[
-        dict, AfterValidator(check), WithJsonSchema({"type": "object", "required": list(names)})
-    ]
+    return Annotated[dict, AfterValidator(check)]
+
+
+# parameters that every stored configuration has
+_CONFIG = [name for name in TrainParams.model_fields if name not in (*TrainParams.RUNTIME, *ADDED)]
 
 
 class Provenance(BaseModel):
@@ -63,143 +54,108 @@ class Provenance(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    code: _with("version", "commit", "dirty") = Field(description="version, git commit, dirty flag")
+    code: _with("version", "commit", "dirty")
     versions: dict[str, str]
-    hardware: _with("device", "cpu", "cores") = Field(
-        description="device (cpu or cuda), names of processor and GPU, cores"
-    )
-    finished: str = Field(description="UTC, ISO 8601")
+    hardware: _with("device", "cpu", "cores")
+    finished: str  # UTC, ISO 8601
 
 
 class Record(Provenance):
     """One finished run, schema version 1."""
 
     schema_version: Literal[1] = 1
-    status: Literal["done", "diverged"] = Field(
-        description="diverged: the loss became infinite; metrics are those of that moment, or empty"
-    )
-    run_id: str = Field(description="hash of config; names the run's folder")
-    config: _with(
-        *(name for name in TrainParams.model_fields if name not in (*TrainParams.RUNTIME, *ADDED))
-    ) = Field(description="parameters of 02_training that can change the result")
-    metrics: dict[str, float] = Field(
-        description="last epoch, test set, float32: accuracy, top5, ece in percent, nll in nats"
-    )
-    correct: str | None = Field(
-        None, description="packed verdict per test image, base64, in the dataset's order"
-    )
-    snapshots: dict[str, dict] = Field({}, description="epoch -> metrics and correct, on the way")
-    bn_recalibrated: dict | None = Field(
-        None, description="metrics and correct with BatchNorm statistics of clean images"
-    )
-    history: list[dict] = Field(description="one row per epoch")
-    data: _with("checksum", "train_images", "test_images") = Field(
-        description="checksum of the decoded pixels, numbers of images, channel mean and std"
-    )
-    seconds: float = Field(description="training and evaluation, all attempts together")
-    images_per_second: float = Field(
-        description="training images (each seen clean and mixed) per second of training"
-    )
-    peak_memory_mib: float = Field(description="of the process (CPU) or of the device (CUDA)")
-    checkpoint_seconds: float = Field(
-        0.0, description="of `seconds`, those that the checkpoints took"
-    )
-    together: int = Field(
-        1, description="runs trained in one process at the same time: all of them share `seconds`"
-    )
-    compiled: bool = Field(False, description="network and mixing were compiled")
-    restarts: int = Field(description="times the run was resumed from a checkpoint")
+    # diverged: the loss became infinite; metrics are those of that moment, or empty
+    status: Literal["done", "diverged"]
+    run_id: str  # hash of config; names the run's folder
+    config: _with(*_CONFIG)  # parameters of 02_training that can change the result
+    # last epoch, test set, float32: accuracy, top5, ece in percent, nll in nats
+    metrics: dict[str, float]
+    correct: str | None = None  # packed verdict per test image, in the dataset's order
+    snapshots: dict[str, dict] = {}  # epoch -> metrics and correct, on the way
+    # metrics and correct with BatchNorm statistics of clean images
+    bn_recalibrated: dict | None = None
+    history: list[dict]  # one row per epoch
+    # checksum of the decoded pixels, numbers of images, channel mean and std
+    data: _with("checksum", "train_images", "test_images")
+    seconds: float  # training and evaluation, all attempts together
+    images_per_second: float  # training images, each seen clean and mixed, while training
+    peak_memory_mib: float  # of the process (CPU) or of the device (CUDA)
+    checkpoint_seconds: float = 0.0
+    together: int = 1  # of older records: runs trained in one process, which shared `seconds`
+    compiled: bool = False  # network and mixing were compiled
+    restarts: int  # times the run was resumed from a checkpoint
 
     @model_validator(mode="after")
     def _fits_together(self):
-        if self.run_id != config_id(self.config):
+        right, epochs = config_id(self.config), self.config["epochs"]
+        if self.run_id != right:
+            raise ValueError(f"run_id {self.run_id} does not belong to its configuration ({right})")
+        if self.status != "done":
+            return self
+        if len(self.history) != epochs:
             raise ValueError(
-                f"run_id {self.run_id} does not belong to its configuration"
-                f" ({config_id(self.config)})"
+                f"a history of {len(self.history)} epochs does not belong to a schedule of {epochs}"
             )
-        if self.status == "done" and len(self.history) != self.config["epochs"]:
-            raise ValueError(
-                f"a history of {len(self.history)} epochs does not belong to a schedule of"
-                f" {self.config['epochs']}"
-            )
-        if self.status == "done" and "accuracy" not in self.metrics:
+        if "accuracy" not in self.metrics:
             raise ValueError("a finished run has an accuracy")
-        if self.status == "done" and self.correct is not None:
-            _check_share(
-                self.correct, self.data["test_images"], self.metrics["accuracy"], "accuracy"
-            )
+        if self.correct is not None:
+            count, accuracy = self.data["test_images"], self.metrics["accuracy"]
+            _check_share(self.correct, count, accuracy, "accuracy")
         return self
 
 
 def _check_share(verdicts: str, count: int, percent: float, name: str) -> None:
-    """Packed verdicts on single images must give the percentage that stands beside them, to half an
-    image.
-    """
+    """Packed verdicts must give the percentage that is stored with them, to half an image."""
     packed = base64.b64decode(verdicts)
     if len(packed) != -(-count // 8):
         raise ValueError(f"{8 * len(packed)} verdicts do not belong to {count} images")
     right = (int.from_bytes(packed, "big") >> (8 * len(packed) - count)).bit_count()
-    if abs(100 * right / count - percent) > 50 / count + 1e-9:
+    share = 100 * right / count
+    if abs(share - percent) > 50 / count + 1e-9:
         raise ValueError(
-            f"{name} {percent:.2f} % does not fit the verdicts on single images"
-            f" ({100 * right / count:.2f} %)"
+            f"{name} {percent:.2f} % does not fit the verdicts on single images ({share:.2f} %)"
         )
 
 
 class Measurement(Provenance):
-    """One thing measured on a trained network."""
+    """One thing measured on a trained network.
 
-    settings: dict = Field(
-        description="what was measured: equal settings on equal weights are the same measurement"
-    )
+    Equal ``settings`` on equal weights are the same measurement.
+    """
+
+    settings: dict
     result: dict
     seconds: float
 
     @model_validator(mode="after")
     def _fits_together(self):
-        if "correct" in self.result:
+        found = self.result
+        if "correct" in found:
             _check_share(
-                self.result["correct"],
-                self.result["images"],
-                self.result["accuracy_after"],
-                "accuracy_after",
+                found["correct"], found["images"], found["accuracy_after"], "accuracy_after"
             )
         return self
 
 
 class Measurements(BaseModel):
-    """What was measured on a run's network after its training: ``attacks.json``, ``cam.json`` or
-    ``corruptions.json`` beside the record.
+    """What was measured on a run's network: ``attacks.json``, ``cam.json``, ``corruptions.json``.
+
+    ``weights``: sha256 of the file of weights that was looked at.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = 1
     run_id: str
-    weights: str = Field(description="sha256 of the file of weights that was looked at")
+    weights: str
     measurements: list[Measurement] = []
 
 
-def schemas() -> dict[str, dict]:
-    """The JSON Schema (2020-12) of each file, by the name under which it is stored. That hashes,
-    verdicts and percentages fit together is checked by :func:`read` and :func:`measurements` alone:
-    a schema cannot say it.
-    """
-    found = {}
-    for name, model in (("record", Record), ("measurements", Measurements)):
-        version = model.model_fields["schema_version"].default
-        found[f"{name}-{version}.json"] = {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "$id": f"urn:rmlib:{name}:{version}",
-            **model.model_json_schema(),
-            "title": f"rmlib {name}, version {version}",
-        }
-    return found
-
-
 def atomic_write(path: Path, content: bytes, before: str | None = None) -> None:
-    """Write a file so that it is either whole or not there; the old one stays until the new one is
-    safe, and afterwards under the name ``before``.
+    """Write a file so that it is either whole or not there; the old one stays until then.
+
+    Args:
+        before: name under which the old one is kept.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -220,30 +176,28 @@ def atomic_write(path: Path, content: bytes, before: str | None = None) -> None:
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}): make room or choose another"
-            " folder with `out`; what was saved before is whole, and the same command goes on"
-            " from it"
+            " folder with `out`; the same command goes on from what was saved"
         ) from error
 
 
 @contextlib.contextmanager
 def only_process(folder: Path):
-    """Hold a run's folder for this process, so that no other trains the same run; a killed process
-    lets go of it.
+    """Hold a run's folder for this process, so that no other trains the same run.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written.
     """
-    told = f"another process is training the run in {folder}: wait for it, or stop it first"
-    with holding(Path(folder) / ".lock", told, seconds=3):  # a killed kernel may need some to go
+    problem = f"another process is training the run in {folder}: wait for it, or stop it first"
+    with holding(Path(folder) / ".lock", problem, seconds=3):  # a killed kernel may need some to go
         yield
 
 
 @contextlib.contextmanager
-def holding(path: Path, told: str, seconds: float = 0.0):
+def holding(path: Path, problem: str, seconds: float = 0.0):
     """Hold a lock file for this process; a killed process lets go of it.
 
     Args:
-        told: the error's text if another holds it for ``seconds`` more.
+        problem: the error's text if another holds it for ``seconds`` more.
 
     Raises:
         UserError: another process holds it, or its folder cannot be written.
@@ -253,7 +207,7 @@ def holding(path: Path, told: str, seconds: float = 0.0):
         lock = FileLock(path)
         lock.acquire(timeout=seconds, poll_interval=0.1)
     except Timeout:
-        raise UserError(told) from None
+        raise UserError(problem) from None
     except OSError as error:
         raise UserError(
             f"{path.parent} cannot be written ({error.strerror or error}): choose another folder"
@@ -262,14 +216,12 @@ def holding(path: Path, told: str, seconds: float = 0.0):
     try:
         yield
     finally:
-        # the file stays: taking it away would let a third process lock a new one beside a waiting
-        # second
+        # the file stays: else a third process could lock a new one while a second waits
         lock.release()
 
 
 def check_images(params, now: str, then: str) -> None:
-    """Two folders of one name, or a changed one, must not pass for the images that a record or
-    checkpoint was made from.
+    """Refuse a run made from other images, as of two folders with one name, or a changed one.
 
     Raises:
         UserError: the checksums ``now`` and ``then`` differ.
@@ -295,16 +247,6 @@ def write(record: Record, folder: Path) -> Path:
     return path
 
 
-DAMAGE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)  # what a file of anything may raise
-
-
 def _first_line(error):
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -313,8 +255,7 @@ def read(path: Path) -> Record:
     """Read and check one record; ``path`` is the file or the run's folder.
 
     Raises:
-        UserError: the file is missing, damaged, of another schema, or its id does not fit its
-            configuration.
+        UserError: missing, damaged, of another schema, or its id does not fit its configuration.
     """
     path = Path(path)
     path = path / RECORD if path.is_dir() else path
@@ -324,14 +265,13 @@ def read(path: Path) -> Record:
         raise UserError(f"there is no record {path}: the run has not finished") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(
-            f"{path} is not a record of schema 1 ({'.'.join(map(str, first['loc']))}:"
-            f" {first['msg']}): delete it and run the cell again"
-        ) from error
+        problem = (
+            f"is not a record of schema 1 ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        )
+        raise UserError(f"{path} {problem}: delete it and train the run again") from error
     except DAMAGE as error:
-        raise UserError(
-            f"{path} is damaged ({_first_line(error)}): delete it and run the cell again"
-        ) from error
+        problem = f"is damaged ({_first_line(error)})"
+        raise UserError(f"{path} {problem}: delete it and train the run again") from error
 
 
 def measurements(folder: Path, kind: str) -> Measurements | None:
@@ -345,28 +285,27 @@ def measurements(folder: Path, kind: str) -> Measurements | None:
 
 
 def read_measurements(path, run_id):
+    """The same from the file, for the run whose id is given."""
     try:
         found = Measurements(**json.loads(path.read_text()))
     except DAMAGE as error:
-        raise UserError(
-            f"{path} is damaged ({_first_line(error)}): delete it and measure again"
-        ) from error
+        problem = f"is damaged ({_first_line(error)})"
+        raise UserError(f"{path} {problem}: delete it and measure again") from error
     if found.run_id != run_id:
-        raise UserError(
-            f"{path} belongs to another run ({found.run_id}): delete it and measure again"
-        )
+        problem = f"belongs to another run ({found.run_id})"
+        raise UserError(f"{path} {problem}: delete it and measure again")
     return found
 
 
+def weights_hash(folder: Path) -> str | None:
+    """The sha256 of the weights in a run's folder; None where there are none."""
+    path = folder / WEIGHTS
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
 def forget_others(folder: Path, run_id: str) -> None:
-    """Delete what was measured on another network than the one whose weights lie in a run's folder
-    now.
-    """
-    weights = (
-        hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-        if (folder / WEIGHTS).exists()
-        else None
-    )
+    """Delete what was measured on other weights than those in a run's folder now."""
+    weights = weights_hash(folder)
     for path in (folder / f"{kind}.json" for kind in KINDS):
         try:
             if path.exists() and read_measurements(path, run_id).weights != weights:
@@ -379,7 +318,7 @@ def measured_to_the_end(folder: Path) -> bool:
     """Whether everything that follows a training was measured on the network of a run; see KEPT."""
     try:
         found = measurements(folder, "cam")
-    except UserError:  # damaged: told when it is measured again
+    except UserError:  # damaged: reported when it is measured again
         return False
     return found is not None and any(
         row.settings.get("measure") == KEPT for row in found.measurements
@@ -392,7 +331,7 @@ def measure(folder: Path, kind: str, settings: dict, compute, device: str, save:
     Args:
         folder: of the run.
         kind: one of KINDS.
-        settings: all that the result depends on, beside the weights.
+        settings: all that the result depends on, besides the weights.
         compute: called without arguments, returns a dictionary of plain values.
         device: "cpu" or "cuda".
         save: load what is stored for the same settings and weights, store what is new; else always
@@ -401,38 +340,21 @@ def measure(folder: Path, kind: str, settings: dict, compute, device: str, save:
     folder = Path(folder)
     if not save:
         return compute()
-    weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    stored = measurements(folder, kind)
-    if (
-        stored is None or stored.weights != weights
-    ):  # trained again: what is known of other weights does not count
+    weights, stored = weights_hash(folder), measurements(folder, kind)
+    # trained again: what is known of other weights does not count
+    if stored is None or stored.weights != weights:
         stored = Measurements(run_id=read(folder).run_id, weights=weights)
     for known in stored.measurements:
         if known.settings == settings:
             return known.result
     begun = time.perf_counter()
     result = compute()
+    seconds = time.perf_counter() - begun
     stored.measurements.append(
-        Measurement(
-            settings=settings,
-            result=result,
-            seconds=time.perf_counter() - begun,
-            **environment(device),
-        )
+        Measurement(settings=settings, result=result, seconds=seconds, **environment(device))
     )
     lines = ",\n  ".join(json.dumps(row) for row in stored.model_dump(mode="json")["measurements"])
     head = json.dumps(stored.model_dump(mode="json", exclude={"measurements"}), indent=1)
-    atomic_write(
-        folder / f"{kind}.json", f'{head[:-2]},\n "measurements": [\n  {lines}\n ]\n}}\n'.encode()
-    )
+    text = f'{head[:-2]},\n "measurements": [\n  {lines}\n ]\n}}\n'
+    atomic_write(folder / f"{kind}.json", text.encode())
     return result
-
-
-def write_schemas(folder: Path) -> None:
-    """Write the JSON Schemas into a folder, each under its name and version."""
-    for name, schema in schemas().items():
-        atomic_write(Path(folder) / name, (json.dumps(schema, indent=1) + "\n").encode())
-
-
-if __name__ == "__main__":
-    write_schemas(Path(sys.argv[1]))

@@ -52,10 +52,15 @@ def test_parameters_are_literals_with_help_and_the_defaults_of_the_table(path):
     namespace = {}
     exec(cell.source, {"__builtins__": {}}, namespace)  # literals need no builtins
     defaults = {name: field.default for name, field in model.model_fields.items()}
-    assert namespace == defaults
-    assert set(papermill.inspect_notebook(str(path))) == set(defaults)
-    comments = re.findall(r"^# \S.*\n(\w+) = ", cell.source, flags=re.MULTILINE)
-    assert set(comments) == set(defaults), "every parameter has its comment above"
+    assert all(defaults[name] == value for name, value in namespace.items())
+    if path.stem == "02_training":
+        assert len(cell.source.splitlines()) <= 20, "those that a reader changes"
+    else:
+        assert set(namespace) == set(defaults)
+    assert set(papermill.inspect_notebook(str(path))) == set(namespace)
+    above = re.findall(r"^# \S.*\n(\w+) = ", cell.source, flags=re.MULTILINE)
+    behind = re.findall(r"^(\w+) = .*  # \S", cell.source, flags=re.MULTILINE)
+    assert {*above, *behind} == set(namespace), "every parameter has its comment"
     following = notebook.cells[notebook.cells.index(cell) + 1].source
     assert f'params.check("{path.stem}", globals())' in following
 

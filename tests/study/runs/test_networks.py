@@ -6,34 +6,40 @@ import shutil
 import pytest
 import torch
 from made import finished, make_record, save
+from safetensors.torch import load_file
 
 from rmlib import UserError
 from rmlib.evaluate import predict
 from rmlib.paths import networks_dir
 from rmlib.study.names import method_name
 from rmlib.study.runs import collection, networks, records
-from rmlib.study.runs.run import evaluation_set, stored_weights, train
+from rmlib.study.runs.run import evaluation_set, train
 
 
 def quiet(line):
     pass
 
 
-def test_half_precision_halves_the_file_and_hardly_moves_the_logits(tiny_run, tmp_path):
-    whole, _ = finished(tiny_run)
-    half, _ = finished(tiny_run, half_weights=True, out=str(tmp_path / "half"))
-    assert whole.run_id == half.run_id, "how a network is stored does not change what was trained"
-    sizes = [(params.folder / records.WEIGHTS).stat().st_size for params in (whole, half)]
-    assert 0.45 < sizes[1] / sizes[0] < 0.75, "tensor names take their share in so small a network"
-    images = evaluation_set(whole).images
-    logits = [predict(networks.load(params.folder), images) for params in (whole, half)]
-    assert next(networks.load(half.folder).parameters()).dtype == torch.float32
-    assert 0 < (logits[0] - logits[1]).abs().max() < 0.01 * logits[0].abs().max()
-    stored = stored_weights(networks.load(whole.folder), half=True)
-    assert {value.dtype for value in stored.values()} == {
-        torch.float16,
-        torch.int64,
-    }, "counters stay whole numbers"
+def test_half_precision_halves_the_file_and_hardly_moves_the_logits(tiny_run):
+    params, _ = finished(tiny_run)
+    path, images = params.folder / records.WEIGHTS, evaluation_set(params).images
+    whole, size = predict(networks.load(params.folder), images), path.stat().st_size
+    networks.halve(params.folder)
+    assert 0.45 < path.stat().st_size / size < 0.75, "tensor names take their share of so few"
+    half = networks.load(params.folder)
+    assert next(half.parameters()).dtype == torch.float32
+    assert 0 < (predict(half, images) - whole).abs().max() < 0.01 * whole.abs().max()
+    kinds = {value.dtype for value in load_file(path).values()}
+    assert kinds == {torch.float16, torch.int64}, "counters stay whole numbers"
+
+
+def test_measured_weights_are_not_halved(tiny_run):
+    params, _ = finished(tiny_run)
+    records.measure(params.folder, "attacks", {"eps": "0"}, dict, "cpu", save=True)
+    before = (params.folder / records.WEIGHTS).read_bytes()
+    with pytest.raises(UserError, match="halve them before measuring"):
+        networks.halve(params.folder)
+    assert (params.folder / records.WEIGHTS).read_bytes() == before
 
 
 def test_networks_are_found_by_method_and_seed(tiny_run, tmp_path):
@@ -100,7 +106,7 @@ def test_damaged_weights(tiny_run, damage):
         networks.load(params.folder)
     assert "\n" not in str(error.value)
     (params.folder / records.WEIGHTS).unlink()
-    with pytest.raises(UserError, match="train the cell again"):
+    with pytest.raises(UserError, match="train the run again"):
         networks.load(params.folder)
 
 

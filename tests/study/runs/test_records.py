@@ -106,7 +106,7 @@ def test_asking_for_the_commit_leaves_the_repository_alone(tmp_path, monkeypatch
     )  # `git status` would write this into its index, under a lock
     index = tmp_path / ".git" / "index"
     before = index.read_bytes()
-    monkeypatch.setattr(records, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(environment, "project_root", lambda: tmp_path)
     code = environment.environment("cpu")["code"]
     assert code["dirty"] is False and len(code["commit"]) == 40 and index.read_bytes() == before
     subprocess.run(["git", "status"], cwd=tmp_path, check=True, capture_output=True)

@@ -1,0 +1,85 @@
+"""All that is random or scheduled in an epoch, drawn beforehand as tables.
+
+The tables are drawn on the CPU, from the streams of the seed, with one row for every step. So they
+go to a device once an epoch, and every device and every mixer sees the same clean batches.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from rmlib.data import Loader, stream
+from rmlib.mixers import Mixer, Plan
+from rmlib.params import TrainParams
+
+
+class Choices(NamedTuple):
+    """The choices of an epoch of S steps with batches of B, or without the first axis of one step.
+
+    ``order``, ``dy``, ``dx``, ``flip`` (S, B): see :meth:`rmlib.data.Loader.draw`.
+    ``boxes`` (S, T, 4), ``lam`` (S, T, 1) or (S, T, B), ``partners`` (S, T, B): see
+    :class:`rmlib.mixers.Plan`. ``lr`` (S,) float64: learning rates.
+    Where the last batch is smaller, its row is filled up with zeros.
+    """
+
+    order: torch.Tensor
+    dy: torch.Tensor
+    dx: torch.Tensor
+    flip: torch.Tensor
+    boxes: torch.Tensor
+    lam: torch.Tensor
+    partners: torch.Tensor
+    lr: torch.Tensor
+
+    def to(self, device) -> "Choices":
+        """The same on another device."""
+        return Choices(*(values.to(device) for values in self))
+
+    def row(self, step: int, size: int) -> "Choices":
+        """The choices of one step of an epoch, with ``size`` images."""
+        return Choices(*(values[step] for values in self)).first(size)
+
+    def first(self, size: int) -> "Choices":
+        """Of one step: the choices of the first ``size`` images."""
+        return Choices(
+            *(values[:size] for values in self[:4]),
+            self.boxes,
+            self.lam[:, :size],
+            self.partners[:, :size],
+            self.lr,
+        )
+
+    def plan(self, height: int, width: int) -> Plan:
+        """Of one step: how its images are mixed."""
+        return Plan(self.boxes, self.lam, self.partners, height, width)
+
+
+def draw(params: TrainParams, loader: Loader, mixer: Mixer, epoch: int, rate) -> Choices:
+    """The choices of one epoch, on the CPU, a function of the run's seed and the epoch alone.
+
+    Args:
+        rate: called with params, number of the step and steps of the schedule: its learning rate.
+    """
+    size, steps = loader.batch_size, len(loader)
+    numbers = range(epoch * steps, (epoch + 1) * steps)
+    rates = [rate(params, number, params.epochs * steps) for number in numbers]
+    augmentation = loader.draw(epoch)
+    missing = steps * size - len(augmentation[0])
+    mixing = stream(params.seed, "mixing", epoch)
+    plans = [
+        mixer.draw((loader.size_of(step), *loader.image_shape), mixing) for step in range(steps)
+    ]
+    return Choices(
+        *(F.pad(values, (0, missing)).view(steps, size) for values in augmentation),
+        torch.stack([plan.boxes for plan in plans]),
+        _stacked([plan.lam for plan in plans]),
+        _stacked([plan.partners for plan in plans]),
+        torch.tensor(rates, dtype=torch.float64),
+    )
+
+
+def _stacked(tensors):
+    """Stack the tables of all steps; those of the last, smaller batch get the width of the rest."""
+    width = tensors[0].shape[-1]
+    return torch.stack([F.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])

@@ -1,0 +1,104 @@
+"""What attacks and maps share: checked pixels, gradients, margins, a random stream per image."""
+
+import contextlib
+import hashlib
+import math
+
+import torch
+
+from rmlib import UserError
+from rmlib.data import to_float
+from rmlib.evaluate import eval_mode, full_precision
+
+
+@contextlib.contextmanager
+def with_gradients(model):
+    """Eval mode with gradients, in full precision, whatever the caller has switched on.
+
+    Afterwards all is as it was, also after an error: modes, ``.grad`` and torch's random state.
+    """
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    device = next(iter(gradients)).device
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    for parameter in gradients:
+        parameter.grad = None
+    try:
+        with (
+            eval_mode(model),
+            full_precision(),
+            torch.random.fork_rng(cuda),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):
+            yield
+    finally:
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+
+
+def as_pixels(
+    model, images: torch.Tensor, labels: torch.Tensor, kinds=(torch.float32, torch.float64)
+) -> torch.Tensor:
+    """Check what an attack or a map is asked about; returns the images as float in [0, 1].
+
+    Args:
+        images: floating point in [0, 1], or uint8, which is divided by 255.
+        kinds: types of parameters that the caller can work with.
+
+    Raises:
+        UserError: network of another type, pixels outside [0, 1], shapes that do not fit, negative
+            labels.
+    """
+    for name, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, torch.Tensor):
+            raise UserError(f"{name} are {type(value).__name__}: expected torch tensors")
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    found = {parameter.dtype for parameter in parameters}
+    if not found:
+        raise UserError("the model has no parameters: hand over the network itself, an nn.Module")
+    if not found <= set(kinds):
+        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in found))
+        raise UserError(f"the network is in {names}: gradients vanish there; use model.float()")
+    if images.dim() != 4 or labels.shape != images.shape[:1] or not len(images):
+        got = f"images {tuple(images.shape)} and labels {tuple(labels.shape)}"
+        raise UserError(f"{got}: expected (N, C, H, W) and (N,) with N >= 1")
+    if labels.dtype != torch.int64 or int(labels.min()) < 0:
+        got = f"labels are {labels.dtype} from {labels.min()}"
+        raise UserError(f"{got}: expected int64 class numbers from 0")
+    pixels = to_float(images) if images.dtype == torch.uint8 else images
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (pixels.is_floating_point() and low >= 0 and high <= 1):
+        raise UserError(
+            f"images are {images.dtype} in [{low:g}, {high:g}]: expected uint8, or floating point"
+            " in [0, 1]; the model normalises them"
+        )
+    return pixels
+
+
+def margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Logit of the true class minus the largest other one, (N,): right where above 0, a tie not.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64.
+    """
+    true = labels[:, None]
+    return logits.gather(1, true).squeeze(1) - logits.scatter(1, true, -math.inf).amax(1)
+
+
+def image_keys(images: torch.Tensor, seed: int, purpose: str) -> list[bytes]:
+    """32 bytes for every image, from seed, purpose and its own pixels alone.
+
+    A random stream made of them is the same in any batch, in any order, on any machine.
+
+    Args:
+        images: (N, C, H, W) uint8, or floating point in [0, 1], of which 8 bits count.
+        seed: as for :func:`stream`.
+        purpose: as for :func:`stream`.
+    """
+    pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+    return [
+        hashlib.sha256(f"{seed}/{purpose}/".encode() + image.tobytes()).digest()
+        for image in pixels.cpu().contiguous().numpy()
+    ]
