@@ -1,12 +1,15 @@
 """The loop of the paper: schedule, loss, order of the forwards, and where a training may stop."""
 
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from rmlib import train
+from rmlib import choices, data, train
 from rmlib.data import ImageSet, stream
 from rmlib.params import TrainParams
 from rmlib.train import (
@@ -23,8 +26,8 @@ from rmlib.train import (
 def make(**changes):
     """A run of 3 epochs with 4 steps each."""
     pixels = torch.randint(0, 256, (60, 3, 8, 12), dtype=torch.uint8, generator=stream(0, "test"))
-    data = ImageSet(pixels, torch.arange(60) % 3, ("a", "b", "c"), "")
-    return make_run(TrainParams(width=2, epochs=3, batch_size=16, **changes), data)
+    images = ImageSet(pixels, torch.arange(60) % 3, ("a", "b", "c"), "")
+    return make_run(TrainParams(width=2, epochs=3, batch_size=16, **changes), images)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -129,6 +132,21 @@ def test_the_loop_fits_on_a_slide(function):
     assert len(body(function)) <= 25
 
 
+def test_the_core_is_read_in_one_sitting_and_stands_alone():
+    names = ("mixers", "models", "data", "evaluate", "train")
+    files = [Path(train.__file__).with_name(f"{name}.py") for name in names]
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 1000
+    code = (
+        "import sys; from rmlib import mixers, models, data, evaluate, train;"
+        " print(*(name for name in sys.modules if name.startswith('rmlib.')))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    above = {"choices", "params", "paths", "packed"}
+    assert {name.split(".")[1] for name in answer.stdout.split()} == {*names, *above}
+
+
 @pytest.mark.parametrize("clean_weight, forwards", [(1, 2), (0, 1)])
 def test_the_clean_forward_comes_first_and_both_update_batchnorm(clean_weight, forwards):
     run, seen = make(clean_weight=clean_weight), []
@@ -188,9 +206,8 @@ def test_the_names_of_the_random_streams_stay(monkeypatch):
         purposes.add(purpose)
         return stream(seed, purpose, epoch)
 
-    for module in (train, train.draw.__globals__, make_run.__globals__["Loader"].draw.__globals__):
-        names = module if isinstance(module, dict) else vars(module)
-        monkeypatch.setitem(names, "stream", noticing)
+    for module in (train, choices, data):
+        monkeypatch.setattr(module, "stream", noticing)
     for _ in training(make()):
         pass
     assert purposes == {"initialisation", "order", "augmentation", "mixing"}

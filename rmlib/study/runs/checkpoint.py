@@ -19,11 +19,7 @@ SHARE = 0.01  # of a run's time that its checkpoints may take
 
 
 class Checkpoints:
-    """The checkpoint of a run, and the one before it.
-
-    Args:
-        run: see :class:`rmlib.study.runs.run.StoredRun`.
-    """
+    """The checkpoint of a :class:`rmlib.study.runs.run.StoredRun`, and the one before it."""
 
     def __init__(self, run):
         self.run = run
@@ -102,10 +98,7 @@ class Checkpoints:
 
 
 def interactive() -> bool:
-    """Whether somebody watches: a terminal, or a notebook opened in Jupyter.
-
-    Papermill and nbval do not set Jupyter's variable.
-    """
+    """Whether somebody watches: a terminal, or a notebook in Jupyter, not papermill or nbval."""
     return sys.stdout.isatty() or "JPY_SESSION_NAME" in os.environ
 
 
@@ -113,9 +106,8 @@ def interactive() -> bool:
 def noticing_signals():
     """A list that SIGTERM and Ctrl-C (or "interrupt kernel") enter, so that a step ends first.
 
-    Where somebody watches, a second Ctrl-C interrupts at once, and what the last checkpoint does
-    not hold is lost. Elsewhere signals come in numbers, as from a machine that shuts down. Outside
-    the main thread no signal arrives.
+    Where somebody watches, a second Ctrl-C interrupts at once, without a checkpoint. Elsewhere
+    signals come in numbers, as from a machine that shuts down. Only the main thread gets any.
     """
     received = []
 

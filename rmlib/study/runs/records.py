@@ -104,7 +104,7 @@ class Record(Provenance):
         return self
 
 
-def _check_share(verdicts: str, count: int, percent: float, name: str) -> None:
+def _check_share(verdicts, count, percent, name):
     """Packed verdicts must give the percentage that is stored with them, to half an image."""
     packed = base64.b64decode(verdicts)
     if len(packed) != -(-count // 8):
@@ -112,9 +112,8 @@ def _check_share(verdicts: str, count: int, percent: float, name: str) -> None:
     right = (int.from_bytes(packed, "big") >> (8 * len(packed) - count)).bit_count()
     share = 100 * right / count
     if abs(share - percent) > 50 / count + 1e-9:
-        raise ValueError(
-            f"{name} {percent:.2f} % does not fit the verdicts on single images ({share:.2f} %)"
-        )
+        verdicts = f"the verdicts on single images ({share:.2f} %)"
+        raise ValueError(f"{name} {percent:.2f} % does not fit {verdicts}")
 
 
 class Measurement(Provenance):
@@ -129,11 +128,9 @@ class Measurement(Provenance):
 
     @model_validator(mode="after")
     def _fits_together(self):
-        found = self.result
+        found, name = self.result, "accuracy_after"
         if "correct" in found:
-            _check_share(
-                found["correct"], found["images"], found["accuracy_after"], "accuracy_after"
-            )
+            _check_share(found["correct"], found["images"], found[name], name)
         return self
 
 
@@ -174,19 +171,14 @@ def atomic_write(path: Path, content: bytes, before: str | None = None) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): make room or choose another"
-            " folder with `out`; the same command goes on from what was saved"
-        ) from error
+        reason = f"{path} cannot be written ({error.strerror or error})"
+        remedy = "make room or choose another folder with `out`; the same command then goes on"
+        raise UserError(f"{reason}: {remedy}") from error
 
 
 @contextlib.contextmanager
 def only_process(folder: Path):
-    """Hold a run's folder for this process, so that no other trains the same run.
-
-    Raises:
-        UserError: another process holds it, or the folder cannot be written.
-    """
+    """Hold a run's folder for this process, so that no other trains the same run."""
     problem = f"another process is training the run in {folder}: wait for it, or stop it first"
     with holding(Path(folder) / ".lock", problem, seconds=3):  # a killed kernel may need some to go
         yield
@@ -209,10 +201,8 @@ def holding(path: Path, problem: str, seconds: float = 0.0):
     except Timeout:
         raise UserError(problem) from None
     except OSError as error:
-        raise UserError(
-            f"{path.parent} cannot be written ({error.strerror or error}): choose another folder"
-            " with `out`"
-        ) from error
+        reason = f"{path.parent} cannot be written ({error.strerror or error})"
+        raise UserError(f"{reason}: choose another folder with `out`") from error
     try:
         yield
     finally:
@@ -237,11 +227,10 @@ def write(record: Record, folder: Path) -> Path:
     """Store the record of a run as ``folder/record.json``, a list of numbers on one line."""
     fields = record.model_dump(mode="json")
     fields |= {name: fields.pop(name) for name in Provenance.model_fields}  # at the end of the file
-    history = ",\n    ".join(json.dumps(row) for row in fields["history"])
+    rows = ",\n    ".join(json.dumps(row) for row in fields["history"])
     fields["history"] = "HISTORY"
-    text = json.dumps(fields, indent=1).replace(
-        '"HISTORY"', f"[\n    {history}\n ]" if history else "[]"
-    )
+    history = f"[\n    {rows}\n ]" if rows else "[]"
+    text = json.dumps(fields, indent=1).replace('"HISTORY"', history)
     path = folder / RECORD
     atomic_write(path, (text + "\n").encode())
     return path
@@ -265,13 +254,11 @@ def read(path: Path) -> Record:
         raise UserError(f"there is no record {path}: the run has not finished") from None
     except ValidationError as error:
         first = error.errors()[0]
-        problem = (
-            f"is not a record of schema 1 ({'.'.join(map(str, first['loc']))}: {first['msg']})"
-        )
-        raise UserError(f"{path} {problem}: delete it and train the run again") from error
+        place = ".".join(map(str, first["loc"]))
+        problem, cause = f"is not a record of schema 1 ({place}: {first['msg']})", error
     except DAMAGE as error:
-        problem = f"is damaged ({_first_line(error)})"
-        raise UserError(f"{path} {problem}: delete it and train the run again") from error
+        problem, cause = f"is damaged ({_first_line(error)})", error
+    raise UserError(f"{path} {problem}: delete it and train the run again") from cause
 
 
 def measurements(folder: Path, kind: str) -> Measurements | None:
@@ -285,15 +272,15 @@ def measurements(folder: Path, kind: str) -> Measurements | None:
 
 
 def read_measurements(path, run_id):
-    """The same from the file, for the run whose id is given."""
+    """The same from the file, which must belong to the run of that id."""
     try:
         found = Measurements(**json.loads(path.read_text()))
     except DAMAGE as error:
         problem = f"is damaged ({_first_line(error)})"
         raise UserError(f"{path} {problem}: delete it and measure again") from error
     if found.run_id != run_id:
-        problem = f"belongs to another run ({found.run_id})"
-        raise UserError(f"{path} {problem}: delete it and measure again")
+        owner = found.run_id
+        raise UserError(f"{path} belongs to another run ({owner}): delete it and measure again")
     return found
 
 
@@ -320,9 +307,8 @@ def measured_to_the_end(folder: Path) -> bool:
         found = measurements(folder, "cam")
     except UserError:  # damaged: reported when it is measured again
         return False
-    return found is not None and any(
-        row.settings.get("measure") == KEPT for row in found.measurements
-    )
+    rows = found.measurements if found else []
+    return any(row.settings.get("measure") == KEPT for row in rows)
 
 
 def measure(folder: Path, kind: str, settings: dict, compute, device: str, save: bool) -> dict:

@@ -30,13 +30,8 @@ from rmlib.train import learning_rate, make_run, training
 
 def training_set(params: TrainParams) -> ImageSet:
     """The images a run is trained on."""
-    images = load(
-        params.dataset,
-        params.root,
-        "train",
-        holdout=params.holdout,
-        allow_partial=params.allow_partial,
-    )
+    options = {"holdout": params.holdout, "allow_partial": params.allow_partial}
+    images = load(params.dataset, params.root, "train", **options)
     return images.subset(params.train_images)
 
 
@@ -62,13 +57,8 @@ class StoredRun:
         test_set = evaluation_set(params)
         self.test_set = dataclasses.replace(test_set, images=test_set.images.to(self.device))
         self.core = make_run(params, self.train_set, self.device)
-        self.progress = {
-            "history": [],
-            "snapshots": {},
-            "seconds": 0.0,
-            "checkpoint_seconds": 0.0,
-            "restarts": 0,
-        }
+        self.progress = {"history": [], "snapshots": {}, "restarts": 0}
+        self.progress |= {"seconds": 0.0, "checkpoint_seconds": 0.0}
         self.final = None  # evaluation after the last epoch
         self.checkpoints = Checkpoints(self)
         self.checkpoints.restore(log)
@@ -135,6 +125,14 @@ class StoredRun:
         else:  # of an earlier attempt
             (self.folder / WEIGHTS).unlink(missing_ok=True)
         mean, std = self.train_set.channel_stats()
+        data = {
+            "checksum": self.train_set.checksum,
+            "train_images": len(self.train_set),
+            "test_images": len(self.test_set),
+            "classes": len(self.train_set.classes),
+            "mean": mean,
+            "std": std,
+        }
         record = Record(
             status=status,
             run_id=params.run_id,
@@ -144,14 +142,7 @@ class StoredRun:
             snapshots=progress["snapshots"],
             bn_recalibrated=recalibrated,
             history=[finite(row) for row in progress["history"]],
-            data={
-                "checksum": self.train_set.checksum,
-                "train_images": len(self.train_set),
-                "test_images": len(self.test_set),
-                "classes": len(self.train_set.classes),
-                "mean": mean,
-                "std": std,
-            },
+            data=data,
             seconds=progress["seconds"] + time.perf_counter() - started,
             images_per_second=self.images_per_second(),
             peak_memory_mib=peak_memory_mib(self.device),
@@ -232,10 +223,9 @@ def _stop_if_asked(run, signals):
     late = params.max_minutes is not None and minutes >= params.max_minutes
     if signals or late:
         reason = signals[0] if signals else f"max_minutes={params.max_minutes:g}"
-        raise Stopped(
-            f"stopped by {reason} in epoch {run.core.epoch + 1} of {params.epochs};"
-            " the same command goes on from the checkpoint"
-        )
+        place = f"epoch {run.core.epoch + 1} of {params.epochs}"
+        remedy = "the same command goes on from the checkpoint"
+        raise Stopped(f"stopped by {reason} in {place}; {remedy}")
 
 
 def _with_bars(core, steps):
@@ -257,16 +247,10 @@ def epoch_line(row: dict, epochs: int, seconds: float, speed: float) -> str:
     """One line of the log for one row of the history, ``seconds`` after the start."""
     names = {"clean_accuracy": "clean", "mixed_accuracy": "mixed", "test_accuracy": "test"}
     left = seconds / row["epoch"] * (epochs - row["epoch"])
-    return "  ".join(
-        [
-            f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}",
-            f"lr {row['lr']:.4f}",
-            f"loss {row['loss']:.3f}",
-            *(f"{label} {row[name]:.1f} %" for name, label in names.items() if name in row),
-            f"{speed:.0f} images/s",
-            f"{left:.0f} s left",
-        ]
-    )
+    place = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
+    parts = [place, f"lr {row['lr']:.4f}", f"loss {row['loss']:.3f}"]
+    parts += [f"{label} {row[name]:.1f} %" for name, label in names.items() if name in row]
+    return "  ".join([*parts, f"{speed:.0f} images/s", f"{left:.0f} s left"])
 
 
 def recalibrate_batchnorm(model, loader: Loader):
