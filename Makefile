@@ -30,7 +30,7 @@ notebooks: env  ## run every notebook with its defaults and store the outputs in
 
 readme: env  ## make picture and tables of README.md and results/README.md anew, from records, and the JSON Schemas of these
 	$(BIN) -m rmlib.study.runs.records results/schema
-	$(BIN) -m rmlib.study.figures.plots results/mixers.png
+	$(BIN) -m rmlib.study.figures results/mixers.png
 	$(BIN) -m rmlib report --into README.md
 	$(BIN) -m rmlib report --into results/README.md
 
