@@ -14,27 +14,25 @@ CPU = torch.device("cpu")
 
 
 def test_a_rate_counts_every_image_of_an_epoch_and_all_of_its_time(monkeypatch):
-    """Every step of a run takes two seconds here, and an epoch of bare steps one."""
-    data, clock = bench.random_set(3 * 128), [0.0]
+    """Every forward takes two seconds here, so that an epoch takes two seconds for each."""
+    data, clock, sizes = bench.random_set(3 * 128, 8), [0.0], []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    make = bench._run
 
-    def slow(run):
-        train = full_epoch(run)
+    def slow(*inputs):
+        run = make(*inputs)
+        run.model.register_forward_pre_hook(forward)
+        return run
 
-        def epoch():
-            sizes.extend(len(labels) for _, labels in run.loader.epoch(0))
-            clock[0] += 2.0 * len(run.loader)
-            train()
+    def forward(_, inputs):
+        clock[0] += 2.0
+        sizes.append(len(inputs[0]))
 
-        return epoch
-
-    full_epoch, sizes = bench.full_epoch, []
-    monkeypatch.setattr(bench, "full_epoch", slow)
-    monkeypatch.setattr(bench, "bare_epoch", lambda *_: lambda: clock.append(clock.pop() + 1.0))
+    monkeypatch.setattr(bench, "_run", slow)
     rates = bench.rates(CPU, data, 1, width=1)
-    assert rates.pop(bench.BARE) == len(data)
-    assert len(rates) == 8 and set(rates.values()) == {len(data) / 6}
-    assert set(sizes) == {128}, "batches are whole"
+    assert len(rates) == 9 and set(sizes) == {128}
+    for name, rate in rates.items():
+        assert rate == len(data) / (12 if name.endswith("clean + mixed") else 6)
 
 
 @pytest.mark.parametrize("weight, factor", [(0, 1), (1, 2)])
