@@ -29,7 +29,7 @@ notebooks: env  ## run every notebook with its defaults and store the outputs in
 	$(BIN) -m rmlib.study.batch.notebooks refresh $(NOTEBOOKS)
 
 readme: env  ## make picture and tables of README.md and results/README.md anew, from records
-	$(BIN) -m rmlib.study.figures.plots results/mixers.png
+	$(BIN) -m rmlib.study.figures results/mixers.png
 	$(BIN) -m rmlib report --into README.md
 	$(BIN) -m rmlib report --into results/README.md
 

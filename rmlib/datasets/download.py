@@ -1,14 +1,11 @@
-"""Official archives from mirrors: checksum, resume, and no web page taken for an archive."""
+"""Official archives from mirrors, each checked by the published checksum."""
 
 import os
 from pathlib import Path
 
-from tqdm import tqdm
-
 from rmlib import UserError
 
-# md5 as published with the archive; every mirror must serve the same bytes. $RMLIB_MIRROR/FILE is
-# asked first.
+# file, md5 as published with it, mirrors; $RMLIB_MIRROR/FILE is asked first
 ARCHIVES = {
     "cifar10": (
         "cifar-10-python.tar.gz",
@@ -39,8 +36,7 @@ ARCHIVES = {
 
 
 def download(archive: str, md5: str, urls, root: Path) -> Path:
-    """Fetch one archive from the first mirror that serves the right bytes; a broken download goes
-    on where it stopped.
+    """Fetch one archive from the first mirror that serves the right bytes.
 
     Raises:
         UserError: no mirror worked; the message lists why, and what to do by hand.
@@ -48,58 +44,19 @@ def download(archive: str, md5: str, urls, root: Path) -> Path:
     import pooch
 
     own = os.environ.get("RMLIB_MIRROR")
+    mirrors = [f"{own.rstrip('/')}/{archive}", *urls] if own else urls
     reasons = []
-    for url in ([f"{own.rstrip('/')}/{archive}"] if own else []) + list(urls):
+    for url in mirrors:
+        fetch = pooch.HTTPDownloader(progressbar=True)
         try:
-            return Path(
-                pooch.retrieve(
-                    url, known_hash=f"md5:{md5}", fname=archive, path=root, downloader=_resume
-                )
-            )
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
-            (
-                (root / f"{archive}.part").unlink(missing_ok=True)
-                if isinstance(error, ValueError)
-                else None
-            )
-            reasons.append(f"{url.split('/')[2]}: {str(error).splitlines()[0][:120]}")
+            path = pooch.retrieve(url, f"md5:{md5}", fname=archive, path=root, downloader=fetch)
+            return Path(path)
+        except ValueError:
+            reason = "other bytes than the archive, such as a web page"
+        except OSError as error:  # those of requests, too
+            reason = str(error).partition("\n")[0][:120]
+        reasons.append(f"{url.split('/')[2]}: {reason}")
     raise UserError(
         f"{archive} could not be downloaded ({'; '.join(reasons)}): fetch it by hand into {root},"
         " or set RMLIB_MIRROR"
     )
-
-
-def _resume(url, output_file, pooch_instance):
-    """A downloader for pooch that keeps ARCHIVE.part and asks only for the missing bytes."""
-    import requests
-
-    target = Path(output_file)
-    part = target.parent / (url.split("?")[0].rsplit("/", 1)[1] + ".part")
-    have = part.stat().st_size if part.exists() else 0
-    with requests.get(
-        url, headers={"Range": f"bytes={have}-"} if have else {}, stream=True, timeout=30
-    ) as answer:
-        if answer.status_code != 416:  # 416: nothing is missing
-            answer.raise_for_status()
-            if answer.headers.get("Content-Type", "").startswith("text/html"):
-                raise OSError("answered with a web page instead of the archive")
-            have = have if answer.status_code == 206 else 0
-            total = int(answer.headers.get("Content-Length", 0)) + have
-            with (
-                open(part, "ab" if have else "wb") as file,
-                tqdm(
-                    total=total or None,
-                    initial=have,
-                    unit="B",
-                    unit_scale=True,
-                    desc=part.stem,
-                    leave=False,
-                ) as bar,
-            ):
-                for chunk in answer.iter_content(1 << 14):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-    os.replace(part, target)

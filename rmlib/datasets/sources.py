@@ -1,13 +1,12 @@
-"""Where images come from: built-in figures, folders and zips of images, official archives; decoded
-once, then cached.
+"""Where images come from: drawn figures, folders and zips of images, official archives.
 
-Everything here is numpy; :mod:`rmlib.data` makes tensors of it. A dataset is a dictionary of arrays
-(see :func:`arrays`), in an order that depends on the pixels alone, so that a folder, a zip and the
-official files of one dataset are the same.
+Everything here is numpy, decoded once and then cached; :mod:`rmlib.data` makes tensors of it. The
+order depends on the pixels alone: a folder, a zip and the official files of a dataset are the same.
 """
 
 import hashlib
 import io
+import itertools
 import os
 import re
 import sys
@@ -23,19 +22,24 @@ from tqdm import tqdm
 from rmlib import UserError
 from rmlib.datasets import shapes
 from rmlib.datasets.download import ARCHIVES, download
+from rmlib.paths import project_root
 
 # classes, training and test images per class
 SIZES = {"cifar10": (10, 5000, 1000), "cifar100": (100, 500, 100), "tiny-imagenet": (200, 500, 50)}
 
-_CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-_TINY_FOLDER = "tiny-imagenet-200"
+# folders that the official archives unpack to
+_FOLDERS = {
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+    "tiny-imagenet": "tiny-imagenet-200",
+}
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_DRAWN = Path(shapes.__file__)
+CHUNK = 1000  # images that a process draws or decodes at a time
 
 
 def data_root(root=None) -> Path:
     """Folder of the datasets: ``root``, else $RMLIB_DATA, else data/ in the project."""
-    from rmlib.paths import project_root
-
     return Path(root or os.environ.get("RMLIB_DATA") or project_root() / "data").expanduser()
 
 
@@ -52,125 +56,91 @@ def arrays(
     """All images of a dataset, from the cache when it is whole, else decoded (and downloaded) now.
 
     Returns a dictionary with, for SPLIT in train and test: ``SPLIT_images`` (N, 3, H, W) uint8,
-    ``SPLIT_labels`` (N,) int64, where known ``SPLIT_boxes`` (N, 4) int64 and ``SPLIT_masks`` (N, H,
-    W) bool; ``classes`` (C,) text, sorted; and ``checksum``, the sha256 over the pixels and labels
-    of both splits. Images are sorted by class, then by a hash of their pixels. Boxes are x1, y1,
-    x2, y2, half open.
+    ``SPLIT_labels`` (N,) int64, where known ``SPLIT_boxes`` (N, 4) int64, half open x1, y1, x2, y2,
+    and ``SPLIT_masks`` (N, H, W) bool; ``classes`` (C,) text, sorted; and ``checksum``, the sha256
+    over pixels and labels of both splits. Images are sorted by class, then by a hash of the pixels.
 
     Raises:
-        UserError: unknown name, missing or incomplete or unreadable data, a download that failed
-            everywhere.
+        UserError: unknown, missing, incomplete or unreadable data; a failed download.
     """
-    source = _find(name, data_root(root), offline or bool(os.environ.get("RMLIB_OFFLINE")))
-    cache = cache_dir() / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)[-40:]}-{source.fingerprint()}.npz"
+    path, read = _find(name, data_root(root), offline or bool(os.environ.get("RMLIB_OFFLINE")))
+    cache = cache_dir() / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)[-40:]}-{_fingerprint(path)}.npz"
     data = _read_cache(cache)
     if data is None:
-        data = _in_order(source.read())
+        try:
+            data = _in_order(read(path))
+        except (zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path} cannot be read ({reason}): put a whole copy there") from error
         _write_cache(cache, data)
     _check_size(name, data, allow_partial)
     return data
 
 
-# ----------------------------------------------------------------------------------------------
-# finding a dataset
-
-
-class _Source:
-    """One place a dataset can be read from. ``read`` returns unsorted arrays, ``fingerprint``
-    changes with the content.
-    """
-
-    def __init__(self, path: Path, read):
-        self.path, self._read = path, read
-
-    def fingerprint(self) -> str:
-        files = (
-            [self.path]
-            if self.path.is_file()
-            else sorted(p for p in self.path.rglob("*") if p.is_file())
-        )
-        listing = "".join(
-            f"{p.relative_to(self.path)} {p.stat().st_size} {p.stat().st_mtime_ns}\n" for p in files
-        )
-        return hashlib.sha256(f"{self.path.resolve()}\n{listing}".encode()).hexdigest()[:16]
-
-    def read(self):
-        try:
-            return self._read(self.path)
-        except (zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
-            raise UserError(
-                f"{self.path} cannot be read ({type(error).__name__}: {error}): put a whole copy in"
-                " its place"
-            ) from error
-
-
-class _Shapes(_Source):
-    def fingerprint(self):
+def _fingerprint(path: Path) -> str:
+    """A hash that changes with the content of a file or folder."""
+    if path == _DRAWN:
         versions = f"{np.__version__} {Image.__version__}"
-        return hashlib.sha256(self.path.read_bytes() + versions.encode()).hexdigest()[:16]
+        return hashlib.sha256(path.read_bytes() + versions.encode()).hexdigest()[:16]
+    listing = f"{path.resolve()}\n"
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        stat = file.stat()
+        listing += f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n"
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
-def _find(name: str, root: Path, offline: bool) -> _Source:
+def _find(name: str, root: Path, offline: bool):
+    """(path, function that reads it): what there is of a dataset, or what is now downloaded."""
     if name == "shapes":
-        return _Shapes(Path(shapes.__file__), _read_shapes)
+        return _DRAWN, _read_shapes
     if name.startswith("folder:"):
         path = Path(name[len("folder:") :]).expanduser()
         if not path.exists():
             raise UserError(f"dataset {name!r}: there is no folder or zip {path}")
-        return _Source(path, _read_image_tree)
+        return path, _read_image_tree
     if name not in SIZES:
         from rmlib.params import DATASETS, nearest
 
         raise UserError(f"unknown dataset {name!r}: {nearest(name, (*DATASETS, 'folder:PATH'))}")
     for path in (root / f"{name}.zip", root / name):
         if path.exists():
-            return _Source(path, _read_image_tree)
+            return path, _read_image_tree
     archive, md5, urls = ARCHIVES[name]
-    tiny = name == "tiny-imagenet"
-    folder = root / (_TINY_FOLDER if tiny else _CIFAR_FOLDERS[name])
-    read = _read_tiny if tiny else lambda path: _read_cifar(name, root)
-    for path in (folder, root / archive):
+    read = _read_tiny if name == "tiny-imagenet" else lambda path: _read_cifar(name, root)
+    for path in (root / _FOLDERS[name], root / archive):
         if path.exists():
-            return _Source(path, read)
+            return path, read
     if offline:
         raise UserError(
-            f"{name} is not in {root} and downloading is off: put {name}.zip or {archive} there, "
-            "or name its folder with --root or RMLIB_DATA"
+            f"{name} is not in {root} and downloading is off: put {name}.zip or {archive} there,"
+            " or name another folder with --root or RMLIB_DATA"
         )
-    download(archive, md5, urls, root)
-    return _Source(root / archive, read)
+    return download(archive, md5, urls, root), read
 
 
 def _check_size(name, data, allow_partial):
     if name not in SIZES or allow_partial:
         return
-    expected = dict(zip(("classes", "train", "test"), SIZES[name]))
-    for split in ("train", "test"):
+    classes, *sizes = SIZES[name]
+    for split, size in zip(("train", "test"), sizes):
         counts = np.bincount(data[f"{split}_labels"], minlength=len(data["classes"]))
-        if len(counts) != expected["classes"] or (counts != expected[split]).any():
+        if len(counts) != classes or (counts != size).any():
             raise UserError(
                 f"{name} is incomplete: {len(counts)} classes with {counts.min()} to {counts.max()}"
-                f" {split} images each, expected {expected['classes']} with {expected[split]}:"
-                " fetch it again, or pass allow_partial=True"
+                f" {split} images each, expected {classes} with {size}: fetch it again, or pass"
+                " allow_partial=True"
             )
 
 
-# ----------------------------------------------------------------------------------------------
-# reading
-
-
 def _parallel(function, tasks, description):
-    """``function`` over the tasks in as many processes as there are cores, in order, with a bar
-    where somebody looks.
-    """
+    """``function`` over the tasks in a process per core, in order, with a bar on a terminal."""
     bar = dict(total=len(tasks), desc=description, leave=False, disable=not sys.stderr.isatty())
     workers = min(os.cpu_count() or 1, len(tasks))
     if workers < 2:
-        return list(tqdm(map(function, tasks), **bar))
-    # joblib's processes need no `if __name__ == "__main__"` in the caller's script, those of
-    # multiprocessing do
+        return list(tqdm(itertools.starmap(function, tasks), **bar))
+    # unlike multiprocessing's, these need no `if __name__ == "__main__"` in the caller's script
     results = joblib.Parallel(n_jobs=workers, return_as="generator")(
-        joblib.delayed(function)(task) for task in tasks
+        joblib.delayed(function)(*task) for task in tasks
     )
     try:
         return list(tqdm(results, **bar))
@@ -178,25 +148,14 @@ def _parallel(function, tasks, description):
         get_reusable_executor().shutdown(wait=False)
 
 
-def _draw_chunk(task):
-    return shapes.draw_images(*task)
-
-
 def _read_shapes(path):
-    step, data = 1000, {"classes": np.array(shapes.CLASSES)}
+    data = {"classes": np.array(shapes.CLASSES)}
     for split, count in shapes.COUNTS.items():
-        chunks = _parallel(
-            _draw_chunk,
-            [(split, i, min(i + step, count)) for i in range(0, count, step)],
-            f"drawing {split}",
-        )
+        tasks = [(split, i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+        chunks = _parallel(shapes.draw_images, tasks, f"drawing {split}")
         images, labels, masks = (np.concatenate(column) for column in zip(*chunks))
-        data |= {
-            f"{split}_images": images,
-            f"{split}_labels": labels,
-            f"{split}_masks": masks,
-            f"{split}_boxes": _mask_boxes(masks),
-        }
+        data |= {f"{split}_images": images, f"{split}_labels": labels}
+        data |= {f"{split}_masks": masks, f"{split}_boxes": _mask_boxes(masks)}
     return data
 
 
@@ -208,9 +167,8 @@ def _mask_boxes(masks):
     return np.stack([x1, y1, x2, y2], axis=1).astype(np.int64)
 
 
-def _decode_chunk(task):
+def _decode_chunk(path, names):
     """RGB pixels (N, 3, H, W) uint8 of some files of a folder or members of a zip."""
-    path, names = task
     archive = zipfile.ZipFile(path) if path.is_file() else None
     pixels = []
     for name in names:
@@ -221,24 +179,21 @@ def _decode_chunk(task):
                 raise UserError(
                     f"{name} in {path} cannot be read as an image: mend it or take it away"
                 ) from error
-    sizes = {p.shape for p in pixels}
-    if len(sizes) > 1:
-        raise UserError(
-            f"{path}: images of different sizes ({sorted((s[2], s[1]) for s in sizes)[:3]} ...):"
-            " resize them to one size first"
-        )
+    _check_equal_sizes(path, pixels)
     return np.stack(pixels)
 
 
+def _check_equal_sizes(path, arrays):
+    sizes = {array.shape[-2:] for array in arrays}
+    if len(sizes) > 1:
+        found = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:3])
+        raise UserError(f"{path}: images of different sizes ({found} ...): resize them first")
+
+
 def _decode(path, names, description):
-    step = 1000
-    chunks = _parallel(
-        _decode_chunk,
-        [(path, names[i : i + step]) for i in range(0, len(names), step)],
-        description,
-    )
-    if len({chunk.shape[1:] for chunk in chunks}) > 1:
-        raise UserError(f"{path}: images of different sizes: resize them to one size first")
+    tasks = [(path, names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
+    chunks = _parallel(_decode_chunk, tasks, description)
+    _check_equal_sizes(path, chunks)
     return np.concatenate(chunks)
 
 
@@ -253,15 +208,12 @@ def _read_image_tree(path):
     """``[TOP/]train/CLASS/*`` and ``[TOP/]test/CLASS/*`` (or val) of a folder or zip."""
     split_names = {"train": [], "test": [], "val": []}
     for name in _file_names(path):
-        match = re.fullmatch(
-            r"(?:[^/]+/)?(train|test|val)/([^/]+)/([^/.][^/]*)", name
-        )  # files with a leading dot are no images
+        # files with a leading dot are no images
+        match = re.fullmatch(r"(?:[^/]+/)?(train|test|val)/([^/]+)/([^/.][^/]*)", name)
         if match and name.lower().endswith(_IMAGE_ENDINGS):
             split_names[match[1]].append((name, match[2]))
-    found = {
-        "train": split_names["train"],
-        "test": split_names["test"] or split_names["val"],
-    }  # val counts where there is no test
+    # val counts where there is no test
+    found = {"train": split_names["train"], "test": split_names["test"] or split_names["val"]}
     if not all(found.values()):
         missing = " and ".join(split for split, names in found.items() if not names)
         raise UserError(
@@ -281,69 +233,55 @@ def _read_cifar(name, root):
     """The official pickles, read by torchvision, which knows their checksums."""
     import torchvision
 
-    kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[
-        name
-    ]
-    archive, md5, _ = ARCHIVES[name]
-    if not (root / _CIFAR_FOLDERS[name]).exists():
-        torchvision.datasets.utils.extract_archive(str(root / archive), str(root))
+    kind = getattr(torchvision.datasets, name.upper())
+    if not (root / _FOLDERS[name]).exists():
+        torchvision.datasets.utils.extract_archive(str(root / ARCHIVES[name][0]), str(root))
     data = {}
     for split in ("train", "test"):
         try:
             images = kind(str(root), train=split == "train", download=False)
         except RuntimeError as error:
             raise OSError(str(error)) from error
-        data |= {
-            f"{split}_images": images.data.transpose(0, 3, 1, 2),
-            f"{split}_labels": np.array(images.targets),
-        }
+        data[f"{split}_images"] = images.data.transpose(0, 3, 1, 2)
+        data[f"{split}_labels"] = np.array(images.targets)
     assert images.classes == sorted(images.classes)
     return data | {"classes": np.array(images.classes)}
 
 
 def _read_tiny(path):
-    """The official layout. Labels and boxes of ``val`` stand in val_annotations.txt; read as a
-    folder it has ONE class.
-    """
-    top = f"{_TINY_FOLDER}/" if path.is_file() else ""
-    names = _file_names(path)
+    """The official layout; val_annotations.txt has the labels and boxes of val."""
+    top = f"{_FOLDERS['tiny-imagenet']}/" if path.is_file() else ""
     archive = zipfile.ZipFile(path) if path.is_file() else None
 
     def lines(name):
         text = archive.read(name).decode() if archive else (path / name).read_text()
         return [line.split("\t") for line in text.splitlines() if line.strip()]
 
-    annotated = {"train": [], "test": []}  # (file, wnid, corners)
+    names = _file_names(path)
+    present = set(names)
+    train = []  # (file, wnid, corners)
     for name in names:
         if re.fullmatch(rf"{top}train/([^/]+)/\1_boxes.txt", name):
             wnid = name.split("/")[-2]
-            annotated["train"] += [
-                (f"{top}train/{wnid}/images/{file}", wnid, corners)
-                for file, *corners in lines(name)
-            ]
-    annotated["test"] = [
+            folder = f"{top}train/{wnid}/images"
+            train += [(f"{folder}/{file}", wnid, corners) for file, *corners in lines(name)]
+    test = [
         (f"{top}val/images/{file}", wnid, corners)
         for file, wnid, *corners in lines(f"{top}val/val_annotations.txt")
     ]
-    present = set(names)
     classes = sorted(wnid for (wnid,) in lines(f"{top}wnids.txt"))
     index = {wnid: i for i, wnid in enumerate(classes)}
     data = {"classes": np.array(classes)}
-    for split, rows in annotated.items():
+    for split, rows in (("train", train), ("test", test)):
         rows = [row for row in rows if row[0] in present]
         if not rows:
-            raise UserError(
-                f"{path} holds no {split} images in the layout of Tiny ImageNet: fetch it again"
-            )
-        corners = np.array([[int(v) for v in row[2]] for row in rows])
-        data[f"{split}_images"] = _decode(path, [row[0] for row in rows], f"decoding {split}")
-        data[f"{split}_labels"] = np.array([index[row[1]] for row in rows])
-        data[f"{split}_boxes"] = corners + [0, 0, 1, 1]  # the files count the last pixel in
+            raise UserError(f"{path} has no {split} images of Tiny ImageNet: fetch it again")
+        files, wnids, corners = zip(*rows)
+        data[f"{split}_images"] = _decode(path, files, f"decoding {split}")
+        data[f"{split}_labels"] = np.array([index[wnid] for wnid in wnids])
+        # the files count the last pixel in
+        data[f"{split}_boxes"] = np.array(corners).astype(int) + [0, 0, 1, 1]
     return data
-
-
-# ----------------------------------------------------------------------------------------------
-# order and cache
 
 
 def _in_order(data):
@@ -351,17 +289,13 @@ def _in_order(data):
     total = hashlib.sha256()
     ordered = {"classes": data["classes"]}
     for split in ("train", "test"):
-        images, labels = (
-            np.ascontiguousarray(data[f"{split}_images"]),
-            data[f"{split}_labels"].astype(np.int64),
-        )
+        images = np.ascontiguousarray(data[f"{split}_images"])
+        labels = data[f"{split}_labels"].astype(np.int64)
         keys = [hashlib.sha256(image.tobytes()).digest() for image in images]
         order = sorted(range(len(keys)), key=lambda i: (labels[i], keys[i]))
-        ordered |= {
-            name: np.ascontiguousarray(array[order])
-            for name, array in data.items()
-            if name.startswith(split)
-        }
+        for name, array in data.items():
+            if name.startswith(split):
+                ordered[name] = np.ascontiguousarray(array[order])
         ordered[f"{split}_labels"] = labels[order]
         total.update(ordered[f"{split}_images"].tobytes())
         total.update(ordered[f"{split}_labels"].tobytes())
@@ -369,9 +303,7 @@ def _in_order(data):
 
 
 def _read_cache(path):
-    """The cached arrays, or None when there are none or the file is damaged (every array carries a
-    CRC-32).
-    """
+    """The cached arrays; None without a file, or with a damaged one: arrays carry a CRC-32."""
     if not path.exists():
         return None
     try:
@@ -393,7 +325,5 @@ def _write_cache(path, data):
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        print(
-            f"the decoded images are not cached: {error}; set RMLIB_CACHE to a folder with room",
-            file=sys.stderr,
-        )
+        message = f"images are not cached: {error}; set RMLIB_CACHE to a folder with room"
+        print(message, file=sys.stderr)

@@ -450,9 +450,7 @@ def run_bench(options) -> int:
             raise UserError(f"--{name} {value}: at least 1")
     from rmlib.study.bench import bench
 
-    text = bench.bench(
-        options.device, options.rounds, options.compile, options.seeds, options.only, options.width
-    )
+    text = bench.bench(options.device, options.rounds, options.compile, options.only, options.width)
     print(text)
     if options.out:
         from rmlib.study.runs import records

@@ -27,15 +27,7 @@ class ResultsParams(Params):
     runs: str | None = Field(None, description="folder of the records (default: results/)")
 
 
-BENCHED = (
-    "mixers",
-    "loader",
-    "training",
-    "attacks",
-    "maps",
-    "agreement",
-    "batch",
-)  # the tables of `rmlib bench`
+BENCHED = ("mixers", "loader", "training", "attacks", "maps")  # the tables of `rmlib bench`
 
 
 CELL = "02_training"  # the notebook that a grid runs for each of its cells

@@ -140,11 +140,11 @@ def test_data_describes_a_dataset(pictures):
 
 
 def test_bench_prints_ratios(capsys, monkeypatch, tmp_path):
-    from rmlib.study.bench import bench
+    from rmlib.study.bench import measuring, mixing
 
-    monkeypatch.setattr(bench, "SHAPES", ((8, 3, 8, 8),))
-    monkeypatch.setitem(bench.ATTACKED, "cpu", (6, 3, 2))
-    monkeypatch.setitem(bench.MAPPED, "cpu", (6, 4, 2))
+    monkeypatch.setattr(mixing, "SHAPES", ((8, 3, 8, 8),))
+    monkeypatch.setitem(measuring.ATTACKED, "cpu", (6, 3, 2))
+    monkeypatch.setitem(measuring.MAPPED, "cpu", (6, 4, 2))
     assert (
         main(
             [
@@ -178,20 +178,6 @@ def test_bench_prints_ratios(capsys, monkeypatch, tmp_path):
         assert f"| {name} |" in text
     assert (tmp_path / "bench.md").read_text().strip() == text.strip()
     assert "103 bare forwards per image" in text, "the library asks 103 times for a budget of 100"
-
-
-def test_bench_compares_two_squares(monkeypatch):
-    import torch
-
-    from rmlib.study.bench import bench
-    from rmlib.study.runs import networks
-
-    one = networks.find(project_root() / "results/quick", 1.0)[:1]
-    monkeypatch.setattr(networks, "find", lambda *_: one)
-    rows = bench.agreement_rows(torch.device("cpu"), seeds=2, queries=2)
-    assert [row[1] for row in rows] == ["square", "square_torchattacks"] and all(
-        0 < row[2] < 100 and row[4] <= row[5] == 200 for row in rows
-    )
 
 
 def test_reports_need_no_library_of_attacks_or_maps():

@@ -1,1 +1,26 @@
-"""The figures of the notebooks."""
+"""Every figure of the study: functions that draw and return a figure; the notebook shows it.
+
+The files follow the notebooks. Their public functions are imported here, so that a notebook says
+``from rmlib.study import figures`` and ``figures.forest(...)``.
+"""
+
+# ruff: noqa: F401
+from rmlib.study.figures.maps import cam_grid, cells, lines, mean_maps, measures
+from rmlib.study.figures.method import (
+    batch_strip,
+    clear_plan,
+    draw_tiles,
+    mixing_table,
+    overview,
+    softness,
+    target_text,
+)
+from rmlib.study.figures.results import curves_of_runs, forest, seeds, told_twice
+from rmlib.study.figures.robustness import (
+    accuracy_against_eps,
+    accuracy_over,
+    intervals,
+    perturbations,
+)
+from rmlib.study.figures.style import COLOURS, show_image, use_style
+from rmlib.study.figures.training import confidence, learning_curves

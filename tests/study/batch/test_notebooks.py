@@ -135,12 +135,12 @@ def test_the_picture_of_the_readme_is_made_by_the_code():
     from PIL import Image
 
     matplotlib.use("agg")
-    from rmlib.study.figures import plots
+    from rmlib.study import figures
 
     with matplotlib.rc_context():
-        plots.use_style()
+        figures.use_style()
         buffer = io.BytesIO()
-        plots.overview().savefig(buffer, dpi=110, metadata={"Software": None})
+        figures.overview().savefig(buffer, dpi=110, metadata={"Software": None})
     committed, made = (
         np.asarray(Image.open(file).convert("RGB"), dtype=float)
         for file in (project_root() / "results/mixers.png", buffer)
@@ -160,12 +160,12 @@ def test_stored_figures_are_small_and_keep_the_colours_of_the_methods():
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
+    from rmlib.study import figures
     from rmlib.study.batch.notebooks import in_few_colours
-    from rmlib.study.figures import plots
 
     figure, axes = plt.subplots(1, 2, dpi=90)
     axes[0].imshow(np.random.default_rng(0).random((60, 60, 3)))  # many colours
-    for place, colour in enumerate(plots.COLOURS.values()):
+    for place, colour in enumerate(figures.COLOURS.values()):
         axes[1].barh(place, 1, color=colour)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -173,7 +173,7 @@ def test_stored_figures_are_small_and_keep_the_colours_of_the_methods():
     stored = in_few_colours(buffer.getvalue())
     assert len(stored) < 0.5 * len(buffer.getvalue())
     colours = np.asarray(Image.open(io.BytesIO(stored)).convert("RGB")).reshape(-1, 3).astype(int)
-    for wanted in (*plots.COLOURS.values(), "#ffffff"):
+    for wanted in (*figures.COLOURS.values(), "#ffffff"):
         assert (
             np.abs(colours - [int(wanted[i : i + 2], 16) for i in (1, 3, 5)]).max(1).min() <= 8
         ), wanted

@@ -11,7 +11,6 @@ from made import make_record, measured, save
 
 from rmlib import UserError
 from rmlib.paths import project_root
-from rmlib.study.bench.batch import synthetic_records
 from rmlib.study.cli import main
 from rmlib.study.report import completeness, pages, report
 from rmlib.study.runs import collection, records
@@ -375,13 +374,3 @@ def test_what_the_plan_of_a_batch_names_is_missed(tmp_path, capsys):
 
 def test_the_committed_tables_are_complete():
     assert completeness.missing(collection.gather(project_root() / "results" / "quick")) == []
-
-
-def test_made_up_records_are_good_ones(tmp_path):
-    synthetic_records(tmp_path, 50, seeds=3)
-    found = collection.gather(tmp_path)
-    assert (
-        len(found.records) == 50
-        and found.problems == []
-        and [len(group) for group in report.experiments(found.runs)] == [2, 24, 24]
-    )

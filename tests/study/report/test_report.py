@@ -13,7 +13,7 @@ from scipy import stats
 from rmlib import UserError
 from rmlib.packed import pack_bits, pack_values
 from rmlib.paths import project_root
-from rmlib.study.figures import plots
+from rmlib.study import figures
 from rmlib.study.report import pages, report
 from rmlib.study.report.stats import crossed, seeds_needed
 from rmlib.study.runs import collection, environment, records
@@ -699,8 +699,8 @@ def test_the_forest_shows_what_the_table_says(tmp_path):
         "high": float("nan"),
         "state": "unresolved",
     }
-    (lines,) = drawn(plots.forest([("one", pd.DataFrame([row, other]))]))
-    orange, blue = plots.COLOURS["mixup"], plots.COLOURS["cutmix"]
+    (lines,) = drawn(figures.forest([("one", pd.DataFrame([row, other]))]))
+    orange, blue = figures.COLOURS["mixup"], figures.COLOURS["cutmix"]
     points = {(*x, *y): (colour, face) for x, y, colour, face in lines if len(x) == 1}
     assert points == {
         (1.0, 1.0): (orange, orange),
@@ -716,7 +716,7 @@ def test_the_forest_shows_what_the_table_says(tmp_path):
         if colour == blue and len(line) == 2 and line != [0.75, 1.25]
         for x in line
     ), "no interval, no line"
-    figure = plots.forest([("one", pd.DataFrame([other]))])
+    figure = figures.forest([("one", pd.DataFrame([other]))])
     assert figure.axes[0].get_title(loc="left") == "one (one run each)"
 
 
@@ -752,7 +752,7 @@ def test_curves_of_all_runs_and_the_papers_numbers_where_they_belong(tmp_path, c
     ]
     save(tmp_path, *made)
     group = report.runs_below(tmp_path)
-    figure = plots.curves_of_runs(
+    figure = figures.curves_of_runs(
         [("one", group)], {record.run_id: [(1, values[0]), (2, values[1])] for record in made}
     )
     (lines,), text = drawn(figure), " ".join(each.get_text() for each in figure.axes[0].texts)
