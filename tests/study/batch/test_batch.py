@@ -14,13 +14,12 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from standins import grid, stand_in, write
+from standins import grid, run_batch, stand_in, write
 
 from rmlib import UserError
 from rmlib.paths import project_root
 from rmlib.study.batch import batch as batches
 from rmlib.study.batch import executors, plan
-from rmlib.study.batch.batch import run_batch
 from rmlib.study.batch.plan import read_batch
 from rmlib.study.runs import collection, environment, records
 
@@ -243,7 +242,8 @@ def test_failures_are_kept_apart_named_and_repeatable(project):
 
 
 LESSON = """
-from rmlib import params, records
+from rmlib.study import settings
+from rmlib.study.runs import collection
 settings = settings.check({name!r}, globals())
 with open("order.txt", "a") as file:
     print({name!r}, {looks}, file=file)
@@ -270,8 +270,8 @@ def lessons(project):
         (project / "notebooks" / "04_cam.ipynb")
         .read_text()
         .replace(
-            "from rmlib import params",
-            "import os\\nassert os.path.exists('mended'), 'no map'\\nfrom rmlib import params",
+            "from rmlib.study import settings",
+            "import os\\nassert os.path.exists('mended'), 'no map'\\nfrom rmlib.study import settings",
         )
     )
     (project / "notebooks" / "04_cam.ipynb").write_text(failing)
@@ -387,7 +387,7 @@ def test_an_interrupted_batch_goes_on(project):
     """
     grid(project, seed=[0, 3])
     code = (
-        "import sys; from pathlib import Path; from rmlib import plan; from rmlib.study.cli import"
+        "import sys; from pathlib import Path; from rmlib.study.batch import plan; from rmlib.study.cli import"
         " main; plan.project_root = lambda: Path.cwd(); sys.exit(main(['batch', 'grid.yaml',"
         " '--out', 'out', '--workers', '2']))"
     )

@@ -16,12 +16,11 @@ import nbformat
 import pytest
 import yaml
 from safetensors.torch import load_file
-from standins import grid, write
+from standins import grid, run_batch, write
 
 from rmlib import UserError
 from rmlib.paths import project_root
 from rmlib.study.batch import executors, notebooks
-from rmlib.study.batch.batch import run_batch
 from rmlib.study.batch.plan import read_batch
 from rmlib.study.runs import collection, records
 from rmlib.study.settings import CELL
@@ -30,7 +29,7 @@ BATCH = [
     sys.executable,
     "-c",
     (
-        "import sys; from pathlib import Path; from rmlib import plan; from rmlib.study.cli import"
+        "import sys; from pathlib import Path; from rmlib.study.batch import plan; from rmlib.study.cli import"
         " main; plan.project_root = lambda: Path.cwd(); sys.exit(main(['batch', 'grid.yaml',"
         " '--out', 'out', *sys.argv[1:]]))"
     ),
