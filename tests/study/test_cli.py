@@ -3,9 +3,11 @@ import sys
 
 import pytest
 
+from rmlib import UserError
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
 from rmlib.study.cli import build_parser, main
+from rmlib.study.guarded import needs
 
 
 def rmlib(*words, **kwargs):
@@ -65,6 +67,7 @@ def test_torch_is_not_imported_for_mistakes():
         (["--address", "auto"], "--address auto does nothing without --executor ray"),
         (["--per-gpu", "0"], "--per-gpu 0: at least 1"),
         (["--timeout", "0"], "--timeout 0: above 0"),
+        (["--together", "2"], "unknown option --together"),
         (["--gpus", "7"], "--gpus 7: this machine shows"),
         (["--keep-goin"], "did you mean '--keep-going'"),
     ],
@@ -74,6 +77,12 @@ def test_mistakes_in_how_a_batch_is_run(words, message):
     assert (
         answer.returncode in (1, 2) and message in answer.stderr and answer.stderr.count("\n") == 1
     )
+
+
+def test_a_missing_extra_is_named_with_its_remedy():
+    needs("study", "json")
+    with pytest.raises(UserError, match=r"no_such is missing: pip install 'rmlib\[maps\]'"):
+        needs("maps", "json", "no_such")
 
 
 def test_every_command_has_help():
@@ -178,20 +187,6 @@ def test_bench_prints_ratios(capsys, monkeypatch, tmp_path):
         assert f"| {name} |" in text
     assert (tmp_path / "bench.md").read_text().strip() == text.strip()
     assert "103 bare forwards per image" in text, "the library asks 103 times for a budget of 100"
-
-
-def test_bench_compares_two_squares(monkeypatch):
-    import torch
-
-    from rmlib.study.bench import bench
-    from rmlib.study.runs import networks
-
-    one = networks.find(project_root() / "results/quick", 1.0)[:1]
-    monkeypatch.setattr(networks, "find", lambda *_: one)
-    rows = bench.agreement_rows(torch.device("cpu"), seeds=2, queries=2)
-    assert [row[1] for row in rows] == ["square", "square_torchattacks"] and all(
-        0 < row[2] < 100 and row[4] <= row[5] == 200 for row in rows
-    )
 
 
 def test_reports_need_no_library_of_attacks_or_maps():

@@ -52,12 +52,12 @@ def test_parameters_are_literals_with_help_and_the_defaults_of_the_table(path):
     namespace = {}
     exec(cell.source, {"__builtins__": {}}, namespace)  # literals need no builtins
     defaults = {name: field.default for name, field in model.model_fields.items()}
-    assert namespace == defaults
-    assert set(papermill.inspect_notebook(str(path))) == set(defaults)
+    assert namespace == {name: defaults[name] for name in namespace}, "some or all of them"
+    assert namespace and set(papermill.inspect_notebook(str(path))) == set(namespace)
     comments = re.findall(r"^# \S.*\n(\w+) = ", cell.source, flags=re.MULTILINE)
-    assert set(comments) == set(defaults), "every parameter has its comment above"
+    assert set(comments) == set(namespace), "every parameter has its comment above"
     following = notebook.cells[notebook.cells.index(cell) + 1].source
-    assert f'params.check("{path.stem}", globals())' in following
+    assert f'settings.check("{path.stem}", globals())' in following
 
 
 @each_notebook
