@@ -5,9 +5,11 @@ where a test needs it.
 import nbformat
 import yaml
 
+from rmlib.study.batch import batch as batches
+
 STAND_IN = """
 import os, time
-from rmlib import params
+from rmlib.study import settings
 settings = settings.check("02_training", globals())
 """
 RECORD = """
@@ -46,7 +48,8 @@ if settings.seed == 9 and not os.path.exists({mended!r}):
 if settings.seed >= 20:  # takes its time
     print("half of it", flush=True)
     time.sleep(1)
-from rmlib import records, sources
+from rmlib.datasets import sources
+from rmlib.study.runs import records
 checksum = str(sources.arrays(settings.dataset)["checksum"])
 if not (settings.folder / records.RECORD).exists():  # as a training does
     with open("recorded.txt", "a") as file:
@@ -67,6 +70,11 @@ def stand_in(root, name, *cells):
     nbformat.write(
         nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / f"{name}.ipynb"
     )
+
+
+def run_batch(batch, log=print, **options):
+    """Run a batch with options given by name."""
+    return batches.run_batch(batch, batches.Options(**options), log)
 
 
 def grid(folder, notebooks=None, **block):

@@ -1,10 +1,9 @@
-"""The command line: ``rmlib data | train | batch | report | explain | bench`` (also ``python -m
-rmlib``).
+"""The command line: ``rmlib data | train | batch | report | explain | bench``.
 
-A user's mistake is answered by one line on stderr and a non-zero exit code: 2 for a wrong command
-line, 1 for anything else that can be mended, 75 for a run that was stopped and can go on, 130 for
-an interrupted one. Torch is imported only by the commands that need it, after everything on the
-command line has been checked.
+A user's mistake is answered by one line on stderr and an exit code: 2 for a wrong command line, 1
+for anything else that can be mended, 75 for what was stopped and can go on, 130 for an
+interruption. Torch is imported only by the commands that need it, after everything on the command
+line has been checked.
 """
 
 import argparse
@@ -13,15 +12,13 @@ from pathlib import Path
 
 from rmlib import STOPPED, UserError, __version__, paths
 from rmlib.params import choices, nearest
-from rmlib.study.guarded import Usage, guarded
+from rmlib.study.guarded import Usage, guarded, needs
 from rmlib.study.runs import collection
-from rmlib.study.settings import BENCHED, NOTEBOOKS, parse
+from rmlib.study.settings import BENCHED, CELL, NOTEBOOKS, parse
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with the nearest valid name, and whose options are
-    written out.
-    """
+    """argparse whose errors are one line, with the nearest valid name."""
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
@@ -29,19 +26,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         if message.startswith("unrecognized arguments: --"):
             wrong = message.split(": ", 1)[1].split()[0].split("=")[0]
-            options = [
-                option
-                for action in self._actions
-                for option in action.option_strings
-                if option.startswith("--")
-            ]
+            options = [name for name in self._option_string_actions if name.startswith("--")]
             message = f"unknown option {wrong}: {nearest(wrong, options)}"
         elif "invalid choice: " in message and self._subparsers is not None:
             wrong = message.split("invalid choice: '")[-1].split("'")[0]
-            message = (
-                f"unknown command {wrong!r}:"
-                f" {nearest(wrong, next(iter(self._subparsers._group_actions)).choices)}"
-            )
+            known = next(iter(self._subparsers._group_actions)).choices
+            message = f"unknown command {wrong!r}: {nearest(wrong, known)}"
         raise Usage(f"{self.prog}: {message}")
 
 
@@ -59,204 +49,105 @@ def main(arguments=None) -> int:
 
 
 def build_parser():
-    """The parser and its subparsers by name; the options of ``train`` are the parameters of
-    notebook 02_training.
-    """
-    parser = Parser(
-        prog="rmlib", description="Region Mixup, studied: run its parts from the command line."
-    )
+    """The parser, and its subparsers by name."""
+    parser = Parser(prog="rmlib", description="Region Mixup, studied: run its parts.")
     parser.add_argument("--version", action="version", version=f"rmlib {__version__}")
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=Parser
     )
+    for name, (run, options, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        command.set_defaults(run=run)
+        options(command)
+    return parser, commands.choices
 
-    data = commands.add_parser(
-        "data",
-        help="fetch, decode and check a dataset",
-        description="Fetch, decode and check a dataset.",
-    )
-    data.add_argument("name", help="shapes, cifar10, cifar100, tiny-imagenet or folder:PATH")
-    data.add_argument("--root", help="folder of the datasets (default: $RMLIB_DATA, then data/)")
-    data.add_argument("--offline", action="store_true", help="never download")
-    data.add_argument(
-        "--allow-partial", action="store_true", help="accept a part of a named dataset"
-    )
-    data.set_defaults(run=run_data)
 
-    train = commands.add_parser(
-        "train",
-        help="train one cell",
-        description="Train one cell; stopped runs go on, finished ones are shown.",
-    )
-    for name, field in NOTEBOOKS["02_training"].model_fields.items():
-        option = "--" + name.replace("_", "-")
-        default = (
-            ""
-            if "default" in field.description or field.default is None
-            else f" (default: {field.default})"
-        )
-        text = (field.description + default).replace("%", "%%")
+def _data_options(parser):
+    add = parser.add_argument
+    add("name", help="shapes, cifar10, cifar100, tiny-imagenet or folder:PATH")
+    add("--root", help="folder of the datasets (default: $RMLIB_DATA, then data/)")
+    add("--offline", action="store_true", help="never download")
+    add("--allow-partial", action="store_true", help="accept a part of a named dataset")
+
+
+def _train_options(parser):
+    """The parameters of notebook 02_training."""
+    for name, field in NOTEBOOKS[CELL].model_fields.items():
+        option, text = "--" + name.replace("_", "-"), field.description
+        if "default" not in text and field.default is not None:
+            text += f" (default: {field.default})"
+        text = text.replace("%", "%%")
         if field.annotation is bool:
-            train.add_argument(
-                option, action=argparse.BooleanOptionalAction, default=None, help=text
-            )
+            yes_or_no = argparse.BooleanOptionalAction
+            parser.add_argument(option, action=yes_or_no, default=None, help=text)
         elif isinstance(field.default, list):
-            train.add_argument(option, nargs="*", metavar="X", help=text)
+            parser.add_argument(option, nargs="*", metavar="X", help=text)
         else:
             metavar = "|".join(choices(field)) or name.upper().rsplit("_", 1)[-1]
-            train.add_argument(option, metavar=metavar, help=text)
-    train.set_defaults(run=run_train)
+            parser.add_argument(option, metavar=metavar, help=text)
 
-    batch = commands.add_parser(
-        "batch",
-        help="run a grid of notebooks",
-        description="Run a grid of cells through papermill; finished cells are skipped.",
-    )
-    batch.add_argument("file", help="YAML file of the grid, e.g. notebooks/batches/quick.yaml")
-    batch.add_argument("--out", help="folder of the results (default: runs/NAME)")
-    batch.add_argument(
+
+def _batch_options(parser):
+    add = parser.add_argument
+    add("file", help="YAML file of the grid, e.g. notebooks/batches/quick.yaml")
+    add("--out", help="folder of the results (default: runs/NAME)")
+    add(
         "--workers",
         type=int,
-        help="cells at the same time (default: as many as the cores carry; 1 on a GPU)",
+        help="runs at the same time (default: what the cores carry; 1 on a GPU)",
     )
-    batch.add_argument("--dry-run", action="store_true", help="list the cells and what would run")
-    batch.add_argument(
-        "--only-failed", action="store_true", help="run only the cells that failed before"
-    )
-    batch.add_argument(
+    add("--dry-run", action="store_true", help="list what would run")
+    add("--only-failed", action="store_true", help="start only the runs that failed before")
+    add(
         "--keep-going",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="after a failure run what else there is (the default), or start nothing more",
     )
-    batch.add_argument(
-        "--timeout",
-        type=float,
-        metavar="MINUTES",
-        help=(
-            "a notebook that takes longer hangs: end it, with a checkpoint where it can, and count"
-            " it as failed"
-        ),
-    )
-    batch.add_argument(
+    add("--timeout", type=float, metavar="MINUTES", help="end a notebook after it, as failed")
+    add(
         "--gpus",
         metavar="LIST",
-        help=(
-            "GPUs to deal the cells out to, one each: all, or some such as 0,2 (default: the first"
-            " one)"
-        ),
+        help="GPUs for one run each: all, or some such as 0,2 (default: the first)",
     )
-    batch.add_argument(
-        "--per-gpu",
-        type=int,
-        default=1,
-        help="cells, or processes of --together, at the same time on each GPU (default: 1)",
-    )
-    batch.add_argument(
+    add("--per-gpu", type=int, default=1, help="runs at the same time on each GPU (default: 1)")
+    add(
         "--executor",
         choices=("local", "ray"),
         default="local",
-        help=(
-            "run on this machine (default), or on a Ray cluster whose machines share the folder of"
-            " results"
-        ),
+        help="this machine (default), or a Ray cluster whose machines share the folder of results",
     )
-    batch.add_argument(
-        "--address",
-        help=(
-            "with --executor ray: of the cluster, such as auto or 10.0.0.1:6379 (default: start one"
-            " on this machine)"
-        ),
-    )
-    batch.add_argument(
-        "--together",
-        type=int,
-        default=1,
-        help=(
-            "cells trained in one process, a step of each in turn, so that they share a GPU"
-            " (default: 1)"
-        ),
-    )
-    batch.add_argument(
-        "--compile",
-        action="store_true",
-        help=(
-            "compile network and mixing of every cell: faster on a GPU (what it gains: rmlib bench"
-            " --compile)"
-        ),
-    )
-    batch.add_argument(
-        "--max-minutes",
-        type=float,
-        help="for a machine lent for a time: no cell starts that will not end within it",
-    )
-    batch.add_argument(
-        "--min-images-per-second",
-        type=float,
-        help="give a cell up after its second epoch if it is slower, or if its loss does not fall",
-    )
-    batch.set_defaults(run=run_batch)
+    add("--address", help="of the Ray cluster, such as auto or 10.0.0.1:6379 (default: start one)")
+    add("--compile", action="store_true", help="compile every run: faster on a GPU")
+    add("--max-minutes", type=float, help="then stop with checkpoints; the same command goes on")
 
-    report = commands.add_parser(
-        "report",
-        help="make tables and an HTML site from records",
-        description=(
-            "Tables (Markdown, CSV, Parquet) and an HTML site of the executed notebooks, from what"
-            " lies in a folder of records. Says what is missing for complete tables; a damaged file"
-            " is left out and named, and the exit code is then 1."
-        ),
-    )
-    report.add_argument("folder", nargs="?", help="folder of records (default: runs/)")
-    report.add_argument(
-        "--out", help="folder of tables and HTML site (default: report/ in the folder of records)"
-    )
-    report.add_argument(
-        "--into",
-        metavar="FILE",
-        help="fill the <!-- report FOLDER [KIND] --> blocks of a Markdown file instead",
-    )
-    report.set_defaults(run=run_report)
 
-    explain = commands.add_parser(
-        "explain",
-        help="say where a number of a table comes from",
-        description=(
-            "From a cell of a table to the values and runs it was made of, their files, code and"
-            " hardware, and the commands that make them again."
-        ),
-        epilog=(
-            "examples: rmlib explain results/quick 59.08 | rmlib explain results/quick robustness"
-            ' "Region Mixup" --column "FGSM 8/255" | rmlib explain results/quick accuracy CutMix'
-            " clean_weight=0 | rmlib explain 0e6e3e5ab21f"
-        ),
-    )
-    explain.add_argument(
-        "words",
-        nargs="+",
-        metavar="WORD",
-        help=(
-            "a folder of records first (default: results/); then a number as it is printed, a run"
-            " id, or the kind of a table and words of its row"
-        ),
-    )
-    explain.add_argument("--column", help="heading of a column (default: every mean of the row)")
-    explain.add_argument(
-        "--all",
-        action="store_true",
-        help="all parameters of the runs, not only those that are not the defaults",
-    )
-    explain.set_defaults(run=run_explain)
+def _report_options(parser):
+    add = parser.add_argument
+    add("folder", nargs="?", help="folder of records (default: runs/)")
+    add("--out", help="folder of tables and site (default: report/ in the folder of records)")
+    add("--into", metavar="FILE", help="fill the <!-- report FOLDER [KIND] --> blocks of Markdown")
 
-    bench = commands.add_parser(
-        "bench",
-        help="measure speed",
-        description=(
-            "Speed of mixers, loader, training, attacks and maps beside public implementations, as"
-            " ratios in one run."
-        ),
+
+def _explain_options(parser):
+    parser.epilog = (
+        "examples: rmlib explain results/quick 59.08 | rmlib explain results/quick robustness"
+        ' "Region Mixup" --column "FGSM 8/255" | rmlib explain results/quick accuracy CutMix'
+        " clean_weight=0 | rmlib explain 0e6e3e5ab21f"
     )
-    bench.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
-    bench.add_argument(
+    words = (
+        "a folder of records first (default: results/); then a number as it is printed, a run id,"
+        " or the kind of a table and words of its row"
+    )
+    parser.add_argument("words", nargs="+", metavar="WORD", help=words)
+    parser.add_argument("--column", help="heading of a column (default: every mean of the row)")
+    parser.add_argument("--all", action="store_true", help="also parameters that are the defaults")
+
+
+def _bench_options(parser):
+    add = parser.add_argument
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
+    add(
         "--only",
         nargs="+",
         default=BENCHED,
@@ -264,31 +155,10 @@ def build_parser():
         metavar="|".join(BENCHED),
         help="some of the tables (default: all)",
     )
-    bench.add_argument(
-        "--rounds", type=int, default=60, help="interleaved repetitions (the median counts)"
-    )
-    bench.add_argument(
-        "--width",
-        type=int,
-        help="of the network that is trained (default: 64 on CUDA, 8 on the CPU)",
-    )
-    bench.add_argument(
-        "--seeds",
-        type=int,
-        default=20,
-        help="of the comparison of two Square attacks (minutes on a CPU)",
-    )
-    bench.add_argument(
-        "--compile",
-        action="store_true",
-        help=(
-            "also measure the compiled blend and the compiled step (on the CPU they need a C++"
-            " compiler)"
-        ),
-    )
-    bench.add_argument("--out", help="also write the tables into this Markdown file")
-    bench.set_defaults(run=run_bench)
-    return parser, commands.choices
+    add("--rounds", type=int, default=60, help="interleaved repetitions (the median counts)")
+    add("--width", type=int, help="of the trained network (default: 64 on CUDA, 8 on the CPU)")
+    add("--compile", action="store_true", help="also measure the compiled blend and step")
+    add("--out", help="also write the tables into this Markdown file")
 
 
 def run_data(options) -> int:
@@ -310,14 +180,13 @@ def run_data(options) -> int:
 
 def run_train(options) -> int:
     """``rmlib train``."""
-    names = NOTEBOOKS["02_training"].model_fields
-    params = parse(
-        "02_training",
-        {name: getattr(options, name) for name in names if getattr(options, name) is not None},
-    )
+    given = {name: getattr(options, name) for name in NOTEBOOKS[CELL].model_fields}
+    params = parse(CELL, {name: value for name, value in given.items() if value is not None})
+    if params.robustness:
+        needs("study", "torchattacks", "pytorch_grad_cam")
     from rmlib.study.runs.run import train
 
-    record = train(params, log=lambda line: print(line, flush=True))
+    record = train(params, log=_say)
     if record.status != "done":
         raise UserError(f"run {record.run_id} {record.status}; its record is in {params.folder}")
     print(
@@ -325,76 +194,73 @@ def run_train(options) -> int:
         f" {record.metrics['ece']:.1f} % (n = 1 run, seed {params.seed}); record in {params.folder}"
     )
     if params.robustness:
-        from rmlib.robustness import battery as robustness
+        from rmlib.study.runs.measured import after_training
 
-        robustness.after_training(params, log=lambda line: print(line, flush=True))
+        after_training(params, log=_say)
     return 0
+
+
+def _say(line):
+    print(line, flush=True)
 
 
 def run_batch(options) -> int:
     """``rmlib batch``."""
+    _check_batch(options)
+    needs("study", "papermill", "nbformat", "ipykernel")
     from rmlib.study.batch import batch as batches
-    from rmlib.study.batch import executors, plan
+    from rmlib.study.batch import costs, executors, plan
 
-    for name in ("workers", "together", "per_gpu"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
-    if options.executor == "ray" and options.gpus:
-        raise UserError(
-            f"--gpus {options.gpus}: Ray deals out the GPUs of its cluster itself; leave the option"
-            " out, and say with --per-gpu how many cells share one"
-        )
-    if options.executor != "ray" and options.address:
-        raise UserError(f"--address {options.address} does nothing without --executor ray")
-    for name in ("max_minutes", "min_images_per_second", "timeout"):
-        if getattr(options, name) is not None and not getattr(options, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name):g}: above 0")
     batch = plan.read_batch(options.file, options.out)
     if options.dry_run:
-        print(
-            plan.describe(
-                batch,
-                options.workers
-                or batches.default_workers(
-                    batch,
-                    executors.chosen_gpus(options.gpus) if options.gpus else (),
-                    options.per_gpu,
-                ),
-            )
-        )
+        gpus = executors.chosen_gpus(options.gpus) if options.gpus else ()
+        workers = options.workers or batches.default_workers(batch, gpus, options.per_gpu)
+        print(costs.describe(batch, workers))
         return 0
-    told = [
-        word
-        for name, usual in (("per_gpu", 1), ("together", 1), ("timeout", None))
-        if getattr(options, name) != usual
-        for word in (f"--{name.replace('_', '-')}", f"{getattr(options, name):g}")
-    ]  # what is right on another machine, too
-    counts = batches.run_batch(
-        batch,
-        workers=options.workers,
-        only_failed=options.only_failed,
-        keep_going=options.keep_going,
-        max_minutes=options.max_minutes,
-        timeout=options.timeout,
-        min_images_per_second=options.min_images_per_second,
-        together=options.together,
+    words = []  # what is right on another machine, too
+    if options.per_gpu != 1:
+        words += ["--per-gpu", str(options.per_gpu)]
+    if options.timeout is not None:
+        words += ["--timeout", f"{options.timeout:g}"]
+    if options.compile:
+        words += ["--compile"]
+    same = ("workers", "only_failed", "keep_going", "max_minutes", "timeout", "gpus", "per_gpu")
+    chosen = batches.Options(
+        **{name: getattr(options, name) for name in (*same, "executor", "address")},
         compiled=options.compile,
-        gpus=options.gpus,
-        per_gpu=options.per_gpu,
-        executor=options.executor,
-        address=options.address,
-        options=(*told, *["--compile"] * options.compile),
-        log=lambda line: print(line, flush=True),
-        live=sys.stderr.isatty(),
+        words=tuple(words),
     )
+    counts = batches.run_batch(batch, chosen, _say)
     print(f"\n{', '.join(f'{count} {state}' for state, count in counts.items())}\n")
     if any(batch.state(cell) == "done" for cell in batch.cells):
         make_report(batch.out, batch.out / "report")
-    if counts["failed"] or (
-        counts["left"] and not counts["stopped"] and options.max_minutes is None
-    ):
+    unlimited = counts["left"] and not counts["stopped"] and options.max_minutes is None
+    if counts["failed"] or unlimited:
         return 1
     return STOPPED if counts["stopped"] + counts["left"] else 0
+
+
+def _check_batch(options):
+    """Refuse options of ``rmlib batch`` that make no sense."""
+    for name in ("workers", "per_gpu"):
+        _at_least_1(name, getattr(options, name))
+    for name in ("max_minutes", "timeout"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: above 0")
+    if options.executor == "ray":
+        needs("ray", "ray")
+        if options.gpus:
+            raise UserError(
+                f"--gpus {options.gpus}: Ray deals out the GPUs of its cluster itself; leave it out"
+            )
+    elif options.address:
+        raise UserError(f"--address {options.address} does nothing without --executor ray")
+
+
+def _at_least_1(name, value):
+    if value is not None and value < 1:
+        raise UserError(f"--{name.replace('_', '-')} {value}: at least 1")
 
 
 def run_report(options) -> int:
@@ -404,10 +270,7 @@ def run_report(options) -> int:
 
     if options.into:
         if options.folder or options.out:
-            raise Usage(
-                "rmlib report: --into takes its folders from the document: leave FOLDER and --out"
-                " away"
-            )
+            raise Usage("rmlib report: --into takes its folders from the document: give it alone")
         path = Path(options.into)
         records.atomic_write(path, report.fill(path.read_text(), path.parent).encode())
         print(f"{path}: tables made anew")
@@ -444,10 +307,8 @@ def run_explain(options) -> int:
 
 def run_bench(options) -> int:
     """``rmlib bench``."""
-    for name in ("rounds", "seeds", "width"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: at least 1")
+    for name in ("rounds", "width"):
+        _at_least_1(name, getattr(options, name))
     from rmlib.study.bench import bench
 
     text = bench.bench(options.device, options.rounds, options.compile, options.only, options.width)
@@ -459,11 +320,19 @@ def run_bench(options) -> int:
     return 0
 
 
+# name -> (what it runs, what adds its options, what it does)
+COMMANDS = {
+    "data": (run_data, _data_options, "fetch, decode and check a dataset"),
+    "train": (run_train, _train_options, "train one run; a stopped one goes on"),
+    "batch": (run_batch, _batch_options, "run a grid of notebooks; finished runs are skipped"),
+    "report": (run_report, _report_options, "make tables and an HTML site from records"),
+    "explain": (run_explain, _explain_options, "say where a number of a table comes from"),
+    "bench": (run_bench, _bench_options, "measure speed, beside public implementations"),
+}
+
+
 def console():
     """Entry point of the installed ``rmlib`` command."""
-    from rmlib.study.batch.child import import_less
-
-    import_less()
     sys.exit(main())
 
 

@@ -1,5 +1,6 @@
 """What a user can mend becomes one line on stderr and an exit code."""
 
+import importlib.util
 import os
 import sys
 
@@ -21,7 +22,7 @@ def guarded(command) -> int:
     except Stopped as error:
         return _fail(f"rmlib: {error}", STOPPED)
     except BrokenPipeError:  # whoever read the output has seen enough
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 1
     except OSError as error:
         return _fail(f"rmlib: {error.filename or ''}: {error.strerror or error}", 1)
@@ -29,10 +30,21 @@ def guarded(command) -> int:
         return _fail("rmlib: interrupted; the same command goes on from what was saved last", 130)
 
 
+def needs(extra: str, *modules: str) -> None:
+    """Refuse what wants modules that only an extra installs, before anything starts.
+
+    Raises:
+        UserError: some of them are not installed.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} is missing: pip install 'rmlib[{extra}]'")
+
+
 def _fail(message, code):
     print(" ".join(str(message).split()), file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:  # nobody reads it any more; Python would exit with 120 for that
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     return code

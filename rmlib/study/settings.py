@@ -27,11 +27,10 @@ class ResultsParams(Params):
     runs: str | None = Field(None, description="folder of the records (default: results/)")
 
 
-BENCHED = ("mixers", "loader", "training", "attacks", "maps")  # the tables of `rmlib bench`
-
-
-CELL = "02_training"  # the notebook that a grid runs for each of its cells
-
+# the tables of `rmlib bench`
+BENCHED = ("mixers", "loader", "training", "attacks", "maps")
+# the notebook that a grid runs for each of its runs
+CELL = "02_training"
 
 NOTEBOOKS: dict[str, type[Params]] = {
     "01_method": MethodParams,

@@ -3,9 +3,11 @@ import sys
 
 import pytest
 
+from rmlib import UserError
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
 from rmlib.study.cli import build_parser, main
+from rmlib.study.guarded import needs
 
 
 def rmlib(*words, **kwargs):
@@ -65,6 +67,7 @@ def test_torch_is_not_imported_for_mistakes():
         (["--address", "auto"], "--address auto does nothing without --executor ray"),
         (["--per-gpu", "0"], "--per-gpu 0: at least 1"),
         (["--timeout", "0"], "--timeout 0: above 0"),
+        (["--together", "2"], "unknown option --together"),
         (["--gpus", "7"], "--gpus 7: this machine shows"),
         (["--keep-goin"], "did you mean '--keep-going'"),
     ],
@@ -74,6 +77,12 @@ def test_mistakes_in_how_a_batch_is_run(words, message):
     assert (
         answer.returncode in (1, 2) and message in answer.stderr and answer.stderr.count("\n") == 1
     )
+
+
+def test_a_missing_extra_is_named_with_its_remedy():
+    needs("study", "json")
+    with pytest.raises(UserError, match=r"no_such is missing: pip install 'rmlib\[maps\]'"):
+        needs("maps", "json", "no_such")
 
 
 def test_every_command_has_help():

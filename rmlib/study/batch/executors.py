@@ -27,22 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmlib import STOPPED, UserError
-from rmlib.study.batch.child import GRACE
+from rmlib.study.batch import child
+from rmlib.study.guarded import needs
 
-HANDED_ON = (
-    "RMLIB_DATA",
-    "RMLIB_CACHE",
-    "RMLIB_RUNS",
-    "RMLIB_MIRROR",
-    "RMLIB_OFFLINE",
-)  # of the environment, to other machines
-LOST = (
-    2,
-    10,
-    30,
-    # seconds before a job whose worker or machine was lost is given to another one, each time
-    # longer: a cluster needs some to notice
-)
+GRACE = child.GRACE
+# of the environment, to other machines
+HANDED_ON = ("RMLIB_DATA", "RMLIB_CACHE", "RMLIB_RUNS", "RMLIB_MIRROR", "RMLIB_OFFLINE")
+# seconds before a lost job is given to another worker: a cluster needs some to notice
+LOST = (2, 10, 30)
 
 
 @dataclass(frozen=True)
@@ -76,35 +68,11 @@ def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
     Args:
         environment: variables beside those of this process and the numbers of threads.
     """
-    threads = dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads)
-    )
-    environment = {**os.environ, **threads, "PYTHONUNBUFFERED": "1", **environment}
-    environment.pop(
-        "JPY_SESSION_NAME", None
-    )  # a batch started from a notebook is not watched cell by cell
-    command = [
-        sys.executable,
-        "-m",
-        "rmlib.study.batch.child",
-        json.dumps([str(lock) for lock in job.locks]),
-        *job.words,
-    ]
-    begun, told, late, lines = time.monotonic(), None, False, collections.deque(maxlen=200)
-    process = subprocess.Popen(
-        command,
-        cwd=job.folder,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    reader = threading.Thread(
-        target=_listen, args=(process.stdout, Path(job.folder, job.log), lines), daemon=True
-    )
+    begun, told, late = time.monotonic(), None, False
+    process = _start(job, environment)
+    lines = collections.deque(maxlen=200)
+    log = Path(job.folder, job.log)
+    reader = threading.Thread(target=_listen, args=(process.stdout, log, lines), daemon=True)
     reader.start()
     try:
         while process.poll() is None:
@@ -114,9 +82,8 @@ def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
                 except KeyboardInterrupt:  # how Ray cancels a job
                     stop.set()
             now = time.monotonic()
-            if told is None and (
-                stop.is_set() or (job.minutes is not None and now - begun > 60 * job.minutes)
-            ):
+            over = job.minutes is not None and now - begun > 60 * job.minutes
+            if told is None and (stop.is_set() or over):
                 told, late = now, not stop.is_set()
                 process.terminate()
             elif told is not None and now - told > GRACE:
@@ -128,6 +95,27 @@ def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
     return Ended(process.returncode, "\n".join(lines), late)
 
 
+def _start(job, environment):
+    """The process of a job, in a session of its own."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    threads = dict.fromkeys(names, str(job.threads))
+    environment = {**os.environ, **threads, "PYTHONUNBUFFERED": "1", **environment}
+    # a batch started from a notebook is not watched there
+    environment.pop("JPY_SESSION_NAME", None)
+    locks = json.dumps([str(lock) for lock in job.locks])
+    return subprocess.Popen(
+        [sys.executable, "-m", child.__name__, locks, *job.words],
+        cwd=job.folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
 def _kill(process):
     with contextlib.suppress(ProcessLookupError):
         if process.poll() is None:
@@ -136,21 +124,17 @@ def _kill(process):
 
 
 def _listen(stream, log, lines):
-    """Keep the last lines of a stream, and all of them in a file as far as it can be written: a
-    full disk costs the log, not the job.
-    """
-    file = None
-    with contextlib.suppress(OSError):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        file = open(log, "ab", buffering=0)
-    for line in stream:
-        lines.append(line.rstrip())
-        if file is not None:
-            with contextlib.suppress(OSError):
-                file.write(line.encode(errors="replace"))
-    if file is not None:
+    """Keep the last lines of a stream, and all in a file: a full disk costs only the log."""
+    with contextlib.ExitStack() as held:
+        file = None
         with contextlib.suppress(OSError):
-            file.close()
+            log.parent.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(open(log, "ab", buffering=0))
+        for line in stream:
+            lines.append(line.rstrip())
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.write(line.encode(errors="replace"))
 
 
 class Local:
@@ -207,10 +191,9 @@ def chosen_gpus(words: str) -> tuple[str, ...]:
     )
     unknown = [name for name in chosen if name not in visible]
     if unknown or not chosen:
+        shown = f"the GPUs {','.join(visible)}" if visible else "no GPU"
         raise UserError(
-            f"--gpus {words}:"
-            f" {f'this machine shows the GPUs {chr(44).join(visible)}' if visible else 'this machine shows no GPU (nvidia-smi, CUDA_VISIBLE_DEVICES)'};"
-            " leave the option out to take what there is"
+            f"--gpus {words}: this machine shows {shown}; leave it out to take what there is"
         )
     return tuple(chosen)
 
@@ -223,7 +206,7 @@ class Ray:
             machine, also beside another.
         plan: a file in the folder of results, by which a node shows that it sees the same folder.
         threads: of a job.
-        device: of its cells: cpu, cuda, or auto for a GPU where the cluster has any.
+        device: of its run: cpu, cuda, or auto for a GPU where the cluster has any.
         per_gpu: jobs that share one.
         workers: jobs at the same time; None: as many as the cluster takes.
 
@@ -242,32 +225,14 @@ class Ray:
     ):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            import ray
-        except ImportError:
-            raise UserError(
-                "--executor ray: Ray is not installed; pip install 'rmlib[ray]' in the environment"
-                " of every machine"
-            ) from None
-        self.ray, self.plan, self.stopping, self.running = ray, plan, threading.Event(), set()
-        try:
-            if found := re.fullmatch(
-                r"(?:ray://)?([^:/]+):(\d+)", address or ""
-            ):  # Ray itself would try for minutes
-                socket.create_connection((found[1], int(found[2])), timeout=10).close()
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level="ERROR",
-                **({} if address else {"include_dashboard": False}),
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0][:100]});"
-                " start one with `ray start --head`, or leave --address out for one on this"
-                " machine; one that wants a token answers to --address auto, or with"
-                " RAY_AUTH_MODE=token"
-            ) from None
+        needs("ray", "ray")
+        import ray
+
+        self.ray = ray
+        self.plan = plan
+        self.stopping = threading.Event()
+        self.running = set()
+        _connect(ray, address)
         found = ray.cluster_resources()
         cpus, gpus = found.get("CPU", 0), found.get("GPU", 0)
         share = 1 / per_gpu if device == "cuda" or (device == "auto" and gpus) else 0
@@ -275,19 +240,17 @@ class Ray:
         if fits < 1:
             self.close()
             raise UserError(
-                f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs: too little for a cell of"
+                f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs: too little for a run of"
                 f" {threads} threads with device={device!r}"
             )
         self.places = workers or fits
-        self.start = ray.remote(num_cpus=threads, num_gpus=share, max_retries=0)(
-            _on_a_node
-        ).remote  # tried again below: Ray itself would never give up a job without memory
+        # tried again below: Ray itself would never give up a job without memory
+        remote = ray.remote(num_cpus=threads, num_gpus=share, max_retries=0)
+        self.start = remote(_on_a_node).remote
 
     def run(self, job: Job) -> Ended:
-        handed_on, errors = (
-            {name: os.environ[name] for name in HANDED_ON if name in os.environ},
-            self.ray.exceptions,
-        )
+        handed_on = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
+        errors = self.ray.exceptions
         for pause in (0, *LOST):
             if self.stopping.wait(pause):
                 return Ended(STOPPED, "not started")
@@ -300,17 +263,10 @@ class Ray:
             except errors.TaskCancelledError:
                 return Ended(STOPPED, "stopped")
             except errors.OutOfMemoryError:
-                return Ended(
-                    1,
-                    "a machine of the cluster had no memory left: run fewer cells at the same time,"
-                    " or smaller ones",
-                )
+                return Ended(1, "a machine of the cluster had no memory left: try fewer --workers")
             except errors.RayTaskError as error:
-                return Ended(
-                    1,
-                    "a machine of the cluster cannot run it:"
-                    f" {str(error).strip().splitlines()[-1]}",
-                )
+                reason = str(error).strip().splitlines()[-1]
+                return Ended(1, f"a machine of the cluster cannot run it: {reason}")
             except errors.RayError as error:  # its worker or machine is gone
                 lost = str(error).strip().splitlines()[0]
             finally:
@@ -324,6 +280,26 @@ class Ray:
 
     def close(self):
         self.ray.shutdown()
+
+
+def _connect(ray, address):
+    """Join a cluster, or start one on this machine."""
+    try:
+        # Ray itself would try for minutes
+        if found := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address or ""):
+            socket.create_connection((found[1], int(found[2])), timeout=10).close()
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            **({} if address else {"include_dashboard": False}),
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0][:100]});"
+            " start one with `ray start --head`, or leave --address out;"
+            " one that wants a token answers to --address auto, or with RAY_AUTH_MODE=token"
+        ) from None
 
 
 def _on_a_node(job, environment, plan, content, patience=10.0):

@@ -1,8 +1,6 @@
-"""Executing notebooks: one with parameters, or all with their defaults to refresh the stored
-outputs.
+"""Executing notebooks: one with parameters, or all with their defaults to refresh their outputs.
 
-``python -m rmlib.study.batch.notebooks run NOTEBOOK OUTPUT [JSON]`` and ``python -m rmlib.study.batch.notebooks refresh
-NOTEBOOK ...``.
+``python -m rmlib.study.batch.notebooks run NOTEBOOK OUTPUT [JSON] | refresh NOTEBOOK ...``.
 """
 
 import ast
@@ -24,15 +22,15 @@ import psutil
 
 from rmlib import Stopped, UserError
 from rmlib.params import nearest
+from rmlib.study.guarded import Usage, guarded
 from rmlib.study.runs import records
 from rmlib.study.settings import NOTEBOOKS
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-BACKOFF = (
-    2,
-    8,
-)  # seconds before a kernel that did not start is tried again; what fails later is not tried again
-FRESH = "source_sha256"  # in the notebook's metadata: the source that the stored outputs belong to
+# seconds before a kernel that did not start is tried again; what fails later is not tried again
+BACKOFF = (2, 8)
+# in the notebook's metadata: the source that the stored outputs belong to
+FRESH = "source_sha256"
 
 
 def source_hash(notebook) -> str:
@@ -52,67 +50,18 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     and start no other.
 
     Raises:
-        Stopped: told to end between two cells; in a cell it is the cell's own error.
+        Stopped: asked to end between two cells; in a cell it is the cell's own error.
         UserError: the notebook is missing, or a cell failed (the executed copy shows which).
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
-    from traitlets.config import Config
-    from zmq.error import ZMQError
 
     if not Path(source).exists():
         raise UserError(f"there is no notebook {source}")
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    # Plain TCP warns in every kernel since ipykernel 7.3. A kernel is asked to go after its last
-    # cell, by a message that jupyter_client gives a tenth of a second to be delivered: on a busy
-    # machine it is lost now and then, and SIGTERM follows after half of the wait.
-    kernels = Config({"KernelManager": {"transport_encryption": "auto", "shutdown_wait_time": 6.0}})
-    ending = threading.Event()
-
-    def end(*_):
-        if not ending.is_set():
-            ending.set()
-            threading.Thread(target=_end_kernel, daemon=True).start()
-
-    def not_after_the_end(**_):
-        if ending.is_set():
-            raise Stopped("stopped between two cells of the notebook")
-
-    main = threading.current_thread() is threading.main_thread()
-    before = {
-        number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT) if main
-    }
     try:
-        for attempt, pause in enumerate((*BACKOFF, None), 1):
-            try:
-                papermill.execute_notebook(
-                    os.path.relpath(source),
-                    str(target),
-                    parameters,
-                    kernel_name="python3",
-                    progress_bar=False,
-                    config=kernels,
-                    stdout_file=sys.stdout,
-                    stderr_file=sys.stdout,
-                    on_cell_start=not_after_the_end,
-                )
-                break
-            except (RuntimeError, ZMQError) as error:
-                if ending.is_set():
-                    raise Stopped("stopped with the notebook") from None
-                if isinstance(error, DeadKernelError) or not _never_began(Path(target)):
-                    raise
-                if pause is None:
-                    raise UserError(
-                        f"the kernel of {target} did not start in {attempt} attempts:"
-                        f" {str(error).splitlines()[0]}"
-                    ) from error
-                print(
-                    f"the kernel did not start ({str(error).splitlines()[0]}): attempt"
-                    f" {attempt + 1} in {pause} s",
-                    flush=True,
-                )
-                time.sleep(pause)
+        with _ending_kernels() as ending:
+            _execute(Path(source), Path(target), parameters, ending)
     except DeadKernelError:
         raise UserError(
             f"the kernel of {target} was killed or crashed, and left no message (memory full? see"
@@ -123,12 +72,73 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
             f"{error.ename}: {error.evalue} (cell {error.exec_count} of {target})"
         ) from error
     finally:
+        # it may not be written to its end: what stopped it says so
+        with contextlib.suppress(ValueError, OSError):
+            tidy(Path(target))
+
+
+@contextlib.contextmanager
+def _ending_kernels():
+    """An event that SIGTERM and Ctrl-C set; they also end what the kernel executes."""
+    ending = threading.Event()
+
+    def end(*_):
+        if not ending.is_set():
+            ending.set()
+            threading.Thread(target=_end_kernel, daemon=True).start()
+
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield ending
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        with contextlib.suppress(
-            ValueError, OSError
-        ):  # it could not be written to its end: told by what stopped it
-            tidy(Path(target))
+
+
+def _execute(source, target, parameters, ending):
+    """Papermill, again where the kernel did not start."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
+    from zmq.error import ZMQError
+
+    # Plain TCP warns in every kernel since ipykernel 7.3. A kernel is asked to go after its last
+    # cell, by a message that jupyter_client gives a tenth of a second to be delivered: on a busy
+    # machine it is lost now and then, and SIGTERM follows after half of the wait.
+    kernels = Config({"KernelManager": {"transport_encryption": "auto", "shutdown_wait_time": 6.0}})
+
+    def not_after_the_end(**_):
+        if ending.is_set():
+            raise Stopped("stopped between two cells of the notebook")
+
+    for attempt, pause in enumerate((*BACKOFF, None), 1):
+        try:
+            papermill.execute_notebook(
+                os.path.relpath(source),
+                str(target),
+                parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                config=kernels,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stdout,
+                on_cell_start=not_after_the_end,
+            )
+            return
+        except (RuntimeError, ZMQError) as error:
+            if ending.is_set():
+                raise Stopped("stopped with the notebook") from None
+            if isinstance(error, DeadKernelError) or not _never_began(target):
+                raise
+            reason = str(error).splitlines()[0]
+            if pause is None:
+                raise UserError(
+                    f"the kernel of {target} did not start in {attempt} attempts: {reason}"
+                ) from error
+            print(f"the kernel did not start ({reason}): again in {pause} s", flush=True)
+            time.sleep(pause)
 
 
 def _end_kernel():
@@ -136,11 +146,8 @@ def _end_kernel():
     papermill sees a cell that failed. (An exception in this process instead would tear papermill's
     event loop at a random place, with the kernel left behind.) A kernel deaf to it is killed.
     """
-    for pause, number in (
-        (0, signal.SIGINT),
-        (15, signal.SIGINT),
-        (45, signal.SIGKILL),
-    ):  # the second for one that fell between two cells
+    # the second for one that fell between two cells
+    for pause, number in ((0, signal.SIGINT), (15, signal.SIGINT), (45, signal.SIGKILL)):
         time.sleep(pause)
         for process in psutil.Process().children():
             with contextlib.suppress(psutil.Error):
@@ -198,30 +205,27 @@ def check_parameters(path: Path) -> None:
 
 
 def tidy(path: Path, reset: bool = False) -> None:
-    """Take machine paths out of an executed notebook's metadata, and store its figures in few
-    colours; ``reset`` takes all metadata.
+    """Take machine paths out of an executed notebook, and store its figures in few colours.
+
+    ``reset`` takes all metadata.
     """
     notebook = nbformat.read(path, as_version=4)
+    papermills = notebook.metadata.get("papermill", {})
     for name in ("input_path", "output_path"):
-        if name in notebook.metadata.get("papermill", {}):
-            notebook.metadata.papermill[name] = Path(notebook.metadata.papermill[name]).name
-    for output in (
-        output
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
-    ):
-        output.data["image/png"] = base64.b64encode(
-            in_few_colours(base64.b64decode(output.data["image/png"]))
-        ).decode()
+        if name in papermills:
+            papermills[name] = Path(papermills[name]).name
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        data = output.get("data", {})
+        if "image/png" in data:
+            small = in_few_colours(base64.b64decode(data["image/png"]))
+            data["image/png"] = base64.b64encode(small).decode()
     if reset:
-        notebook.metadata = nbformat.from_dict(
-            {
-                "kernelspec": KERNEL,
-                "language_info": {"name": "python"},
-                "rmlib": {FRESH: source_hash(notebook)},
-            }
-        )
+        kept = {
+            "kernelspec": KERNEL,
+            "language_info": {"name": "python"},
+            "rmlib": {FRESH: source_hash(notebook)},
+        }
+        notebook.metadata = nbformat.from_dict(kept)
         for cell in notebook.cells:
             tags = cell.metadata.get("tags", [])
             cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
@@ -258,36 +262,34 @@ def save_figure(figure, path: Path) -> None:
 
 def refresh(paths) -> None:
     """Execute notebooks with their defaults, from scratch, and store the outputs in them."""
+    before = os.environ.get("RMLIB_RUNS")
     for path in map(Path, paths):
         with tempfile.TemporaryDirectory() as scratch:
             executed = Path(scratch) / path.name
-            before = os.environ.get("RMLIB_RUNS")
             os.environ["RMLIB_RUNS"] = scratch  # no earlier run is loaded instead of trained
             try:
                 run(path, executed)
             finally:
-                (
-                    os.environ.pop("RMLIB_RUNS")
-                    if before is None
-                    else os.environ.update(RMLIB_RUNS=before)
-                )
+                del os.environ["RMLIB_RUNS"]
+                if before is not None:
+                    os.environ["RMLIB_RUNS"] = before
             tidy(executed, reset=True)
             records.atomic_write(path, executed.read_bytes())
         print(f"{path}: refreshed, {path.stat().st_size / 1000:.0f} kB")
 
 
-if __name__ == "__main__":
-    from rmlib.study.guarded import guarded
+def main(words) -> None:
+    """The command in the words after ``-m``."""
+    match words:
+        case ["run", source, target]:
+            run(source, target)
+        case ["run", source, target, parameters]:
+            run(source, target, json.loads(parameters))
+        case ["refresh", _, *_]:
+            refresh(words[1:])
+        case _:
+            raise Usage("expected: run NOTEBOOK OUTPUT [JSON] | refresh NOTEBOOK ...")
 
-    command, *words = sys.argv[1:] or [""]
-    if (command, len(words)) in (("run", 2), ("run", 3)):
-        sys.exit(
-            guarded(
-                lambda: run(words[0], words[1], json.loads(words[2]) if len(words) == 3 else None)
-            )
-        )
-    if command == "refresh" and words:
-        sys.exit(guarded(lambda: refresh(words)))
-    sys.exit(
-        "use: python -m rmlib.study.batch.notebooks run NOTEBOOK OUTPUT [JSON] | refresh NOTEBOOK ..."
-    )
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

@@ -1,22 +1,16 @@
-"""The plan of a batch: a YAML grid of runs, checked before any kernel starts, with what is done,
-what would run, and what it will cost.
+"""The plan of a batch: a YAML grid of runs, checked before any kernel starts.
 
-A cell is a run of notebook 02_training with its own parameters; it is done when its record says so
-(notebook metadata decides nothing: papermill marks killed notebooks as completed). Around the grid
-the file may name the other notebooks: 01_method on its images beside the cells, then 03_robustness
-and 04_cam on its networks, then 05_results on its records (NEEDS). They lie in OUT, and run again
-when what they look at has changed; a cell's folder is OUT/RUN_ID, and RUN_ID a hash of its
-parameters: a changed grid runs what changed.
+A run (`cell` in this code and in plan.json) is notebook 02_training with its own parameters. It is
+done when its record says so: papermill marks killed notebooks as completed. Its folder is
+OUT/RUN_ID, and RUN_ID a hash of its parameters: a changed grid runs what changed. Around the grid
+the file may name the other notebooks (NEEDS). They lie in OUT, and run again when what they look at
+has changed.
 """
 
 import hashlib
 import itertools
 import json
 import os
-import shutil
-import statistics
-import subprocess
-from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +20,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rmlib import UserError
-from rmlib.params import DataParams, NetworksParams, Params, TrainParams, complete, nearest
-from rmlib.paths import project_root, results_dir, runs_dir
-from rmlib.study.names import experiment
-from rmlib.study.runs import environment, records
+from rmlib.params import DataParams, NetworksParams, Params, TrainParams, nearest
+from rmlib.paths import project_root, runs_dir
+from rmlib.study.runs import records
 from rmlib.study.settings import CELL, NOTEBOOKS, parse, takes_list
 
 # what must have ended before a notebook starts
@@ -66,9 +59,9 @@ class BatchFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    common: dict[str, Any] = Field({}, description="parameters of all cells")
+    common: dict[str, Any] = Field({}, description="parameters of all runs")
     grid: list[dict[str, Any]] = Field(
-        min_length=1, description="blocks; in each, lists span a grid of cells"
+        min_length=1, description="blocks; in each, lists span a grid of runs"
     )
     notebooks: dict[str, dict[str, Any] | None] = Field(
         {}, description="the other notebooks of the study, with their parameters"
@@ -86,9 +79,8 @@ class Batch:
     cells: list[TrainParams]
     lessons: dict[str, Params]
     file: str = ""
-    kept: dict[str, records.Record] = field(
-        default_factory=dict
-    )  # records that were read, by run id
+    # records that were read, by run id
+    kept: dict[str, records.Record] = field(default_factory=dict)
 
     def state(self, cell: TrainParams) -> str:
         """done (a readable record, the attacks that were asked for, and a notebook that came to its
@@ -146,7 +138,7 @@ class Batch:
             if state != "done":
                 changing.add(name)
             after = [
-                f"{len(self.cells)} cells" if need == CELL else need
+                f"{len(self.cells)} runs" if need == CELL else need
                 for need in NEEDS[name]
                 if need in (CELL, *self.lessons)
             ]
@@ -229,7 +221,7 @@ def source(name: str) -> Path:
 
 
 def read_batch(path: Path, out: Path | None = None) -> Batch:
-    """Expand a YAML grid into checked cells.
+    """Expand a YAML grid into checked runs.
 
     Args:
         path: the YAML file; its name without ending is the batch's name.
@@ -240,92 +232,90 @@ def read_batch(path: Path, out: Path | None = None) -> Batch:
             of them.
     """
     path = Path(path)
+    file = _read_file(path)
+    out = Path(out) if out else runs_dir() / path.stem
+    if out.resolve().is_relative_to(Path.cwd()):  # no machine path in the notebooks
+        out = Path(os.path.relpath(out))
+    wrong = []
+    cells = _cells(file, out, wrong)
+    lessons = _lessons(file, cells, out, wrong)
+    if wrong:
+        raise UserError(f"{path}: {'; '.join(dict.fromkeys(wrong))}")
+    return Batch(path.stem, out, cells, lessons, _named(path))
+
+
+def _read_file(path):
+    """The file with its entries checked, but not yet its parameters."""
     try:
         content = yaml.load(path.read_text(), _UniqueKeys)
-        file = BatchFile(**content) if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is empty: expected the entries common, grid and notebooks")
+        file = BatchFile(**content)
     except FileNotFoundError:
-        beside = sorted(p.stem for p in (project_root() / "notebooks" / "batches").glob("*.yaml"))
+        known = sorted(each.stem for each in (project_root() / "notebooks/batches").glob("*.yaml"))
         raise UserError(
-            f"there is no batch file {path}; the project has {', '.join(beside) or 'none'} in"
-            " notebooks/batches"
+            f"there is no batch file {path}; notebooks/batches has {', '.join(known) or 'none'}"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        item = min(
-            error.errors(), key=lambda item: item["type"] != "extra_forbidden"
-        )  # a misspelt name explains a missing one
-        name = ".".join(map(str, item["loc"]))
-        remedy = (
-            nearest(name, BatchFile.model_fields)
-            if item["type"] == "extra_forbidden"
-            else item["msg"]
-        )
+        # a misspelt name explains a missing one
+        item = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+        name, remedy = ".".join(map(str, item["loc"])), item["msg"]
+        if item["type"] == "extra_forbidden":
+            remedy = nearest(name, BatchFile.model_fields)
         raise UserError(f"{path}: {name}: {remedy}") from error
-    if file is None:
-        raise UserError(f"{path} is empty: expected the entries common, grid and notebooks")
-    out = Path(out) if out else runs_dir() / path.stem
-    out = (
-        Path(os.path.relpath(out)) if out.resolve().is_relative_to(Path.cwd()) else out
-    )  # no machine path in the notebooks
-    cells, wrong = {}, {}
-    if not all(
-        value
-        for block in (file.common, *file.grid)
-        for value in block.values()
-        if isinstance(value, list)
-    ):
-        raise UserError(
-            f"{path}: an empty list spans no cell: give it values, or leave the parameter out"
-        )
-    for block in file.grid:
-        for values in _expand(file.common | block):
-            try:
-                cell = parse(CELL, values | {"out": str(out)})
-                known = cells.setdefault(cell.run_id, cell)
-                if known.dataset != cell.dataset:
-                    raise UserError(
-                        f"{known.dataset} and {cell.dataset} would be one run: give the folders"
-                        " different names"
-                    )
-            except UserError as error:
-                wrong.setdefault(str(error).removeprefix(f"{CELL}: "), None)
+    if any(value == [] for block in (file.common, *file.grid) for value in block.values()):
+        raise UserError(f"{path}: an empty list spans no run: give it values, or leave it out")
+    return file
+
+
+def _cells(file, out, wrong):
+    """The runs of a file without repetitions; mistakes are added to ``wrong``."""
+    cells = {}
+    for values in (each for block in file.grid for each in _expand(file.common | block)):
+        try:
+            cell = parse(CELL, values | {"out": str(out)})
+        except UserError as error:
+            wrong.append(str(error).removeprefix(f"{CELL}: "))
+            continue
+        known = cells.setdefault(cell.run_id, cell)
+        if known.dataset != cell.dataset:
+            wrong.append(
+                f"{known.dataset} and {cell.dataset} would be one run: give the folders different"
+                " names"
+            )
+    return list(cells.values())
+
+
+def _lessons(file, cells, out, wrong):
+    """The other notebooks with their parameters; mistakes are added to ``wrong``."""
     lessons = {}
     for name, values in file.notebooks.items():
-        try:
-            if name not in LESSONS:
-                raise UserError(f"notebooks: {name}: {nearest(name, LESSONS)}")
-            if cells:
-                lessons[name] = parse(
-                    name, _given(name, next(iter(cells.values())), out) | (values or {})
+        if name not in LESSONS:
+            wrong.append(f"notebooks: {name}: {nearest(name, LESSONS)}")
+        elif cells:
+            try:
+                lessons[name] = parse(name, _given(name, cells[0], out) | (values or {}))
+            except UserError as error:
+                wrong.append(str(error))
+                continue
+            weight = getattr(lessons[name], "clean_weight", None)
+            weights = sorted({cell.clean_weight for cell in cells})
+            if weight is not None and weight not in weights:
+                wrong.append(
+                    f"notebooks: {name}: clean_weight={weight:g} selects no run of the grid: set it"
+                    f" to one of {', '.join(f'{each:g}' for each in weights)}, or none for all"
                 )
-                weight, weights = (
-                    getattr(lessons[name], "clean_weight", None),
-                    sorted({cell.clean_weight for cell in cells.values()}),
-                )
-                if weight is not None and weight not in weights:
-                    raise UserError(
-                        f"notebooks: {name}: clean_weight={weight:g} selects no cell of the grid:"
-                        f" set it to one of {', '.join(f'{each:g}' for each in weights)}, or none"
-                        " for all"
-                    )
-        except UserError as error:
-            wrong.setdefault(str(error), None)
-    if wrong:
-        raise UserError(f"{path}: {'; '.join(wrong)}")
-    return Batch(path.stem, out, list(cells.values()), lessons, _named(path))
+    return lessons
 
 
 def _named(path):
     """A batch file as plan.json names it: relative to the project, and elsewhere by its name alone,
     since no record holds a path.
     """
-    root = project_root().resolve()
-    return (
-        path.resolve().relative_to(root).as_posix()
-        if path.resolve().is_relative_to(root)
-        else path.name
-    )
+    root, path = project_root().resolve(), path.resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _given(name, cell, out):
@@ -333,12 +323,10 @@ def _given(name, cell, out):
     if issubclass(NOTEBOOKS[name], DataParams):
         return {"dataset": cell.dataset, "root": cell.root, "allow_partial": cell.allow_partial}
     if issubclass(NOTEBOOKS[name], NetworksParams):
-        folder = (
-            cell.dataset.removeprefix("folder:") if cell.dataset.startswith("folder:") else None
-        )
+        kind, _, folder = cell.dataset.partition(":")
         return {
             "runs": str(out),
-            "root": folder or cell.root,
+            "root": folder if kind == "folder" else cell.root,
             "device": cell.device,
             "threads": cell.threads,
             "save": True,
@@ -357,177 +345,3 @@ def _expand(block):
         )
         ranges.append([(name, v) for v in (value if several else [value])])
     return [dict(pairs) for pairs in itertools.product(*ranges)]
-
-
-# ----------------------------------------------------------------------------------------------
-# what it will cost
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a cell will take: seconds of its training and of what follows it, memory in MiB, and the
-    hardware that this was measured on; ``exact``: by runs of the same experiment, else scaled from
-    others by epochs, images and forwards.
-    """
-
-    seconds: float
-    memory: float
-    hardware: str
-    exact: bool
-
-
-def costs(batch: Batch) -> dict[str, Cost]:
-    """What the cells of a batch will take, by run id, from the records of earlier runs: of the
-    batch itself, of the project, and of what else lies in runs/; best from this machine's hardware.
-    Cells like none before are left out.
-    """
-    known, alike, here = defaultdict(list), defaultdict(list), _hardware_here()
-    for path in {
-        path.parent.name: path
-        for folder in (runs_dir(), results_dir(), batch.out)
-        for path in folder.rglob(records.RECORD)
-    }.values():
-        try:  # not checked as a report checks it: a wrong one costs an estimate
-            record = json.loads(path.read_text())
-            config, hardware = (
-                complete(record["config"]),
-                record["hardware"].get("gpu") or record["hardware"]["cpu"],
-            )
-            row = (
-                hardware == here,
-                hardware,
-                float(record["seconds"]),
-                _seconds_after(path.parent),
-                float(record["peak_memory_mib"]),
-            )
-            unit = record["seconds"] / (
-                config["epochs"]
-                * record["data"]["train_images"]
-                * (1 + bool(config["clean_weight"]))
-            )
-            kind, speed = _kind(config), _speed(config)
-        except (*records.DAMAGE, OSError):
-            continue
-        known[kind].append(row)
-        alike[speed].append((*row, unit))
-    known, alike, found = _middle(known), _middle(alike), {}
-    for cell in batch.cells:
-        config = complete(cell.config)
-        if row := known.get(_kind(config)):
-            hardware, seconds, after, memory = row
-            found[cell.folder.name] = Cost(
-                seconds + (after if cell.robustness else 0),
-                memory,
-                hardware,
-                bool(after) or not cell.robustness,
-            )
-        elif cell.train_images and (row := alike.get(_speed(config))):
-            hardware, *_, memory, unit = row
-            found[cell.folder.name] = Cost(
-                unit * cell.epochs * cell.train_images * (1 + bool(cell.clean_weight)),
-                memory,
-                hardware,
-                False,
-            )
-    return found
-
-
-def _middle(groups):
-    """Of each group the rows of this machine's hardware, or all if there are none: (hardware,
-    medians of seconds, of seconds after it, largest memory, ...).
-    """
-    found = {}
-    for key, rows in groups.items():
-        here = any(row[0] for row in rows)
-        _, hardware, seconds, after, memory, *unit = zip(*(row for row in rows if row[0] == here))
-        after = [each for each in after if each]
-        found[key] = (
-            hardware[0],
-            statistics.median(seconds),
-            statistics.median(after) if after else 0.0,
-            max(memory),
-            *map(statistics.median, unit),
-        )
-    return found
-
-
-def _kind(config):
-    """What runs must share to take equally long."""
-    return json.dumps([experiment(config), bool(config["clean_weight"])], sort_keys=True)
-
-
-def _speed(config):
-    """What runs must share to take equally long per image."""
-    return tuple(
-        config[name]
-        for name in ("dataset", "width", "stem_stride", "batch_size", "precision", "threads")
-    )
-
-
-def _seconds_after(folder):
-    """Seconds that the measurements on a run's network took, all together."""
-    files = [folder / f"{kind}.json" for kind in records.KINDS]
-    return sum(
-        row["seconds"]
-        for file in files
-        if file.exists()
-        for row in json.loads(file.read_text())["measurements"]
-    )
-
-
-def _hardware_here():
-    if shutil.which("nvidia-smi"):
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-        )
-        if answer.returncode == 0 and answer.stdout.strip():
-            return answer.stdout.splitlines()[0].strip()
-    return environment.cpu_name()
-
-
-def duration(seconds: float) -> str:
-    """'35 s', '12 min', '3 h 20 min', '2 d 4 h'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def describe(batch: Batch, workers: int) -> str:
-    """The plan for reading: every cell and notebook with its state, what it will take, and a
-    summary; nothing is run.
-    """
-    plan, expected, lines = batch.plan(), costs(batch), []
-    for state, text, cell in plan:
-        cost = expected.get(cell.folder.name) if cell and state != "done" else None
-        told = (
-            f"  {'' if cost.exact else 'about '}{duration(cost.seconds)}, {cost.memory:.0f} MiB"
-            if cost
-            else ""
-        )
-        lines.append(f"{state:<8} {text}{told}")
-    cells = [(state, expected.get(cell.folder.name)) for state, _, cell in plan if cell]
-    todo = [cost for state, cost in cells if state != "done"]
-    known = [cost for cost in todo if cost]
-    text = (
-        f"{len(cells)} cells: {len(cells) - len(todo)} done, {len(todo)} to run, {workers} at a"
-        " time"
-    )
-    if known:
-        behind = sorted({cost.hardware for cost in known})
-        text += (
-            f"; about {duration(sum(cost.seconds for cost in known) / min(workers, len(known)))}"
-            f" and {max(cost.memory for cost in known):.0f} MiB for each at a time, by earlier runs"
-            f" on {', '.join(behind)}"
-        )
-    if len(known) < len(todo):
-        text += (
-            f"; nothing like {len(todo) - len(known)} of them was run before, so their time is"
-            " unknown"
-        )
-    return "\n".join([*lines, "", text + f"; in {batch.out}"])

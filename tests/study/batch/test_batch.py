@@ -2,9 +2,9 @@
 training, and one real cell.
 """
 
+import importlib.util
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,15 +14,15 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from standins import grid, stand_in, write
+from standins import grid, run_batch, stand_in, write
 
 from rmlib import UserError
 from rmlib.paths import project_root
-from rmlib.study.batch import batch as batches
-from rmlib.study.batch import executors, plan
-from rmlib.study.batch.batch import run_batch
+from rmlib.study.batch import costs, executors
+from rmlib.study.batch.batch import Options
+from rmlib.study.batch.jobs import Jobs
 from rmlib.study.batch.plan import read_batch
-from rmlib.study.runs import collection, environment, records
+from rmlib.study.runs import collection, records
 
 
 def test_a_grid_is_expanded_and_checked(tmp_path):
@@ -70,7 +70,7 @@ grid:
         ),
         (
             "grid: [{seed: 0, clean_weight: 0.5}]\nnotebooks: {03_robustness: {}}",
-            "clean_weight=1 selects no cell of the grid: set it to one of 0.5",
+            "clean_weight=1 selects no run of the grid: set it to one of 0.5",
         ),
         ("grid: [{seed: 0}]\nnotebooks: {03_robustness: {quieries: 5}}", "did you mean 'queries'"),
         ("grid: [{seed: 0}]\nnotebooks: {03_robustness: {eps: [8]}}", "scale of pixels"),
@@ -95,77 +95,49 @@ def test_an_unknown_batch_file_names_the_known_ones():
         read_batch("notebooks/batches/quik.yaml")
 
 
-def measured(cell, seconds=100.0, **changes):
-    """A finished cell that took some seconds, with attacks of 30 s if it was to be attacked."""
+def measured(cell, seconds):
+    """A finished run that took some seconds."""
     from made import make_record
 
-    record = make_record(80.0, checksum="00", **cell.config).model_copy(
-        update={"seconds": seconds, **changes}
-    )
-    records.write(record, cell.folder)
-    if cell.robustness:
-        (cell.folder / records.WEIGHTS).write_bytes(b"weights")
-        for kind, what in (("attacks", {"attack": "fgsm"}), ("cam", {"measure": records.KEPT})):
-            records.measure(cell.folder, kind, what, dict, "cpu", save=True)
-            path = cell.folder / f"{kind}.json"
-            path.write_text(re.sub(r'"seconds": [0-9.e-]+', '"seconds": 15.0', path.read_text()))
-    return record
+    record = make_record(80.0, checksum="00", **cell.config)
+    records.write(record.model_copy(update={"seconds": seconds}), cell.folder)
 
 
-def test_the_plan_says_what_cells_will_take(tmp_path, monkeypatch):
-    """From cells of the same experiment with as many forwards; else scaled by epochs, images and
-    forwards; else nothing. Attacks count where asked for.
+def test_the_plan_says_what_runs_will_take(tmp_path, monkeypatch):
+    """From runs of the same experiment with as many forwards; else scaled by epochs, images and
+    forwards; else nothing.
     """
-    monkeypatch.setattr(plan, "results_dir", lambda: tmp_path / "none")
-    monkeypatch.setattr(plan, "runs_dir", lambda: tmp_path / "none")
+    monkeypatch.setattr(costs, "results_dir", lambda: tmp_path / "none")
     batch = read_batch(
         write(
             tmp_path,
             """
-common: {width: 8, epochs: 4, train_images: 1000, mixer: mixup, robustness: true}
-grid: [{seed: [0, 1, 2, 3]}, {clean_weight: 0}, {epochs: 8, robustness: false}, {width: 9}]
+common: {width: 8, epochs: 4, train_images: 1000, mixer: mixup}
+grid: [{seed: [0, 1, 2, 3]}, {clean_weight: 0}, {epochs: 8}, {width: 9}]
 """,
         ),
         tmp_path / "out",
     )
     first, second, third, fourth, plain, longer, wider = batch.cells
     for cell, seconds in ((first, 100.0), (second, 120.0), (third, 200.0)):
-        measured(cell, seconds, peak_memory_mib=seconds)
-    found = plan.costs(batch)
-    assert found[fourth.run_id] == plan.Cost(120 + 30, 200.0, environment.cpu_name(), True), (
-        "the median training, and what follows it"
-    )
-    assert found[plain.run_id].seconds == pytest.approx(60) and not found[plain.run_id].exact, (
-        "one forward instead of two"
-    )
-    assert found[longer.run_id].seconds == pytest.approx(240) and found[longer.run_id].memory == 200
-    assert wider.run_id not in found
-    text = plan.describe(batch, 2)
-    assert (
-        "7 cells: 3 done, 4 to run, 2 at a time; about 4 min and 200 MiB for each at a time" in text
-        and "nothing like 1 of them was run before" in text
-    )
-    assert f"new      {fourth.run_id}  {batch.label(fourth)}  {plan.duration(150)}, 200 MiB" in text
-    for number, words in enumerate(
-        ('"seconds": 100.0', '"peak_memory_mib": 100.0')
-    ):  # a foreign record costs its part of the estimate and nothing else
-        stray = first.folder / "record.json"
-        whole = stray.read_text()
-        assert words in whole
-        stray.write_text(whole.replace(words, words.split(":")[0] + ": null"))
-        assert plan.costs(batch)[fourth.run_id].seconds == 160 + 30
-        stray.write_text(whole)
-    other = measured(fourth, 1.0).model_copy(
-        update={"hardware": {"device": "cuda", "cpu": "x", "gpu": "a fast card"}}
-    )
-    records.write(other, fourth.folder)
-    assert plan.costs(batch)[fourth.run_id].seconds == 150, (
-        "this machine's own runs count more than those of another"
-    )
+        measured(cell, seconds)
+    found = costs.costs(batch)
+    assert found[fourth.run_id] == pytest.approx(140), "the mean"
+    assert found[plain.run_id] == pytest.approx(70), "one forward instead of two"
+    assert found[longer.run_id] == pytest.approx(280) and wider.run_id not in found
+    text = costs.describe(batch, 2)
+    assert "7 runs: 3 done, 4 to run, 2 at a time; about 4 min of training" in text
+    assert "1 like none before" in text
+    assert f"new      {fourth.run_id}  {batch.label(fourth)}  2 min" in text
+    stray = first.folder / "record.json"
+    whole = stray.read_text()
+    assert '"seconds": 100.0' in whole
+    stray.write_text(whole.replace('"seconds": 100.0', '"seconds": null'))
+    assert costs.costs(batch)[fourth.run_id] == 160, "a foreign record costs its part alone"
 
 
 def test_the_plan_knows_what_waits_for_what(tmp_path):
-    lines = plan.describe(
+    lines = costs.describe(
         read_batch(
             write(
                 tmp_path,
@@ -177,8 +149,8 @@ def test_the_plan_knows_what_waits_for_what(tmp_path):
     ).splitlines()
     assert [line.split(maxsplit=1)[1] for line in lines[2:5]] == [
         "01_method",
-        "03_robustness  after 2 cells",
-        "05_results  after 2 cells, 03_robustness",
+        "03_robustness  after 2 runs",
+        "05_results  after 2 runs, 03_robustness",
     ]
 
 
@@ -206,7 +178,7 @@ def test_the_plan_is_kept_beside_the_results(project):
     [(35.4, "35 s"), (100, "2 min"), (3600 * 3.4, "3 h 24 min"), (3600 * 52, "2 d 4 h")],
 )
 def test_durations_in_words(seconds, text):
-    assert plan.duration(seconds) == text
+    assert costs.duration(seconds) == text
 
 
 def test_failures_are_kept_apart_named_and_repeatable(project):
@@ -243,7 +215,8 @@ def test_failures_are_kept_apart_named_and_repeatable(project):
 
 
 LESSON = """
-from rmlib import params, records
+from rmlib.study import settings
+from rmlib.study.runs import collection
 settings = settings.check({name!r}, globals())
 with open("order.txt", "a") as file:
     print({name!r}, {looks}, file=file)
@@ -270,8 +243,8 @@ def lessons(project):
         (project / "notebooks" / "04_cam.ipynb")
         .read_text()
         .replace(
-            "from rmlib import params",
-            "import os\\nassert os.path.exists('mended'), 'no map'\\nfrom rmlib import params",
+            "from rmlib.study import settings",
+            "import os\\nassert os.path.exists('mended'), 'no map'\\nfrom rmlib.study import settings",
         )
     )
     (project / "notebooks" / "04_cam.ipynb").write_text(failing)
@@ -387,7 +360,7 @@ def test_an_interrupted_batch_goes_on(project):
     """
     grid(project, seed=[0, 3])
     code = (
-        "import sys; from pathlib import Path; from rmlib import plan; from rmlib.study.cli import"
+        "import sys; from pathlib import Path; from rmlib.study.batch import plan; from rmlib.study.cli import"
         " main; plan.project_root = lambda: Path.cwd(); sys.exit(main(['batch', 'grid.yaml',"
         " '--out', 'out', '--workers', '2']))"
     )
@@ -447,8 +420,8 @@ def test_a_record_that_cannot_be_used_is_set_aside_and_its_cell_runs_again(proje
     "words, stored",
     [
         (
-            ["--together", "2", "--compile", "--timeout", "1.5"],
-            ["--together", "2", "--timeout", "1.5", "--compile"],
+            ["--per-gpu", "2", "--compile", "--timeout", "1.5"],
+            ["--per-gpu", "2", "--timeout", "1.5", "--compile"],
         ),
         (["--timeout", "1"], ["--timeout", "1"]),
         ([], []),
@@ -458,7 +431,7 @@ def test_the_plan_stores_words_that_the_command_line_takes(project, monkeypatch,
     """How the cells were run; a later call that runs none leaves it as it is."""
     from rmlib.study.cli import build_parser, main
 
-    monkeypatch.setattr(batches._Run, "all", lambda *_: None)
+    monkeypatch.setattr(Jobs, "all", lambda *_: None)
     grid(project, seed=[1, 0])
     for call in (words, ["--only-failed"]):  # none has failed: nothing runs
         main(["batch", "grid.yaml", "--out", "out", *call])
@@ -609,127 +582,12 @@ def test_an_interrupted_training_cell_leaves_a_checkpoint_inside_its_epochs(pict
     )
 
 
-# ---------------------------------------------------------------------------------------------- a
-# machine lent for a time
+# ----------------------------------------------------------------------------------------------
+# a machine lent for a time
 
 
-def jobs(minutes=None, **changes):
-    return batches._Run(None, executors.Local(1), None, changes, minutes, None, True)
-
-
-def test_a_cell_starts_only_if_its_schedule_fits_into_the_time_left(tmp_path):
-    """Known from cells that ended: one with as many forwards or more, of the same experiment.
-    Training and what follows both count.
-    """
-    batch = read_batch(
-        write(
-            tmp_path,
-            "common: {mixer: mixup}\ngrid: [{seed: [0, 1, 2]}, {seed: 0, clean_weight: 0}, {seed:"
-            " 0, epochs: 9}]",
-        ),
-        tmp_path / "out",
-    )
-    first, second, third, plain, longer = batch.cells
-    lent = jobs(10)
-    (ready,), why = lent.limits([first])
-    assert why is None and ready.must_fit and ready.max_minutes == pytest.approx(9, rel=0.01), (
-        "a tenth is kept for what follows, as long as nothing is known"
-    )
-    assert ready.run_id == first.run_id, "limits are no part of a run's identity"
-    lent.note(first, 6 * 60, 60)
-    (ready,), why = lent.limits([second])
-    assert why is None and ready.max_minutes == pytest.approx(9, rel=0.01), (
-        "the minute that followed the training"
-    )
-    lent.deadline -= 4 * 60
-    for cell in (second, plain):  # one forward takes no longer than two
-        assert lent.limits([cell]) == (None, "not started: it needs 7.0 minutes, 6.0 are left")
-    assert lent.limits([longer])[1] is None, (
-        "nothing is known of this one: it finds out in its first minute"
-    )
-    lent.note(plain, 3 * 60, 60)
-    assert lent.limits([second])[1] is not None, "two forwards may take longer than one"
-    third.folder.mkdir(parents=True)
-    (third.folder / records.CHECKPOINT).write_text("")
-    (ready,), why = lent.limits([third])
-    assert why is None and not ready.must_fit, "what has a checkpoint goes on"
-    lent.deadline -= 6 * 60
-    assert lent.limits([third]) == (None, "not started: it needs 7.0 minutes, 0.0 are left")
-    assert jobs(None, compiled=True).limits([first])[0][0].compiled, (
-        "what the command line says of every cell"
-    )
-
-
-def test_cells_that_do_not_fit_are_left_and_told(project, lessons):
-    """A real cell of many epochs, which gives itself up in its second one; then nothing is left to
-    look at, and the code says that it goes on.
-    """
-    import shutil
-
-    shutil.copy(
-        project_root() / "notebooks" / "02_training.ipynb",
-        project / "notebooks" / "02_training.ipynb",
-    )
-    path = grid(
-        project, width=2, train_images=20, test_images=20, batch_size=10, epochs=10**6, eval_every=0
-    )
-    lines = []
-    counts = run_batch(read_batch(path, "out"), max_minutes=1, log=lines.append)
-    assert (
-        counts == {"done": 0, "failed": 0, "stopped": 0, "left": 1}
-        and "DoesNotFit: the rest of the 1000000 epochs needs" in lines[-1]
-    )
-    assert read_batch(path, "out").state(read_batch(path, "out").cells[0]) == "new"
-    lines.clear()
-    counts = run_batch(read_batch(path, "out"), max_minutes=1e-9, log=lines.append)
-    assert counts["left"] == 1 and "not started: 0.0 are left" in lines[-1]
-
-
-def test_cells_trained_together_have_the_records_of_cells_trained_alone(pictures, tmp_path):
-    """Through the command line: one process for both, then a notebook for each; the numbers are
-    those of a run alone.
-    """
-    from rmlib.study.runs.run import train
-
-    block = dict(
-        dataset=f"folder:{pictures}",
-        width=2,
-        epochs=2,
-        batch_size=16,
-        mixer=["mixup", "region_mixup"],
-        train_images=None,
-    )
-    path = write(tmp_path, yaml.safe_dump({"grid": [block]}))
-    answer = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "rmlib",
-            "batch",
-            str(path),
-            "--out",
-            str(tmp_path / "out"),
-            "--together",
-            "2",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=project_root(),
-    )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    for cell in read_batch(path, tmp_path / "out").cells:
-        alone = train(
-            cell.model_copy(update={"out": str(tmp_path / "alone")}), log=lambda line: None
-        )
-        record = records.read(cell.folder)
-        assert record.history == alone.history and record.correct == alone.correct
-        assert (cell.folder / "02_training.ipynb").exists()
-
-
-def test_cells_that_fail_together_are_told_apart(pictures, tmp_path):
-    """A limit that no schedule fits leaves all; of two that are too slow the first one found has
-    failed, the other was stopped for it, with a checkpoint.
-    """
+def test_a_batch_with_a_limit_stops_with_a_checkpoint(pictures, tmp_path):
+    """What trains when the time is over stops and goes on later; what waits then does not start."""
     block = dict(
         dataset=f"folder:{pictures}",
         width=2,
@@ -739,47 +597,43 @@ def test_cells_that_fail_together_are_told_apart(pictures, tmp_path):
         train_images=None,
         eval_every=0,
     )
-    batch = read_batch(write(tmp_path, yaml.safe_dump({"grid": [block]})), tmp_path / "out")
-    lines = []
-    counts = run_batch(batch, together=2, workers=1, max_minutes=1, log=lines.append)
-    assert counts["left"] == 2 and all(
-        "the rest of the 1000000 epochs needs" in line for line in lines[1:]
+    path = write(tmp_path, yaml.safe_dump({"grid": [block]}))
+    command = [sys.executable, "-m", "rmlib", "batch", str(path), "--out", str(tmp_path / "out")]
+    limit = ["--workers", "1", "--max-minutes", "0.5"]
+    answer = subprocess.run([*command, *limit], capture_output=True, text=True, cwd=project_root())
+    assert answer.returncode == 75, answer.stdout + answer.stderr
+    assert "stopped by max_minutes=" in answer.stdout
+    assert "not started: the time is up" in answer.stdout
+    assert "0 done, 0 failed, 1 stopped, 1 left" in answer.stdout
+    batch = read_batch(path, tmp_path / "out")
+    assert [batch.state(cell) for cell in batch.cells] == ["partial", "new"]
+
+
+def test_the_time_that_is_left_is_the_limit_of_a_run(tmp_path):
+    (cell,) = read_batch(write(tmp_path, "grid: [{seed: 0}]"), tmp_path / "out").cells
+    jobs = Jobs(None, None, None, Options(max_minutes=10, compiled=True))
+    limited = jobs.limited(cell)
+    assert limited.max_minutes == pytest.approx(10, rel=0.01) and limited.compiled
+    assert limited.run_id == cell.run_id, "limits are no part of a run's identity"
+    assert jobs.limited(cell.model_copy(update={"max_minutes": 3})).max_minutes == 3
+    assert Jobs(None, None, None, Options()).limited(cell) == cell
+
+
+@pytest.mark.parametrize("asked", [{"robustness": True}, {}])
+def test_a_missing_extra_is_named_before_any_kernel_starts(project, monkeypatch, asked):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torchattacks" else real(name)
     )
-    counts = run_batch(batch, together=2, workers=1, min_images_per_second=1e9, log=lines.append)
-    assert (
-        counts["failed"] == counts["stopped"] == 1
-        and f"run {batch.cells[0].run_id}: no go" in lines[-1]
-    )
-    assert [batch.state(cell) for cell in batch.cells] == ["failed", "partial"] and "no go" in (
-        batch.cells[0].folder / "error.txt"
-    ).read_text()
-
-
-def test_a_cell_that_ended_before_the_others_were_stopped_gets_its_notebook(project, monkeypatch):
-    from made import make_record
-
-    from rmlib.datasets import sources
-
-    batch, call = read_batch(grid(project, seed=[0, 4]), "out"), batches._Run.start
-    first, second = batch.cells
-
-    def trained(self, words, *rest):
-        if words[0] != "rmlib.study.runs.run":
-            return call(self, words, *rest)
-        records.write(
-            make_record(80.0, checksum=str(sources.arrays("shapes")["checksum"]), **first.config),
-            first.folder,
-        )
-        (second.folder / records.CHECKPOINT).write_text("")
-        return executors.Ended(75, "rmlib: stopped by max_minutes=1 in epoch 3 of 6")
-
-    monkeypatch.setattr(batches._Run, "start", trained)
-    counts = run_batch(batch, together=2, log=lambda line: None)
-    assert (
-        counts == {"done": 1, "failed": 0, "stopped": 1, "left": 0}
-        and (first.folder / "02_training.ipynb").exists()
-    )
-    assert [batch.state(cell) for cell in batch.cells] == ["done", "partial"]
+    monkeypatch.setattr(Jobs, "all", lambda *_: None)
+    batch = read_batch(grid(project, seed=[0], **asked), "out")
+    if asked:
+        with pytest.raises(
+            UserError, match=r"torchattacks is missing: pip install 'rmlib\[study\]'"
+        ):
+            run_batch(batch, log=lambda _: None)
+    else:
+        run_batch(batch, log=lambda _: None)
 
 
 def test_attacks_that_fail_after_a_training_are_no_success(project):
@@ -815,9 +669,9 @@ def test_attacks_that_fail_after_a_training_are_no_success(project):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--together", "0"],
+        ["--per-gpu", "0"],
         ["--max-minutes", "0"],
-        ["--min-images-per-second", "-1"],
+        ["--timeout", "-1"],
         ["--max-minutes", "nan"],
     ],
 )

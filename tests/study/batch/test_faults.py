@@ -16,12 +16,11 @@ import nbformat
 import pytest
 import yaml
 from safetensors.torch import load_file
-from standins import grid, write
+from standins import grid, run_batch, write
 
 from rmlib import UserError
 from rmlib.paths import project_root
 from rmlib.study.batch import executors, notebooks
-from rmlib.study.batch.batch import run_batch
 from rmlib.study.batch.plan import read_batch
 from rmlib.study.runs import collection, records
 from rmlib.study.settings import CELL
@@ -30,7 +29,7 @@ BATCH = [
     sys.executable,
     "-c",
     (
-        "import sys; from pathlib import Path; from rmlib import plan; from rmlib.study.cli import"
+        "import sys; from pathlib import Path; from rmlib.study.batch import plan; from rmlib.study.cli import"
         " main; plan.project_root = lambda: Path.cwd(); sys.exit(main(['batch', 'grid.yaml',"
         " '--out', 'out', *sys.argv[1:]]))"
     ),
@@ -461,29 +460,19 @@ def test_what_a_cell_prints_is_in_its_log_before_it_ends(project):
 
 
 def test_the_state_counts_and_estimates():
-    """Two places, cells of 100 s each by earlier runs; one ended after 110 s, so the rest counts as
-    110 s each: 1 running, 2 to go.
-    """
+    """Two places, runs of 100 s each by earlier ones; unknown ones count as those that ended."""
     from rmlib.study.batch.progress import Progress
 
-    lines = []
-    progress = Progress(
-        {"done": 5, "failed": 0, "stopped": 0},
-        {"a": 100.0, "b": 100.0, "c": 100.0, "d": 100.0},
-        2,
-        lines.append,
-        False,
-    )
+    lines, counts = [], {"done": 5, "failed": 0, "stopped": 0}
+    progress = Progress(counts, dict.fromkeys("abcd", 100.0), 2, lines.append)
     assert progress.state() == "5 done, 0 running, 4 to go, about 3 min left"
-    progress.begin("a", "cell a", Path("a"))
-    progress.begin("b", "cell b", Path("b"))
-    progress.running["a"] = "cell a", time.monotonic() - 110, Path("a")
-    progress.end("a", [("cell a", "failed", "a reason")])
-    assert lines == [
-        "[5 done, 1 running, 1 failed, 2 to go, about 3 min left] failed  cell a: a reason"
-    ]
+    progress.begin("a")
+    progress.begin("b")
+    progress.running["a"] = time.monotonic() - 110
+    progress.end("a", "run a", "failed", "a reason")
+    state = "5 done, 1 running, 1 failed, 2 to go"
+    assert lines == [f"[{state}, about 2 min left] failed  run a: a reason"]
     progress.expected = dict.fromkeys(progress.expected)
+    assert progress.state() == f"{state}, about 3 min left", "3 of 110 s, two at a time"
     progress.took = []
-    assert progress.state() == "5 done, 1 running, 1 failed, 2 to go", (
-        "of cells like none before nothing is said"
-    )
+    assert progress.state() == state, "of runs like none before nothing is said"

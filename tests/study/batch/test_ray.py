@@ -13,11 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from standins import grid
+from standins import grid, run_batch
 
 from rmlib import UserError
 from rmlib.study.batch import executors
-from rmlib.study.batch.batch import run_batch
 from rmlib.study.batch.plan import read_batch
 from rmlib.study.runs import collection, records
 
@@ -26,7 +25,7 @@ DRIVER = [
     sys.executable,
     "-c",
     (
-        "import sys; from pathlib import Path; from rmlib import plan; from rmlib.study.cli import"
+        "import sys; from pathlib import Path; from rmlib.study.batch import plan; from rmlib.study.cli import"
         " main; plan.project_root = lambda: Path.cwd(); sys.exit(main(['batch', 'grid.yaml',"
         " '--out', 'out', '--executor', 'ray', '--address', *sys.argv[1:]]))"
     ),

@@ -1,0 +1,87 @@
+"""How long the runs of a batch will take, by earlier runs, and the plan in words."""
+
+import json
+from collections import defaultdict
+from statistics import mean
+
+from rmlib.params import complete
+from rmlib.paths import results_dir
+from rmlib.study.batch.plan import Batch
+from rmlib.study.names import experiment
+from rmlib.study.runs import records
+
+# what runs must share to take equally long per image
+SPEED = ("dataset", "width", "stem_stride", "batch_size", "precision", "threads")
+
+
+def costs(batch: Batch) -> dict[str, float]:
+    """Seconds of training by run id; runs like none before are left out.
+
+    It is the mean of earlier runs of the same experiment with as many forwards, else scaled from
+    others by epochs, images and forwards. Earlier runs are the committed ones and the batch's own.
+    """
+    same, per_image = defaultdict(list), defaultdict(list)
+    folders = (results_dir(), batch.out)
+    paths = {path.parent.name: path for at in folders for path in at.rglob(records.RECORD)}
+    for path in paths.values():
+        try:  # not checked as a report checks it: a wrong one costs an estimate
+            record = json.loads(path.read_text())
+            config, seconds = complete(record["config"]), float(record["seconds"])
+            work = config["epochs"] * record["data"]["train_images"] * _forwards(config)
+            keys = _experiment(config), _speed(config)
+        except (*records.DAMAGE, OSError):
+            continue
+        same[keys[0]].append(seconds)
+        per_image[keys[1]].append(seconds / work)
+    found = {}
+    for cell in batch.cells:
+        config = complete(cell.config)
+        if known := same.get(_experiment(config)):
+            found[cell.folder.name] = mean(known)
+        elif cell.train_images and (known := per_image.get(_speed(config))):
+            work = cell.epochs * cell.train_images * _forwards(config)
+            found[cell.folder.name] = mean(known) * work
+    return found
+
+
+def _forwards(config):
+    return 2 if config["clean_weight"] else 1
+
+
+def _experiment(config):
+    return json.dumps([experiment(config), _forwards(config)], sort_keys=True)
+
+
+def _speed(config):
+    return tuple(config[name] for name in SPEED)
+
+
+def duration(seconds: float) -> str:
+    """'35 s', '12 min', '3 h 20 min', '2 d 4 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def describe(batch: Batch, workers: int) -> str:
+    """The plan for reading: every run and notebook with its state and time; nothing is run."""
+    expected, lines, todo = costs(batch), [], []
+    for state, text, cell in batch.plan():
+        seconds = None
+        if cell and state != "done":
+            seconds = expected.get(cell.folder.name)
+            todo.append(seconds)
+        lines.append(f"{state:<8} {text}{f'  {duration(seconds)}' if seconds else ''}")
+    known = [seconds for seconds in todo if seconds]
+    count = len(batch.cells)
+    text = f"{count} runs: {count - len(todo)} done, {len(todo)} to run, {workers} at a time"
+    if known:
+        time = duration(sum(known) / min(workers, len(known)))
+        text += f"; about {time} of training, by earlier runs"
+    if len(known) < len(todo):
+        text += f"; {len(todo) - len(known)} like none before, so their time is unknown"
+    return "\n".join([*lines, "", f"{text}; in {batch.out}"])
