@@ -11,7 +11,6 @@ from torchvision.transforms import v2
 
 from rmlib import mixers
 from rmlib.mixers import CutMix, Mixup, NoMix, Plan, RegionMixup
-from rmlib.study.bench.mixing import naive_region_mixup
 
 ALL = {
     "none": NoMix,

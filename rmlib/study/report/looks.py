@@ -121,7 +121,7 @@ def _counts(found):
 
 
 def panels(found: dict, names) -> list:
-    """For :func:`rmlib.study.figures.plots.measures`: a panel for each of the measures that were made, for the
+    """For :func:`rmlib.study.figures.measures`: a panel for each of the measures that were made, for the
     first map, with every method's control.
     """
     key = next(iter(_one(found)))
@@ -144,7 +144,7 @@ def panels(found: dict, names) -> list:
 
 
 def stages(found: dict) -> tuple[list, list[str]]:
-    """For :func:`rmlib.study.figures.plots.lines`: a panel for each map of the sanity check, from the trained
+    """For :func:`rmlib.study.figures.lines`: a panel for each map of the sanity check, from the trained
     network (100) to one shuffled throughout; and the stages in words.
     """
     first, drawn = _one(found), []
@@ -181,7 +181,7 @@ def stages(found: dict) -> tuple[list, list[str]]:
 
 
 def removal(found: dict) -> list:
-    """For :func:`rmlib.study.figures.plots.lines`: the deletion and the insertion curve of the first map, mean
+    """For :func:`rmlib.study.figures.lines`: the deletion and the insertion curve of the first map, mean
     over images and networks.
     """
     key = next(iter(_one(found)))

@@ -393,7 +393,7 @@ def told_twice(group, curves: dict):
 
 
 def difference_row(label: str, of: str, a, b) -> dict:
-    """One row for :func:`rmlib.study.figures.plots.forest`: Welch's difference of two lists of accuracies in
+    """One row for :func:`rmlib.study.figures.forest`: Welch's difference of two lists of accuracies in
     percent, and whether its p, uncorrected, is below 0.05.
     """
     d = welch(a, b)
