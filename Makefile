@@ -17,7 +17,7 @@ test: env  ## pytest, and nbval over the notebooks
 	$(BIN) -m pytest tests notebooks --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=180
 
 MINUTES =
-gpu: env  ## on a GPU: its tests, what is fast there, then `make grid`; MINUTES=25 limits the grid alone: no network is begun that will not end in time
+gpu: env  ## on a GPU: its tests, what is fast there, then `make grid`; MINUTES=25 limits the grid alone: what trains then stops with a checkpoint
 	$(BIN) -m pytest tests -m cuda
 	$(BIN) -m rmlib bench --device cuda --only training maps --rounds 30 $(COMPILE) --out results/bench-cuda.md
 	$(MAKE) grid

@@ -11,8 +11,8 @@ Goodfellow et al. 2015,
 - ``pgd``: 20 steps of eps / 8 on the cross entropy from the image itself (torchattacks; Madry et
 al. 2018,
   https://arxiv.org/abs/1706.06083, there with a random start).
-- ``square``: :mod:`rmlib.robustness.square` (ours). ``square_torchattacks``: the library's, whose squares are
-shared by a batch. - ``autoattack``: the standard set of Croce & Hein 2020,
+- ``square``: :mod:`rmlib.robustness.square` (ours). ``square_torchattacks``: the library's, whose
+squares are shared by a batch. - ``autoattack``: the standard set of Croce & Hein 2020,
 https://arxiv.org/abs/2003.01690: APGD-CE, targeted APGD-DLR and targeted FAB
   with 100 steps each, Square with 5000 queries, each on what is left by the one before. The parts
   are torchattacks', the set is put together here, because torchattacks' own takes 10 steps instead

@@ -39,7 +39,8 @@ def battery(settings: RobustnessParams, classes: int) -> list[tuple[str, str]]:
 def attack(
     folder: Path, model, test_set: ImageSet, settings: RobustnessParams, name: str, eps: str
 ) -> dict:
-    """The result of one attack on the network of a run, see :func:`rmlib.robustness.attacks.evaluate`.
+    """The result of one attack on the network of a run, see
+    :func:`rmlib.robustness.attacks.evaluate`.
 
     With ``settings.save`` it is stored in the run's folder, and loaded if it is there.
     ``test_set``: all images the run was evaluated on.
@@ -69,8 +70,8 @@ def attack(
 
 
 def corrupt(folder: Path, model, test_set: ImageSet, settings: RobustnessParams) -> dict:
-    """The accuracy of a run's network under corruptions, see :func:`rmlib.robustness.corruptions.evaluate`;
-    stored and loaded as attacks are.
+    """The accuracy of a run's network under corruptions, see
+    :func:`rmlib.robustness.corruptions.evaluate`; stored and loaded as attacks are.
     """
     data = test_set[sample(len(test_set), settings.images, settings.seed, PURPOSE)]
     what = corruptions.settings(

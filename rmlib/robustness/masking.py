@@ -38,8 +38,8 @@ def check(results: dict, eps: str, total: int, seed: int) -> dict:
     """Whether the FGSM number of a network at one size of perturbation can be believed.
 
     Args:
-        results: (attack, eps) -> result of :func:`rmlib.robustness.battery.attack`, "fgsm" and at least one
-            stronger attack at ``eps`` among them; ("fgsm", "0") gives the clean verdicts.
+        results: (attack, eps) -> result of :func:`rmlib.robustness.battery.attack`, "fgsm" and at
+            least one stronger attack at ``eps`` among them; ("fgsm", "0") gives the clean verdicts.
         total: images of the test set.
         seed: that drew the attacked ones, the same for all: a smaller sample is part of a larger
             one.

@@ -71,7 +71,9 @@ def is_value(kind: str, name: str) -> bool:
 
 
 def cells_of(kind: str, several: list):
-    """Every printed cell of the tables of a kind, ``several`` as in :func:`rmlib.study.report.report.tables`."""
+    """Every printed cell of the tables of a kind, ``several`` as in
+    :func:`rmlib.study.report.report.tables`.
+    """
     for number, (caption, table) in enumerate(several, 1):
         names, heads, _, lines = report.cells(table)
         for row, texts in enumerate(lines):

@@ -154,12 +154,10 @@ def _of_experiment(found, group):
             if status == "diverged"
         ]
         first, own = runs["run_id"].iloc[0], set(runs["config.seed"])
-        lines += [
-            f"{label}: seed {seed} is missing"
-            f" ({why(found.folders[first].parent / config_id(found.records[first].config | {'seed': seed}))})"
-            for seed in seeds
-            if seed not in own
-        ]
+        for seed in (seed for seed in seeds if seed not in own):
+            run_id = config_id(found.records[first].config | {"seed": seed})
+            reason = why(found.folders[first].parent / run_id)
+            lines.append(f"{label}: seed {seed} is missing ({reason})")
     done = group[group["status"] == "done"]
     for _, alike in done.groupby("config.clean_weight", sort=False):
         own = set(alike["run_id"])

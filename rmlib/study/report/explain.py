@@ -1,8 +1,8 @@
 """Where a number comes from: from a cell of a table to the runs behind it, their files, and the
 commands that make them again.
 
-The runs and values behind a mean are those that the table itself remembers (:mod:`rmlib.study.report.origin`);
-every explanation recomputes the cell from them.
+The runs and values behind a mean are those that the table itself remembers
+(:mod:`rmlib.study.report.origin`); every explanation recomputes the cell from them.
 """
 
 import json
@@ -84,10 +84,10 @@ def _explain(found, words, column, everything):
             folder,
         )
     else:
-        raise UserError(
-            f"{folder}: nothing is called {first!r}:"
-            f" {nearest(first, [*tables, *found.records] if re.fullmatch('[0-9a-f]{6,}', first) else list(tables))}"
-        )
+        known = list(tables)
+        if re.fullmatch("[0-9a-f]{6,}", first):
+            known += found.records
+        raise UserError(f"{folder}: nothing is called {first!r}: {nearest(first, known)}")
     rows = {(cell.kind, cell.number, cell.row) for cell in cells}
     if len(cells) > SHOWN and len(rows) > 1:
         return "\n".join(
@@ -171,10 +171,9 @@ def _recomputed(cell, sides):
     else:
         return None
     same = value == again or abs(value - again) <= 1e-9 * max(1, abs(value))
-    return (
-        f"{text},"
-        f" {'as in the table' if same else f'but the table has {value}: a mistake in rmlib, please report it'}"
-    )
+    if same:
+        return f"{text}, as in the table"
+    return f"{text}, but the table has {value}: a mistake in rmlib, please report it"
 
 
 def _sides(found, cell):
@@ -292,8 +291,8 @@ def _not_run(cell):
     )
     return (
         f"not run: needs at least {count} finished records of {sides} on the whole of {name} under"
-        f" the paper's protocol (width 64, 400 epochs; rmlib.study.report.paper.PROTOCOL){needed}; rmlib batch"
-        f" notebooks/batches/{name}.yaml --out results/{name} makes them"
+        " the paper's protocol (width 64, 400 epochs; rmlib.study.report.paper.PROTOCOL)"
+        f"{needed}; rmlib batch notebooks/batches/{name}.yaml --out results/{name} makes them"
     )
 
 
@@ -416,8 +415,8 @@ def _run(found, run_id, everything):
         *(f"  measured   {path}" for path in beside),
         f"  metrics    {metrics}",
         (
-            "  parameters"
-            f" {', '.join(f'{name}={value}' for name, value in told.items())}{'' if everything else ' (the others are the defaults: --all)'}"
+            f"  parameters {', '.join(f'{name}={value}' for name, value in told.items())}"
+            f"{'' if everything else ' (the others are the defaults: --all)'}"
         ),
         (
             "  notebook  "

@@ -79,8 +79,8 @@ def better(results: dict, key: str, name: str) -> bool:
 def table(found: dict):
     """A row for every map and measure, a column for every method: mean, sample standard deviation
     over its networks (X_std) and 95 % interval over networks and images (X_low, X_high; see
-    :func:`rmlib.study.report.stats.crossed`), the mean of its own control (X_control) and X_better (see
-    :func:`better`).
+    :func:`rmlib.study.report.stats.crossed`), the mean of its own control (X_control) and X_better
+    (see :func:`better`).
     """
     rows = []
     for key, entry in _one(found).items():
@@ -121,8 +121,8 @@ def _counts(found):
 
 
 def panels(found: dict, names) -> list:
-    """For :func:`rmlib.study.figures.measures`: a panel for each of the measures that were made, for the
-    first map, with every method's control.
+    """For :func:`rmlib.study.figures.measures`: a panel for each of the measures that were made,
+    for the first map, with every method's control.
     """
     key = next(iter(_one(found)))
     drawn = []
@@ -144,8 +144,8 @@ def panels(found: dict, names) -> list:
 
 
 def stages(found: dict) -> tuple[list, list[str]]:
-    """For :func:`rmlib.study.figures.lines`: a panel for each map of the sanity check, from the trained
-    network (100) to one shuffled throughout; and the stages in words.
+    """For :func:`rmlib.study.figures.lines`: a panel for each map of the sanity check, from the
+    trained network (100) to one shuffled throughout; and the stages in words.
     """
     first, drawn = _one(found), []
     for key in first:
@@ -181,8 +181,8 @@ def stages(found: dict) -> tuple[list, list[str]]:
 
 
 def removal(found: dict) -> list:
-    """For :func:`rmlib.study.figures.lines`: the deletion and the insertion curve of the first map, mean
-    over images and networks.
+    """For :func:`rmlib.study.figures.lines`: the deletion and the insertion curve of the first map,
+    mean over images and networks.
     """
     key = next(iter(_one(found)))
     return [

@@ -98,13 +98,14 @@ HEADINGS = {
 def build(
     root: Path, folder: Path, tables: dict | None = None, missing: list[str] | None = None
 ) -> Path:
-    """Write the site of everything below ``root`` (a folder, or a :class:`rmlib.study.runs.collection.Collection`
-    of it) into ``folder``; returns the index page. ``tables`` and ``missing``: of
-    :func:`rmlib.study.report.report.tables` and :func:`rmlib.study.report.completeness.missing`, if they were made already.
+    """Write the site of everything below ``root`` (a folder, or a
+    :class:`rmlib.study.runs.collection.Collection` of it) into ``folder``; returns the index page.
+    ``tables`` and ``missing``: of :func:`rmlib.study.report.report.tables` and
+    :func:`rmlib.study.report.completeness.missing`, if they were made already.
 
     The folder gets index.html, a page for each executed notebook and tables/ (see
-    :func:`rmlib.study.report.report.write_tables`). Formulas become MathML, figures lie in the pages: a page can
-    be mailed or opened from a disk.
+    :func:`rmlib.study.report.report.write_tables`). Formulas become MathML, figures lie in the
+    pages: a page can be mailed or opened from a disk.
 
     Raises:
         UserError: there is no record below root, or the folder cannot be written.

@@ -48,8 +48,8 @@ HEADS = {
 
 
 def runs_below(root: Path):
-    """All runs below a folder, or of a :class:`rmlib.study.runs.collection.Collection`, as a table (see
-    :func:`rmlib.study.runs.collection.collect`).
+    """All runs below a folder, or of a :class:`rmlib.study.runs.collection.Collection`, as a table
+    (see :func:`rmlib.study.runs.collection.collect`).
 
     Raises:
         UserError: there is no record.
@@ -211,15 +211,15 @@ def compared(group):
 
 
 def sides(a, b) -> dict:
-    """What :func:`rmlib.study.report.origin.note` remembers of a comparison: the accuracies of the runs of A and
-    of B, see :func:`compared`.
+    """What :func:`rmlib.study.report.origin.note` remembers of a comparison: the accuracies of the
+    runs of A and of B, see :func:`compared`.
     """
-    return {
-        f"{LABELS[runs['config.mixer'].iloc[0]]}, clean_weight={runs['config.clean_weight'].iloc[0]:g}": dict(
-            zip(runs["run_id"], runs["metrics.accuracy"])
-        )
-        for runs in (a, b)
-    }
+    found = {}
+    for runs in (a, b):
+        first = runs.iloc[0]
+        side = f"{LABELS[first['config.mixer']]}, clean_weight={first['config.clean_weight']:g}"
+        found[side] = dict(zip(runs["run_id"], runs["metrics.accuracy"]))
+    return found
 
 
 def verdicts(a, b):
@@ -328,7 +328,7 @@ def networks(group):
     no such pairs.
     """
     table = []
-    for label, of, a, b, seen in compared(group):
+    for label, _, a, b, seen in compared(group):
         found = [mcnemar(*pair) for pair in zip(*seen)] if seen else []
         told = [each.points for each in found if each.p < 0.05]
         if found:
@@ -393,8 +393,8 @@ def told_twice(group, curves: dict):
 
 
 def difference_row(label: str, of: str, a, b) -> dict:
-    """One row for :func:`rmlib.study.figures.forest`: Welch's difference of two lists of accuracies in
-    percent, and whether its p, uncorrected, is below 0.05.
+    """One row for :func:`rmlib.study.figures.forest`: Welch's difference of two lists of accuracies
+    in percent, and whether its p, uncorrected, is below 0.05.
     """
     d = welch(a, b)
     return {
@@ -581,8 +581,8 @@ def _clean(row, measured):
 
 def checks(group, attacks):
     """FGSM beside the attacks that it is checked against, per method and size, on the images that
-    all of them saw, with what contradicts it (see :func:`rmlib.robustness.masking.check`); None if no stronger
-    attack was made.
+    all of them saw, with what contradicts it (see :func:`rmlib.robustness.masking.check`); None if
+    no stronger attack was made.
     """
     if (
         not len(attacks)
@@ -706,8 +706,8 @@ def looks_of(group, cams, measure: str) -> dict | None:
 
 
 def of_maps(measure: str, make):
-    """The function (group, cams) behind a table of :mod:`rmlib.study.report.looks`, made from the results of one
-    measure; it gives None if that was not made.
+    """The function (group, cams) behind a table of :mod:`rmlib.study.report.looks`, made from the
+    results of one measure; it gives None if that was not made.
     """
 
     def table(group, cams):
@@ -950,9 +950,9 @@ def _plain(name, value):
 
 
 def tables(root: Path) -> dict[str, list[tuple[str, object]]]:
-    """Every table below a folder of records, or of a :class:`rmlib.study.runs.collection.Collection`: kind ->
-    list of (caption, DataFrame), with the runs behind each cell in its ``attrs`` (see
-    :mod:`rmlib.study.report.origin`).
+    """Every table below a folder of records, or of a
+    :class:`rmlib.study.runs.collection.Collection`: kind -> list of (caption, DataFrame), with the
+    runs behind each cell in its ``attrs`` (see :mod:`rmlib.study.report.origin`).
 
     Kinds: ``accuracy``, ``differences``, ``networks``, ``robustness``, ``checks``, ``corrupted``,
     ``localization``, ``faithfulness``, ``sanity``, ``guard`` and ``looks`` with one table per

@@ -1,4 +1,4 @@
-"""Everything below a folder of results: records, measurements, plans, and what is wrong with them."""
+"""Everything below a folder of results: records, measurements, plans, and their faults."""
 
 import os
 import warnings

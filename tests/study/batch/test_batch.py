@@ -543,10 +543,9 @@ def test_all_five_notebooks_end_to_end(pictures, tmp_path):
 
 
 def test_an_interrupted_training_cell_leaves_a_checkpoint_inside_its_epochs(pictures, tmp_path):
-    """SIGTERM to the batch reaches the kernel, which ends after a whole step; regular checkpoints
-    are too rare to explain it.
-    """
-    from rmlib.study.runs.run import CHECKPOINT, Run
+    """SIGTERM to the batch reaches the kernel, which ends after a whole step with a checkpoint."""
+    from rmlib.study.runs.records import CHECKPOINT
+    from rmlib.study.runs.run import StoredRun
 
     block = dict(
         dataset=f"folder:{pictures}",
@@ -555,7 +554,6 @@ def test_an_interrupted_training_cell_leaves_a_checkpoint_inside_its_epochs(pict
         batch_size=16,
         train_images=None,
         eval_every=0,
-        checkpoint_every=150,
     )
     path = write(tmp_path, yaml.safe_dump({"grid": [block]}))
     (cell,) = read_batch(path, tmp_path / "out").cells
@@ -573,13 +571,13 @@ def test_an_interrupted_training_cell_leaves_a_checkpoint_inside_its_epochs(pict
         and time.time() < deadline
     ):
         time.sleep(0.05)
+    signalled = time.time()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=90)
     assert process.returncode == 130 and "interrupted" in errors
-    place = Run(cell).progress
-    assert place["restarts"] == 1 and (place["epoch"] % 150 or place["step"]), (
-        "the checkpoint is not one of the regular ones"
-    )
+    assert (cell.folder / CHECKPOINT).stat().st_mtime > signalled, "written because of the signal"
+    run = StoredRun(cell)
+    assert run.progress["restarts"] == 1 and 0 < run.core.epoch < block["epochs"]
 
 
 # ----------------------------------------------------------------------------------------------

@@ -83,7 +83,9 @@ def test_a_table_that_contradicts_its_values_is_exposed():
 
 
 def test_every_mean_of_every_table_is_explained():
-    """No mean without its runs, in any table: whoever adds one makes it with rmlib.study.report.origin."""
+    """No mean without its runs, in any table: whoever adds one makes it with
+    rmlib.study.report.origin.
+    """
     for folder in (QUICK, project_root() / "results" / "precision"):
         found = collection.gather(folder)
         for kind, several in report.tables(found).items():
