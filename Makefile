@@ -8,13 +8,18 @@ BATCHES = notebooks/batches
 COMPILE = $(if $(shell command -v c++),--compile)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
-.PHONY: study test gpu grid notebooks readme lab lock clean env
+.PHONY: study test check gpu grid notebooks readme lab lock clean env
 
 study: env  ## the whole study on the built-in images: five notebooks, a grid of 24 trainings, tables and an HTML report
 	$(BIN) -m rmlib batch $(BATCHES)/quick.yaml
 
 test: env  ## pytest, and nbval over the notebooks
 	$(BIN) -m pytest tests notebooks --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=180
+
+check: env  ## before a commit: format, lint, and the tests of the core
+	$(BIN) -m ruff format --check rmlib tests
+	$(BIN) -m ruff check rmlib tests
+	$(BIN) -m pytest -q tests/test_mixers.py tests/test_models.py tests/test_evaluate.py tests/test_params.py tests/test_train.py
 
 MINUTES =
 gpu: env  ## on a GPU: its tests, what is fast there, then `make grid`; MINUTES=25 limits the grid alone: what trains then stops with a checkpoint
