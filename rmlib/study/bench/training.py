@@ -8,12 +8,12 @@ import itertools
 import torch
 from torch.nn import functional as F
 
-from rmlib.data import ImageSet, Loader
+from rmlib.data import ImageSet
 from rmlib.params import MIXERS, TrainParams
-from rmlib.recorded import WARMUP, Step, compile_whole, fastest_kernels, make_optimizer
+from rmlib.recorded import WARMUP, fastest_kernels, recording_of
 from rmlib.study.bench.timing import interleaved
 from rmlib.study.names import LABELS
-from rmlib.study.runs.run import make_mixer, make_model
+from rmlib.train import Run, make_run, training
 
 CLASSES = 10
 BATCH = 128
@@ -28,20 +28,12 @@ def random_set(count: int, size: int = 32) -> ImageSet:
     return ImageSet(pixels, torch.arange(count) % CLASSES, tuple(map(str, range(CLASSES))), "")
 
 
-def _run(params: TrainParams, data: ImageSet, device: torch.device) -> Step:
-    """A new run: a network, and what trains it."""
-    model = make_model(params, CLASSES, *data.channel_stats()).to(device).train()
-    optimizer = make_optimizer(params, model)
-    loader = Loader(data, params.batch_size, params.seed, device=device)
-    return Step(params, model, optimizer, make_mixer(params, CLASSES), loader)
-
-
-def full_epoch(run: Step):
+def full_epoch(run: Run):
     """A function that trains for one more epoch with every call."""
-    epochs = itertools.count()
+    turns = training(run, recording_of(run))
 
     def epoch():
-        for _ in run.steps(next(epochs)):
+        for _ in itertools.islice(turns, len(run.loader) + 1):  # a turn per step, and the epoch's
             pass
 
     return epoch
@@ -55,7 +47,7 @@ def bare_epoch(params: TrainParams, model, optimizer, images, steps: int):
     """
     device = images.device
     targets = F.one_hot(torch.arange(len(images), device=device) % CLASSES, CLASSES).float()
-    network = compile_whole(model) if params.compiled else model
+    network = torch.compile(model, dynamic=False) if params.compiled else model
     bf16 = params.precision == "bf16"
 
     def step():
@@ -97,14 +89,14 @@ def rates(device: torch.device, data: ImageSet, rounds: int, **common) -> dict[s
         common: parameters of all runs.
     """
     common = {"batch_size": BATCH, "epochs": 10**6, "schedule": "multistep", "lr": 0.01} | common
-    run = _run(TrainParams(mixer="none", clean_weight=0, **common), data, device)
+    run = make_run(TrainParams(mixer="none", clean_weight=0, **common), data, device)
     images = torch.rand(BATCH, *data.images.shape[1:], device=device)
     images = images.to(memory_format=torch.channels_last)
     steps = len(data) // BATCH
     epochs = {BARE: bare_epoch(run.params, run.model, run.optimizer, images, steps)}
     for mixer in MIXERS:
         for weight, words in ((0, "mixed alone"), (1, "clean + mixed")):
-            run = _run(TrainParams(mixer=mixer, clean_weight=weight, **common), data, device)
+            run = make_run(TrainParams(mixer=mixer, clean_weight=weight, **common), data, device)
             epochs[f"full step, {LABELS[mixer]}, {words}"] = full_epoch(run)
     seconds = interleaved(epochs, rounds, device, warmup=1)
     return {name: len(data) / value for name, value in seconds.items()}

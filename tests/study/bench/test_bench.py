@@ -17,7 +17,7 @@ def test_a_rate_counts_every_image_of_an_epoch_and_all_of_its_time(monkeypatch):
     """Every forward takes two seconds here, so that an epoch takes two seconds for each."""
     data, clock, sizes = bench.random_set(3 * 128, 8), [0.0], []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
-    make = bench._run
+    make = bench.make_run
 
     def slow(*inputs):
         run = make(*inputs)
@@ -28,7 +28,7 @@ def test_a_rate_counts_every_image_of_an_epoch_and_all_of_its_time(monkeypatch):
         clock[0] += 2.0
         sizes.append(len(inputs[0]))
 
-    monkeypatch.setattr(bench, "_run", slow)
+    monkeypatch.setattr(bench, "make_run", slow)
     rates = bench.rates(CPU, data, 1, width=1)
     assert len(rates) == 9 and set(sizes) == {128}
     for name, rate in rates.items():
@@ -40,7 +40,7 @@ def test_a_full_epoch_trains_on_every_image_with_every_call(weight, factor):
     """The second call goes on where the first one ended."""
     data = bench.random_set(256, 8)
     params = TrainParams(mixer="mixup", clean_weight=weight, width=1, batch_size=128, epochs=9)
-    run, seen = bench._run(params, data, CPU), []
+    run, seen = bench.make_run(params, data, CPU), []
     run.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     epoch = bench.full_epoch(run)
     epoch()
@@ -53,7 +53,7 @@ def test_the_bare_step_trains_on_its_one_batch():
     """No loader, no mixing, no totals; and the whole network still learns."""
     data, seen = bench.random_set(256, 8), []
     params = TrainParams(mixer="none", clean_weight=0, width=1, batch_size=128, epochs=9)
-    run = bench._run(params, data, CPU)
+    run = bench.make_run(params, data, CPU)
     before = [parameter.clone() for parameter in run.model.parameters()]
     run.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     images = torch.rand(128, 3, 8, 8)
@@ -94,7 +94,7 @@ def test_an_epoch_on_cuda_does_not_wait_for_the_host():
     params = TrainParams(
         mixer="region_mixup", width=64, precision="bf16", epochs=10, batch_size=128
     )
-    step = bench._run(params, bench.random_set(128 * 50), torch.device("cuda"))
+    step = bench.make_run(params, bench.random_set(128 * 50), torch.device("cuda"))
     list(step.steps(0))
     step.begin(step.draw(1))
     step.wait()
