@@ -62,7 +62,7 @@ def test_parameters_are_literals_with_help_and_the_defaults_of_the_table(path):
     behind = re.findall(r"^(\w+) = .*  # \S", cell.source, flags=re.MULTILINE)
     assert {*above, *behind} == set(namespace), "every parameter has its comment"
     following = notebook.cells[notebook.cells.index(cell) + 1].source
-    assert f'settings.check("{path.stem}", globals())' in following
+    assert f'params.check("{path.stem}", globals())' in following
 
 
 @each_notebook
