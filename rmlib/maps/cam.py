@@ -144,9 +144,8 @@ def closed_form(
         gradient = weights / cells
         square = gradient * gradient
         denominator = 2 * square + values.sum((2, 3)) * (square * gradient) + eps
-        alpha = torch.where(
-            gradient != 0, square / torch.where(denominator != 0, denominator, 1), 0
-        )
+        denominator = torch.where(denominator != 0, denominator, 1)
+        alpha = torch.where(gradient != 0, square / denominator, 0)
         weights = cells * alpha * gradient.clamp(min=0)
     return torch.einsum("nk,nkhw->nhw", weights, values).clamp(min=0)
 

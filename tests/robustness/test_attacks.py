@@ -499,7 +499,7 @@ def test_inference_mode_and_autocast_of_the_caller_do_not_matter():
         (dict(model=loud(network(), float("nan"))), "not finite"),
         (dict(images=pixels()[0].numpy()), "ndarray.*expected torch tensors"),
         (dict(model=nn.Flatten()), "has no parameters"),
-        (dict(images=pixels()[0] * 4 - 2), r"\[-\d.*normalisation belongs into the model"),
+        (dict(images=pixels()[0] * 4 - 2), r"\[-\d.*the model normalises them"),
         (dict(images=pixels()[0] * torch.nan), "nan"),
         (dict(images=pixels()[0].long()), "expected uint8"),
         (dict(images=pixels()[0][0]), "expected .N, C, H, W."),
