@@ -368,7 +368,7 @@ def test_an_interrupted_batch_goes_on(project):
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     batch = read_batch("grid.yaml", "out")
-    deadline = time.time() + 60
+    deadline = time.time() + 180
     while batch.state(batch.cells[0]) != "done" and time.time() < deadline:
         time.sleep(0.2)
     time.sleep(1)
