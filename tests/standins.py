@@ -52,9 +52,10 @@ from rmlib.datasets import sources
 from rmlib.study.runs import records
 checksum = str(sources.arrays(settings.dataset)["checksum"])
 if not (settings.folder / records.RECORD).exists():  # as a training does
+    record = make_record(80.0 + settings.seed % 20, checksum=checksum, **settings.config)
     with open("recorded.txt", "a") as file:
         print(settings.seed, file=file)
-    records.write(make_record(80.0 + settings.seed % 20, checksum=checksum, **settings.config), settings.folder)
+    records.write(record, settings.folder)
 assert settings.seed != 5, "out of memory"
 """
 
