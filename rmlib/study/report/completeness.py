@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rmlib.params import config_id
 from rmlib.study.names import LABELS
-from rmlib.study.report import report
+from rmlib.study.report import groups
 from rmlib.study.runs import collection, records
 
 
@@ -25,10 +25,10 @@ def missing(found: collection.Collection) -> list[str]:
         planned |= {cell["run_id"] for cell in plan["cells"]}
         lines += _of_plan(found, plan, path.parent)
     rest = found.runs[~found.runs["run_id"].isin(planned)] if len(found.runs) else found.runs
-    groups = report.experiments(rest) if len(rest) else []
-    for group in groups:
+    experiments = groups.experiments(rest) if len(rest) else []
+    for group in experiments:
         lines += [
-            f"{report.title(group)}: {line}" if len(groups) > 1 or planned else line
+            f"{groups.title(group)}: {line}" if len(experiments) > 1 or planned else line
             for line in _of_experiment(found, group)
         ]
     return lines
@@ -49,44 +49,27 @@ def read_plan(path: Path) -> dict | None:
 
 
 def _of_plan(found, plan, folder):
-    """Cells without a record, each with its reason, and cells whose measurements did not come to
+    """Runs without a record, each with its reason, and runs whose measurements did not come to
     their end.
     """
-    cells, name = plan["cells"], plan.get("name", folder.name)
-    absent = {
-        cell["label"]: why(folder / cell["run_id"])
-        for cell in cells
-        if cell["run_id"] not in found.records
-    }
-    lines = [
-        f"{name}: {label} is missing ({reason})"
-        for label, reason in absent.items()
-        if reason != NOT_RUN
-    ]
-    lines += _list(
-        f"{name}: not run",
-        [label for label, reason in absent.items() if reason == NOT_RUN],
-        len(cells),
-        "cells",
-    )
-    trained = [cell for cell in cells if cell["run_id"] in found.records]
-    lines += [
-        f"{name}: {cell['label']} diverged"
-        for cell in trained
-        if found.records[cell["run_id"]].status == "diverged"
-    ]
-    measured = [
-        cell
-        for cell in trained
-        if cell.get("robustness") and found.records[cell["run_id"]].status == "done"
-    ]
+    name, planned = plan.get("name", folder.name), plan["cells"]
+    lines, not_run, measured = [], [], []
+    for run in planned:
+        run_id, label = run["run_id"], run["label"]
+        if run_id not in found.records:
+            reason = why(folder / run_id)
+            if reason == NOT_RUN:
+                not_run.append(label)
+            else:
+                lines.append(f"{name}: {label} is missing ({reason})")
+        elif found.records[run_id].status == "diverged":
+            lines.append(f"{name}: {label} diverged")
+        elif run.get("robustness"):
+            measured.append(run)
+    lines += _list(f"{name}: not run", not_run, len(planned))
     for kind in records.KINDS:
-        lines += _list(
-            f"{name}: {kind}: missing",
-            [cell["label"] for cell in measured if not _to_the_end(found, kind, cell["run_id"])],
-            len(measured),
-            "runs",
-        )
+        lacking = [run["label"] for run in measured if not _to_the_end(found, kind, run["run_id"])]
+        lines += _list(f"{name}: {kind}: missing", lacking, len(measured))
     return lines
 
 
@@ -101,8 +84,8 @@ def _to_the_end(found, kind, run_id):
     )
 
 
-def _list(what, labels, total, unit):
-    return [f"{what} for {len(labels)} of {total} {unit}: {'; '.join(labels)}"] if labels else []
+def _list(what, labels, total):
+    return [f"{what} for {len(labels)} of {total} runs: {'; '.join(labels)}"] if labels else []
 
 
 NOT_RUN = "not run"
@@ -131,45 +114,32 @@ def _of_experiment(found, group):
     """
     lines, labels = [], {}
     seeds = sorted(set(group["config.seed"]))
-    for cells, runs in (
-        (cells, runs.sort_values("config.seed")) for cells, runs in report.methods(group)
-    ):
-        label = ", ".join(
-            [
-                LABELS[cells["mixer"]],
-                *(
-                    f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-                    for name, value in cells.items()
-                    if name != "mixer"
-                ),
-            ]
-        )
-        labels |= {
-            run_id: f"{label}, seed {seed}"
-            for run_id, seed in zip(runs["run_id"], runs["config.seed"])
-        }
-        lines += [
-            f"{label}: seed {seed} diverged"
-            for seed, status in zip(runs["config.seed"], runs["status"])
-            if status == "diverged"
-        ]
-        first, own = runs["run_id"].iloc[0], set(runs["config.seed"])
+    for columns, runs in groups.methods(group):
+        runs = runs.sort_values("config.seed")
+        label = _label(columns)
+        own = dict(zip(runs["config.seed"], runs["run_id"]))
+        labels |= {run_id: f"{label}, seed {seed}" for seed, run_id in own.items()}
+        diverged = runs.loc[runs["status"] == "diverged", "config.seed"]
+        lines += [f"{label}: seed {seed} diverged" for seed in diverged]
+        first = runs["run_id"].iloc[0]
         for seed in (seed for seed in seeds if seed not in own):
             run_id = config_id(found.records[first].config | {"seed": seed})
             reason = why(found.folders[first].parent / run_id)
             lines.append(f"{label}: seed {seed} is missing ({reason})")
     done = group[group["status"] == "done"]
     for _, alike in done.groupby("config.clean_weight", sort=False):
-        own = set(alike["run_id"])
+        own = [run_id for run_id in labels if run_id in set(alike["run_id"])]
         for kind in records.KINDS:
-            lacking = [
-                label
-                for run_id, label in labels.items()
-                if run_id in own and run_id not in found.measured[kind]
-            ]
-            lines += (
-                _list(f"{kind}: missing", lacking, len(alike), "runs")
-                if len(lacking) < len(alike)
-                else []
-            )
+            lacking = [labels[run_id] for run_id in own if run_id not in found.measured[kind]]
+            if len(lacking) < len(alike):
+                lines += _list(f"{kind}: missing", lacking, len(alike))
     return lines
+
+
+def _label(columns):
+    """A method in words, by its columns in a table: 'Mixup, clean_weight=0'."""
+    words = [LABELS[columns["mixer"]]]
+    for name, value in columns.items():
+        if name != "mixer":
+            words.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
+    return ", ".join(words)

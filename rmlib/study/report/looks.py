@@ -10,8 +10,9 @@ import math
 import numpy as np
 
 from rmlib.packed import unpack_values
-from rmlib.study.names import LABELS, MAPS
-from rmlib.study.report import origin, stats
+from rmlib.study.names import LABELS, MAPS, METHOD, method_name
+from rmlib.study.report import groups, stats
+from rmlib.study.report.values import CONTROL, Table, average, difference, span
 
 NAMES = {
     "energy_inside": "energy inside the object (%)",
@@ -27,23 +28,47 @@ NAMES = {
     "insertion": "insertion (%)",
     "road": "ROAD (points)",
 }
-LOWER = ("average_drop", "deletion")  # less is better
-COMPARED = (
-    "energy_inside",
-    "pointing_game",
-    "extent",
-    "grid_trace",
-    "deletion",
-    "road",
-)  # of :func:`differences`
-BEYOND = (
-    "deletion",
-    "road",
-    # of these, compared is what a map does beyond the map of another image: they depend on how
-    # confident a network is
-)
-CONTROL = "another image's map"
-STAGES = {"linear": "head", "conv1": "stem"}  # names of parts of the network in words
+# less is better
+LOWER = ("average_drop", "deletion")
+# measures of :func:`differences`
+COMPARED = ("energy_inside", "pointing_game", "extent", "grid_trace", "deletion", "road")
+# of these, compared is what a map does beyond the map of another image: they depend on how
+# confident a network is
+BEYOND = ("deletion", "road")
+# names of parts of the network in words
+STAGES = {"linear": "head", "conv1": "stem"}
+# column of :func:`eps_table` for each number of the guard
+GUARD = {
+    "correlation": "rank correlation of the maps (%)",
+    "lowest": "lowest",
+    "compared": "images compared",
+    "moved": "maximum moves (% of images)",
+    "negative": "negative activations (%)",
+}
+
+
+def results_of(group, cams, measure: str) -> dict | None:
+    """``found`` for one measure of the maps of an experiment; None if it was not made.
+
+    Args:
+        cams: measurements of the kind "cam".
+    """
+    cams = groups.one_sample(group, cams[cams["measure"] == measure] if len(cams) else cams)
+    if cams is None:
+        return None
+    results = {
+        run["run_id"]: {name: entry for name, entry in run.items() if entry == entry}
+        for run in cams.to_dict("records")
+    }
+    found = {}
+    for _, runs in groups.methods(group):
+        own = runs[runs["run_id"].isin(results)].sort_values("config.seed")
+        if len(own):
+            label = method_name({name: own[f"config.{name}"].iloc[0] for name in METHOD})
+            found[label] = {
+                seed: results[run_id] for seed, run_id in zip(own["config.seed"], own["run_id"])
+            }
+    return found
 
 
 def _one(found):
@@ -76,12 +101,35 @@ def better(results: dict, key: str, name: str) -> bool:
     return gain.high < 0 if name in LOWER else gain.low > 0
 
 
-def table(found: dict):
-    """A row for every map and measure, a column for every method: mean, sample standard deviation
-    over its networks (X_std) and 95 % interval over networks and images (X_low, X_high; see
-    :func:`rmlib.study.report.stats.crossed`), the mean of its own control (X_control) and X_better
-    (see :func:`better`).
+def score(results: dict, key: str, name: str):
+    """A measure of one map of a method: the mean over its networks and its spread, the 95 %
+    interval over networks and images (see :func:`rmlib.study.report.stats.crossed`), and the
+    control's mean, where there is one.
     """
+    interval = stats.crossed(values(results, key, name))
+    control, beats = None, None
+    entries = [result["found"][key] for result in results.values()]
+    if name in entries[0]["control"]:
+        control = float(np.mean([entry["control"][name] for entry in entries]))
+        beats = better(results, key, name)
+    return average(
+        of_runs(results, lambda result: result["found"][key]["mean"][name]),
+        low=interval.low,
+        high=interval.high,
+        control=control,
+        better=beats,
+        measured=_measured(results),
+    )
+
+
+def _measured(results):
+    """The settings by which the measurements behind a value are found."""
+    first = next(iter(results.values()))
+    return {"cam": {name: first[name] for name in ("measure", "images") if name in first}}
+
+
+def table(found: dict) -> Table:
+    """A row for every map and measure, a column for every method (see :func:`score`)."""
     rows = []
     for key, entry in _one(found).items():
         for name in entry["mean"]:
@@ -91,21 +139,8 @@ def table(found: dict):
                 "n": _counts(found),
                 "images": len(values(next(iter(found.values())), key, name)[0]),
             }
-            for label, results in found.items():
-                origin.average(
-                    row, label, of_runs(results, lambda result: result["found"][key]["mean"][name])
-                )
-                interval = stats.crossed(values(results, key, name))
-                row[f"{label}_low"], row[f"{label}_high"] = interval.low, interval.high
-                if name in entry["control"]:
-                    row[f"{label}_control"] = float(
-                        np.mean(
-                            [result["found"][key]["control"][name] for result in results.values()]
-                        )
-                    )
-                    row[f"{label}_better"] = better(results, key, name)
-            rows.append(row)
-    return origin.table(rows)
+            rows.append(row | {label: score(own, key, name) for label, own in found.items()})
+    return Table(rows)
 
 
 def of_runs(results: dict, value) -> dict:
@@ -124,23 +159,22 @@ def panels(found: dict, names) -> list:
     """For :func:`rmlib.study.figures.measures`: a panel for each of the measures that were made,
     for the first map, with every method's control.
     """
-    key = next(iter(_one(found)))
+    key, entry = next(iter(_one(found).items()))
     drawn = []
-    for name in [name for name in names if name in _one(found)[key]["mean"]]:
+    for name in [name for name in names if name in entry["mean"]]:
         methods = {}
         for label, results in found.items():
-            interval = stats.crossed(values(results, key, name))
-            control = np.mean(
-                [result["found"][key]["control"].get(name, math.nan) for result in results.values()]
-            )
-            methods[mixer_of(label), label] = (
-                [result["found"][key]["mean"][name] for result in results.values()],
-                interval.low,
-                interval.high,
-                float(control),
-            )
+            own = score(results, key, name)
+            control = math.nan if own.control is None else own.control
+            means = list(own.sides[""].values())
+            methods[mixer_of(label), label] = means, own.low, own.high, control
         drawn.append((NAMES[name], methods))
     return drawn
+
+
+def _in(results, key, part):
+    """One part of what every network of a method was found to look at."""
+    return [result["found"][key][part] for result in results.values()]
 
 
 def stages(found: dict) -> tuple[list, list[str]]:
@@ -149,35 +183,14 @@ def stages(found: dict) -> tuple[list, list[str]]:
     """
     first, drawn = _one(found), []
     for key in first:
-        methods = {
-            (mixer_of(label), label): [
-                100.0,
-                *(
-                    _known([result["found"][key]["stages"][stage] for result in results.values()])[
-                        0
-                    ]
-                    for stage in first[key]["stages"]
-                ),
-            ]
-            for label, results in found.items()
-        }
-        drawn.append(
-            (
-                title(key),
-                _known(
-                    [
-                        result["found"][key]["control"]
-                        for results in found.values()
-                        for result in results.values()
-                    ]
-                )[0],
-                methods,
-            )
-        )
-    return drawn, [
-        "nothing",
-        *(STAGES.get(stage, stage) for stage in next(iter(first.values()))["stages"]),
-    ]
+        methods = {}
+        for label, results in found.items():
+            own = _in(results, key, "stages")
+            means = [_mean(each[stage] for each in own) for stage in first[key]["stages"]]
+            methods[mixer_of(label), label] = [100.0, *means]
+        drawn.append((title(key), _control(found, key), methods))
+    names = next(iter(first.values()))["stages"]
+    return drawn, ["nothing", *(STAGES.get(stage, stage) for stage in names)]
 
 
 def removal(found: dict) -> list:
@@ -185,19 +198,14 @@ def removal(found: dict) -> list:
     mean over images and networks.
     """
     key = next(iter(_one(found)))
-    return [
-        (
-            name,
-            None,
-            {
-                (mixer_of(label), label): np.mean(
-                    [result["found"][key]["curves"][name] for result in results.values()], axis=0
-                )
-                for label, results in found.items()
-            },
-        )
-        for name in ("deletion", "insertion")
-    ]
+    drawn = []
+    for name in ("deletion", "insertion"):
+        methods = {}
+        for label, results in found.items():
+            curves = [curves[name] for curves in _in(results, key, "curves")]
+            methods[mixer_of(label), label] = np.mean(curves, axis=0)
+        drawn.append((name, None, methods))
+    return drawn
 
 
 def mixer_of(label: str) -> str:
@@ -205,55 +213,48 @@ def mixer_of(label: str) -> str:
     return next(mixer for mixer, name in LABELS.items() if label.split(",")[0] == name)
 
 
-def _known(values):
-    """Mean and sample standard deviation of the values that are known (not None)."""
-    return stats.mean_std([value for value in values if value is not None])
+def _mean(numbers):
+    """Mean of the numbers that are known (not None)."""
+    return stats.mean_std([number for number in numbers if number is not None])[0]
 
 
-def sanity(found: dict):
+def _control(found, key):
+    """Mean of the control of the sanity check over all networks."""
+    return _mean(each for results in found.values() for each in _in(results, key, "control"))
+
+
+def sanity(found: dict) -> Table:
     """A row for every map and stage of the sanity check: mean rank correlation (hundredths) with
     the map of the trained network, and its standard deviation over networks.
     """
     rows = []
     for key, entry in _one(found).items():
-        control = _known(
-            [
-                result["found"][key]["control"]
-                for results in found.values()
-                for result in results.values()
-            ]
-        )[0]
+        control = _control(found, key)
         for number, stage in enumerate(entry["stages"]):
             row = {
                 "map": title(key),
                 "shuffled": f"{'and ' if number else ''}{STAGES.get(stage, stage)}",
                 "n": _counts(found),
             }
+            left = []
             for label, results in found.items():
-                values = of_runs(results, lambda result: result["found"][key]["stages"][stage])
-                origin.average(
-                    row, label, {run: value for run, value in values.items() if value is not None}
-                )
-            left = [
-                result["found"][key]["left_out"][stage]
-                for results in found.values()
-                for result in results.values()
-            ]
+                own = of_runs(results, lambda result: result["found"][key]["stages"][stage])
+                known = {run: number for run, number in own.items() if number is not None}
+                row[label] = average(known, measured=_measured(results))
+                left += [each[stage] for each in _in(results, key, "left_out")]
             rows.append(row | {CONTROL: control, "left out": round(float(np.mean(left)), 1)})
-    return origin.table(rows)
+    return Table(rows)
 
 
-def differences(several: list[dict]):
+def differences(several: list[dict]) -> Table | None:
     """Region Mixup minus every other method that treats the clean batch as it does, in the measures
-    COMPARED of the first map, paired by seed and image, with 95 % intervals over both.
+    COMPARED of the first map, paired by seed and image, with 95 % intervals over both. None if
+    there is nothing to compare.
 
     Args:
         several: ``found`` of one or more measures (localization, faithfulness). "resolved": p below
             0.05 after Holm's correction for the rows. With one network each there is no p: the
             interval is about two networks, not about two methods.
-
-    Returns:
-        DataFrame, or None if there is nothing to compare.
     """
     rows = []
     for found in several:
@@ -264,55 +265,41 @@ def differences(several: list[dict]):
             for label in found
             if mixer_of(own) == "region_mixup" != mixer_of(label) and _loss(own) == _loss(label)
         ]
-        for name, (own, label) in itertools.product(
-            [name for name in COMPARED if name in entry["mean"]], pairs
-        ):
-            seeds = sorted(set(found[own]) & set(found[label]))
-            if not seeds:
-                continue
-            a, b = (
-                values(results, key, name)
-                - (values(results, key, name, "control_values") if name in BEYOND else 0)
-                for results in (
-                    {seed: found[each][seed] for seed in seeds} for each in (own, label)
-                )
-            )
-            d = stats.crossed(a - b)
-            rows.append(
-                {
-                    "map": title(key),
-                    "measure": NAMES[name] + (f", beyond {CONTROL}" if name in BEYOND else ""),
-                    "difference": f"{own} - {label}",
-                    "points": d.mean,
-                    "low": d.low,
-                    "high": d.high,
-                    "95 % interval": f"[{d.low:+.1f}, {d.high:+.1f}]",
-                    "n": len(seeds),
-                    "images": d.n[1],
-                    "p (Holm)": d.p if len(seeds) > 1 else math.nan,
-                }
-            )
-            origin.note(
-                rows[-1],
-                "points",
-                {
-                    each: dict(
-                        zip(
-                            (found[each][seed].get("run_id", seed) for seed in seeds),
-                            side.mean(1).tolist(),
-                        )
-                    )
-                    for each, side in ((own, a), (label, b))
-                },
-            )
+        names = [name for name in COMPARED if name in entry["mean"]]
+        for name, pair in itertools.product(names, pairs):
+            if set(found[pair[0]]) & set(found[pair[1]]):
+                rows.append(_difference(found, key, name, pair))
     for row, p in zip(rows, stats.holm([row["p (Holm)"] for row in rows])):
-        row |= {
-            "p (Holm)": "–" if p != p else f"{p:.3f}",
-            "state": (
-                ("resolved" if p < 0.05 else "unresolved") if row["n"] > 1 else "one network each"
-            ),
-        }
-    return origin.table(rows) if rows else None
+        row["p (Holm)"] = f"{p:.3f}" if p == p else "–"
+        row["state"] = stats.state(p) if row["n"] > 1 else "one network each"
+    return Table(rows) if rows else None
+
+
+def _difference(found, key, name, pair) -> dict:
+    """The columns of one method minus another in one measure."""
+    seeds = sorted(set(found[pair[0]]) & set(found[pair[1]]))
+    scores, sides = [], []
+    for label in pair:
+        own = {seed: found[label][seed] for seed in seeds}
+        of_images = values(own, key, name)
+        if name in BEYOND:
+            of_images = of_images - values(own, key, name, "control_values")
+        run_ids = (result.get("run_id", seed) for seed, result in own.items())
+        scores.append(of_images)
+        sides.append((label, dict(zip(run_ids, of_images.mean(1).tolist()))))
+    d = stats.crossed(scores[0] - scores[1])
+    return {
+        "map": title(key),
+        "measure": NAMES[name] + (f", beyond {CONTROL}" if name in BEYOND else ""),
+        "difference": " - ".join(pair),
+        "points": difference(d, *sides, measured=_measured(own)),
+        "low": d.low,
+        "high": d.high,
+        "95 % interval": span(d.low, d.high, 1),
+        "n": len(seeds),
+        "images": d.n[1],
+        "p (Holm)": d.p if len(seeds) > 1 else math.nan,
+    }
 
 
 def _loss(label):
@@ -320,23 +307,17 @@ def _loss(label):
     return [part for part in label.split(", ")[1:] if part.startswith(("clean_weight", "average"))]
 
 
-def eps_table(found: dict):
+def eps_table(found: dict) -> Table | None:
     """What the eps of Grad-CAM++ changes per method (see :func:`rmlib.maps.battery.guard`), None
     where no network has a closed form.
     """
-    heads = {
-        "correlation": "rank correlation of the maps (%)",
-        "lowest": "lowest",
-        "compared": "images compared",
-        "moved": "maximum moves (% of images)",
-        "negative": "negative activations (%)",
-    }
     rows = []
     for label, results in found.items():
         own = {seed: result for seed, result in results.items() if "correlation" in result}
         if own:
-            row = {"method": label, "n": len(own)}
-            for name, head in heads.items():
-                origin.average(row, head, of_runs(own, lambda result: result[name]))
-            rows.append(row)
-    return origin.table(rows) if rows else None
+            columns = {
+                head: average(of_runs(own, lambda result: result[name]), measured=_measured(own))
+                for name, head in GUARD.items()
+            }
+            rows.append({"method": label, "n": len(own)} | columns)
+    return Table(rows) if rows else None

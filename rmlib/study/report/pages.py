@@ -3,6 +3,7 @@ network nor JavaScript.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -12,7 +13,8 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from pygments.formatters import HtmlFormatter
 
-from rmlib.study.report import completeness, report
+from rmlib.study.names import LABELS, METHOD
+from rmlib.study.report import completeness, groups, report
 from rmlib.study.runs import collection, records
 from rmlib.study.settings import CELL, NOTEBOOKS
 
@@ -71,28 +73,8 @@ deviation stand beside each, what was run on which hardware above each table. Th
 <table><tr>{% for head in heads %}<th>{{ head | e }}</th>{% endfor %}</tr>
 {% for page, row in cells %}<tr>{% for value in row %}<td>{% if loop.first and page %}<a href="{{ page }}">{{ value | e }}</a>{% else %}{{ value | e }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</table>{% endif %}
-<p class="note">The same tables as Markdown and CSV, all runs as Parquet: <a href="tables/tables.md">tables/</a>. Where a number comes from: <code>rmlib explain</code>.</p>
+<p class="note">The same tables as Markdown and CSV: <a href="tables/tables.md">tables/</a>. Where a number comes from: <code>rmlib explain</code>.</p>
 """)
-
-HEADINGS = {
-    "accuracy": "What was run",
-    "differences": "Differences with their intervals",
-    "networks": "Two networks at a time (McNemar)",
-    "robustness": "Under attack and under corruptions",
-    "checks": "Can FGSM be believed?",
-    "corrupted": "Under each corruption",
-    "localization": "Where the networks look",
-    "faithfulness": "Do the maps tell what the networks look at?",
-    "sanity": "Maps of shuffled networks",
-    "guard": "The eps of Grad-CAM++",
-    "looks": "Differences in where they look",
-    "precision": "bfloat16 beside float32",
-    "paper": "The paper's tables, and ours",
-    "eps": "Which eps did the paper use?",
-    "claims": "The claims",
-    "small": "The claims of the small-data study",
-    "costs": "What it cost",
-}
 
 
 def build(
@@ -111,70 +93,78 @@ def build(
         UserError: there is no record below root, or the folder cannot be written.
     """
     found = collection.gather(root)
-    root, folder, runs = found.folder, Path(folder), report.runs_below(found)
+    root, folder, runs = found.folder, Path(folder), groups.runs_below(found)
     tables = report.tables(found) if tables is None else tables
     report.write_tables(tables, found, folder / "tables")
-    problems = [
-        line.replace(f"{root}/", "") for line in found.problems
-    ]  # no machine path where it can be helped
-
-    def opened(path):
-        """(title, question, HTML) of an executed notebook, or None if it cannot be shown."""
-        try:
-            book = nbformat.read(path, as_version=4)
-            return _title(path, book), _question(book), notebook_html(book)
-        except (
-            *records.DAMAGE,
-            OSError,
-            nbformat.ValidationError,
-        ):  # its process was killed while it was written, or it is no notebook
-            problems.append(
-                f"{path.relative_to(root)} is damaged: it has no page; its record, if there is one,"
-                " counts all the same"
-            )
-
-    paths = [
-        path
-        for path in sorted(root.rglob("*.ipynb"))
-        if path.stem in NOTEBOOKS and ".ipynb_checkpoints" not in path.parts
-    ]
-    name = {path: "-".join(path.relative_to(root).with_suffix(".html").parts) for path in paths}
-    lessons = {path: book for path in paths if path.stem != CELL for book in [opened(path)] if book}
-    links = [("report", "index.html"), *((of, name[path]) for path, (of, _, _) in lessons.items())]
-    targets = {f"{path.stem}.ipynb": name[path] for path in lessons} | {
-        f"{CELL}.ipynb": "index.html#runs"
-    }
-    shown = set()
-    for path in paths:
-        book = opened(path) if path.stem == CELL else lessons.get(path)
-        if book:
-            of, _, body = book
-            for file, target in targets.items():
-                body = body.replace(f'href="{file}"', f'href="{target}"')
-            records.atomic_write(folder / name[path], _page(of, links, body).encode())
-            shown.add(path)
+    # no machine path where it can be helped
+    problems = [line.replace(f"{root}/", "") for line in found.problems]
+    books = _books(root, problems)
+    lessons = {path: book for path, book in books.items() if path.stem != CELL}
+    links = [("report", "index.html"), *((book.title, book.page) for book in lessons.values())]
+    targets = {f"{path.stem}.ipynb": book.page for path, book in lessons.items()}
+    targets[f"{CELL}.ipynb"] = "index.html#runs"
+    for book in books.values():
+        body = book.body
+        for file, target in targets.items():
+            body = body.replace(f'href="{file}"', f'href="{target}"')
+        records.atomic_write(folder / book.page, _page(book.title, links, body).encode())
+    pages = {path.parent.name: book.page for path, book in books.items() if path.stem == CELL}
+    heads, rows = _runs(runs, pages)
     title = f"Report: {root.resolve().name}"
-    text = "\n".join(
-        f"## {HEADINGS[kind]}\n\n"
-        + "\n".join(f"{words}:\n\n{report.render(table)}" for words, table in several)
-        for kind, several in tables.items()
-        if several
-    )
-    heads, cells = _cells(
-        runs, {path.parent.name: name[path] for path in shown if path.stem == CELL}
-    )
     body = INDEX.render(
         title=title,
         runs=len(runs),
         problems=problems,
         missing=completeness.missing(found) if missing is None else missing,
-        lessons=[(name[path], path.stem, question) for path, (_, question, _) in lessons.items()],
-        tables=markdown2html(text),
+        lessons=[(book.page, path.stem, book.question) for path, book in lessons.items()],
+        tables=markdown2html(_tables(tables)),
         heads=heads,
-        cells=cells,
+        cells=rows,
     )
     records.atomic_write(folder / "index.html", _page(title, links, body).encode())
     return folder / "index.html"
+
+
+@dataclass
+class Book:
+    """An executed notebook and its page."""
+
+    title: str
+    question: str
+    body: str  # HTML
+    page: str  # name of the file
+
+
+def _books(root, problems):
+    """Every executed notebook below a folder: path -> :class:`Book`. What cannot be shown gets a
+    line in ``problems``.
+    """
+    books = {}
+    for path in sorted(root.rglob("*.ipynb")):
+        if path.stem not in NOTEBOOKS or ".ipynb_checkpoints" in path.parts:
+            continue
+        inside = path.relative_to(root)
+        try:
+            book = nbformat.read(path, as_version=4)
+            page = "-".join(inside.with_suffix(".html").parts)
+            books[path] = Book(_title(path, book), _question(book), notebook_html(book), page)
+        except (*records.DAMAGE, OSError, nbformat.ValidationError):
+            # its process was killed while it was written, or it is no notebook
+            problems.append(
+                f"{inside} is damaged: it has no page; its record, if there is one, counts all the"
+                " same"
+            )
+    return books
+
+
+def _tables(tables):
+    """All tables in Markdown, under their headings."""
+    return "\n".join(
+        f"## {heading}\n\n"
+        + "\n".join(f"{table.caption}:\n\n{table.markdown()}" for table in tables[kind])
+        for kind, heading in report.HEADINGS.items()
+        if tables[kind]
+    )
 
 
 def notebook_html(notebook) -> str:
@@ -235,49 +225,25 @@ def _question(notebook):
     return found[1] if found else ""
 
 
-def _cells(runs, pages):
-    """Headings and rows (page or None, values) of the table of single runs."""
+def _runs(runs, pages):
+    """Headings and rows (page or None, values) of the table of single runs. ``pages``: run_id ->
+    page of its notebook.
+    """
     varying = [
         name
-        for name in ("dataset", "width", "epochs", *report.METHOD[1:])
+        for name in ("dataset", "width", "epochs", *METHOD[1:])
         if runs[f"config.{name}"].map(str).nunique() > 1
     ]
-    rows, shown = (
-        [],
-        [
-            "run_id",
-            "status",
-            "seconds",
-            "metrics.accuracy",
-            "metrics.nll",
-            "config.mixer",
-            "config.seed",
-            *(f"config.{name}" for name in varying),
-        ],
-    )
-    for group in report.experiments(runs):
-        for _, method in report.methods(group, repeated=True):
-            for run in (
-                method[[name for name in shown if name in method]]
-                .sort_values("config.seed")
-                .to_dict("records")
-            ):
-                numbers = (
-                    [f"{run['metrics.accuracy']:.2f}", f"{run['metrics.nll']:.3f}"]
-                    if run["status"] == "done"
-                    else [run["status"], ""]
-                )
-                rows.append(
-                    (
-                        pages.get(run["run_id"]),
-                        [
-                            report.LABELS[run["config.mixer"]],
-                            run["config.seed"],
-                            *(run[f"config.{name}"] for name in varying),
-                            *numbers,
-                            f"{run['seconds']:.0f}",
-                            run["run_id"],
-                        ],
-                    )
-                )
-    return ["method", "seed", *varying, "accuracy (%)", "NLL (nats)", "seconds", "run"], rows
+    rows = []
+    for group in groups.experiments(runs):
+        for _, method in groups.methods(group, repeated=True):
+            for run in method.sort_values("config.seed").to_dict("records"):
+                scores = [run["status"], ""]
+                if run["status"] == "done":
+                    scores = [f"{run['metrics.accuracy']:.2f}", f"{run['metrics.nll']:.3f}"]
+                settings = [run[f"config.{name}"] for name in ("seed", *varying)]
+                entries = [LABELS[run["config.mixer"]], *settings, *scores]
+                entries += [f"{run['seconds']:.0f}", run["run_id"]]
+                rows.append((pages.get(run["run_id"]), entries))
+    heads = ["method", "seed", *varying, "accuracy (%)", "NLL (nats)", "seconds", "run"]
+    return heads, rows

@@ -133,6 +133,20 @@ def seeds_needed(
     return float(high)
 
 
+def seeds_to_resolve(a, b, alpha: float = 0.05, margin: float = 0.0) -> float:
+    """:func:`seeds_needed` if the means of two samples, their difference raised by ``margin``, and
+    their spreads are the truth; NaN where no number of seeds would do.
+    """
+    (mean_a, std_a), (mean_b, std_b) = mean_std(a), mean_std(b)
+    needed = seeds_needed(mean_a - mean_b + margin, std_a, std_b, alpha)
+    return needed if math.isfinite(needed) else math.nan
+
+
+def state(p: float) -> str:
+    """'resolved' for a p below 0.05, else 'unresolved'."""
+    return "resolved" if p < 0.05 else "unresolved"
+
+
 @dataclass(frozen=True)
 class TwoNetworks:
     """Two trained networks on the same images: how many only the one or only the other has right,

@@ -1,0 +1,107 @@
+"""One run in words: what is known of it, and the commands that make it again."""
+
+import shlex
+
+from rmlib.params import TrainParams, complete
+from rmlib.study.names import method_name
+from rmlib.study.report import completeness
+from rmlib.study.report.groups import DEFAULTS
+from rmlib.study.runs import collection, environment, records
+from rmlib.study.settings import CELL
+
+# where a rerun goes: beside the old record it would be found finished
+AGAIN = "runs/again"
+
+
+def run_name(found, run_id) -> str:
+    """'Region Mixup, k=4, seed 0'."""
+    config = complete(found.records[run_id].config)
+    return f"{method_name(config)}, seed {config['seed']}"
+
+
+def run_text(found, run_id, everything: bool = False) -> str:
+    """All that is known of a run, and how to make it again. ``everything``: also the parameters
+    that have their defaults.
+    """
+    record, folder = found.records[run_id], found.folders[run_id]
+    config = complete(record.config)
+    if not everything:
+        config = {
+            name: value for name, value in config.items() if value != DEFAULTS.get(name, object())
+        }
+    parameters = ", ".join(f"{name}={value}" for name, value in config.items())
+    parameters += "" if everything else " (the others are the defaults: --all)"
+    notebook = folder / f"{CELL}.ipynb"
+    if not notebook.exists():
+        notebook = f"no executed {CELL}.ipynb beside the record"
+    files = [
+        found.measured[kind][run_id][0] for kind in records.KINDS if run_id in found.measured[kind]
+    ]
+    shared = f" shared by {record.together} runs" if record.together > 1 else ""
+    told = [
+        ("record", folder / records.RECORD),
+        *(("measured", path) for path in files),
+        ("metrics", ", ".join(f"{name} {value:.6g}" for name, value in record.metrics.items())),
+        ("parameters", parameters),
+        ("notebook", notebook),
+        ("code", code_text(record.code)),
+        ("versions", ", ".join(f"{name} {text}" for name, text in record.versions.items())),
+        ("hardware", device_text(record.hardware)),
+        ("finished", f"{record.finished}, after {record.seconds:.1f} s{shared}"),
+        *(("again", line) for line in again(found, run_id)),
+    ]
+    lines = [f"run {run_id}: {run_name(found, run_id)}: {record.status}"]
+    return "\n".join([*lines, *(f"  {what:<10} {text}" for what, text in told)])
+
+
+def code_text(code) -> str:
+    """The version and commit of rmlib that did some work."""
+    state = {
+        True: ", with changes that were not committed",
+        None: ", not known whether all was committed",
+    }.get(code["dirty"], "")
+    return f"rmlib {code['version']}, commit {code['commit'] or 'not known'}{state}"
+
+
+def device_text(hardware) -> str:
+    """The device that did some work."""
+    device = hardware.get("gpu") or hardware["cpu"]
+    return f"{device} ({hardware['cores']} cores, {hardware.get('system', '?')})"
+
+
+def again(found: collection.Collection, run_id: str) -> list[str]:
+    """The commands that make a run again: the code of its time, then the run alone, or the whole
+    batch where a plan names one.
+    """
+    record = found.records[run_id]
+    commit, lines = record.code["commit"], []
+    if commit and commit != environment.git_state()["commit"]:
+        lines.append(f"git checkout {commit}")
+    lines.append(shlex.join(["rmlib", *train_words(record)]))
+    for path in found.plans:
+        plan = completeness.read_plan(path)
+        if plan and plan.get("file") and run_id in [run["run_id"] for run in plan["cells"]]:
+            words = ["rmlib", "batch", plan["file"], "--out", str(path.parent)]
+            words += plan.get("options", ())
+            lines.append(f"or all of its batch: {shlex.join(words)}")
+    return lines
+
+
+def train_words(record: records.Record) -> list[str]:
+    """The words of the command line after ``rmlib`` that train a run again: what differs from the
+    defaults, the device, and another folder. Of a dataset ``folder:NAME`` a record keeps the name
+    alone: the path is the user's to fill in.
+    """
+    words = ["train"]
+    for name, value in complete(record.config).items():
+        option = name.replace("_", "-")
+        if name not in TrainParams.model_fields or value == DEFAULTS[name]:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list):
+            words += [f"--{option}", *map(str, value)]
+        else:
+            words += [f"--{option}", "all" if value is None else str(value)]
+    words += ["--compiled"] * record.compiled
+    return [*words, "--device", record.hardware["device"], "--out", AGAIN]

@@ -1,0 +1,157 @@
+"""The runs of a report in groups that may be compared, and what each has in common."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from rmlib import UserError
+from rmlib.params import MIXERS, TrainParams
+from rmlib.study.names import METHOD, experiment
+from rmlib.study.runs import collection
+
+DEFAULTS = TrainParams().config
+
+# parameters that a caption leaves out: they stand in the rows or in the numbers of images
+TOLD = ("mixer", "seed", "train_images", "test_images", "eval_every")
+
+
+def runs_below(root: Path):
+    """All runs below a folder, or of a :class:`rmlib.study.runs.collection.Collection`, as a table
+    (see :func:`rmlib.study.runs.collection.collect`).
+
+    Raises:
+        UserError: there is no record.
+    """
+    runs = collection.collect(root)
+    if runs.empty:
+        raise UserError(
+            f"there is no record under {Path(getattr(root, 'folder', root)).resolve()}: run a batch"
+            " first, e.g. rmlib batch notebooks/batches/quick.yaml"
+        )
+    return runs
+
+
+def experiments(runs) -> list:
+    """The runs in groups that one table may compare: equal in everything but method and seed;
+    largest networks first.
+    """
+    config = [f"config.{name}" for name in experiment(DEFAULTS)]
+
+    def order(group):
+        first = group.iloc[0]
+        return -first["config.width"], -first["config.epochs"], first["config.dataset"]
+
+    return sorted(equal(runs, config), key=order)
+
+
+def equal(runs, columns: list[str]) -> list:
+    """The runs in groups of equal values in some columns, in the order in which they come."""
+    groups = runs[columns].map(str).groupby(columns, sort=False).groups
+    return [runs.loc[index] for index in groups.values()]
+
+
+def methods(group, repeated: bool = False) -> list:
+    """(the method's columns, its runs) for every method of an experiment, in the order of MIXERS. A
+    network counts once: of runs that differ only in parameters without effect on it, the latest;
+    ``repeated`` gives all of them.
+    """
+    config = [f"config.{name}" for name in METHOD]
+    varying = [name for name in METHOD[1:] if group[f"config.{name}"].map(str).nunique() > 1]
+
+    def order(runs):
+        first = runs.iloc[0]
+        place = MIXERS.index(first["config.mixer"])
+        texts = [str(first[name]) for name in config]
+        return bool(first["config.average"]), -first["config.clean_weight"], place, texts
+
+    return [
+        (
+            {name: runs[f"config.{name}"].iloc[0] for name in ("mixer", *varying)},
+            runs if repeated else _latest(runs),
+        )
+        for runs in sorted(equal(group, config), key=order)
+    ]
+
+
+def _latest(runs):
+    """Of the runs of one method the latest of each seed and precision."""
+    same = ["config.seed", "config.precision"]
+    if not runs.duplicated(same).any():
+        return runs
+    return (
+        runs.sort_values("finished", kind="stable").drop_duplicates(same, keep="last").sort_index()
+    )
+
+
+def one_sample(group, measured):
+    """The measurements of a group's runs on one sample of images, the same for all: the largest, of
+    equal ones the latest; so a network counts once. For attacks one sample for each of them. None
+    if there is none.
+    """
+    if not len(measured):
+        return None
+    own = measured[measured["run_id"].isin(group["run_id"])].sort_values(["images", "finished"])
+    if not len(own):
+        return None
+    identity = ("images", "image_seed", "checksum", "batch_size", "maps", "k")
+    identity = [name for name in identity if name in own]
+
+    def largest(rows):
+        texts = rows[identity].map(str)
+        return rows[(texts == texts.iloc[-1]).all(axis=1)]
+
+    if "attack" not in own:
+        return largest(own)
+    return pd.concat([largest(rows) for _, rows in own.groupby("attack", sort=False)])
+
+
+def title(group) -> str:
+    """'cifar10, width 8, 10 epochs, 5000 training images, bfloat16': an experiment in a few words;
+    trained in float32 if it says nothing.
+    """
+    first = group.iloc[0]
+    return (
+        f"{first['config.dataset']}, width {first['config.width']}, {first['config.epochs']}"
+        f" epochs, {first['data.train_images']} training images"
+        + (", bfloat16" if first["config.precision"] == "bf16" else "")
+    )
+
+
+def caption(group) -> str:
+    """What all runs of an experiment share: configuration, images, seeds, time, hardware."""
+    config = {
+        name.removeprefix("config."): group[name].iloc[0]
+        for name in group.columns
+        if name.startswith("config.") and group[name].map(str).nunique() == 1
+    }
+    first = ("dataset", "width", "epochs", "batch_size", "schedule", "lr")
+    words = [f"{name} {config[name]}" for name in first if name in config]
+    words += [
+        f"{name} {value}"
+        for name, value in config.items()
+        if name not in (*first, *TOLD)
+        and value is not None
+        and value == value
+        and value != DEFAULTS.get(name)
+    ]
+    minutes = (group["seconds"] / group["together"]).sum() / 60
+    return (
+        f"{', '.join(words)}; {_all(group, 'data.train_images')} training and"
+        f" {_all(group, 'data.test_images')} test images; seeds {_all(group, 'config.seed')}; mean"
+        f" ± sample standard deviation over n seeds; {minutes:.1f} minutes summed over the runs, on"
+        f" {hardware(group)}, torch {_all(group, 'versions.torch')}"
+    )
+
+
+def _all(group, name):
+    return ", ".join(map(str, sorted(set(group[name].dropna()))))
+
+
+def hardware(rows) -> str:
+    """Every device of some runs or measurements, a GPU by its name, a CPU with its cores."""
+    names = set()
+    for row in rows.to_dict("records"):
+        gpu = row.get("hardware.gpu")
+        cpu = f"{row['hardware.cpu']} ({int(row['hardware.cores'])} cores)"
+        names.add(gpu if isinstance(gpu, str) else cpu)
+    return ", ".join(sorted(names))

@@ -1,0 +1,207 @@
+"""The values of a report's tables, and the tables.
+
+A :class:`Value` knows the numbers of the runs that it was made from. Markdown, CSV, the HTML pages
+and ``rmlib explain`` all read the same object.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from rmlib.study.names import LABELS, METHOD
+from rmlib.study.report.stats import Difference, mean_std
+
+CONTROL = "another image's map"
+
+# columns for figures and CSV alone
+HIDDEN = ("diverged", "of", "low", "high", "paired_low", "paired_high")
+
+# heading and decimals of a column; the others keep their name, and have one decimal
+HEADS = {
+    "mixer": ("method", 1),
+    "accuracy": ("accuracy (%)", 2),
+    "nll": ("NLL (nats)", 3),
+    "ece": ("ECE (%)", 1),
+    "clean_accuracy": ("clean (%)", 1),
+    "images_per_second": ("images/s", 0),
+    "fgsm": ("FGSM", 1),
+    "zero_gradient": ("no gradient (%)", 1),
+    "autoattack": ("AutoAttack", 1),
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number in a table, with what it was made from.
+
+    Args:
+        mean: the number; NaN where no run gives it.
+        sides: {side: {run_id: number}}. A mean has one side named "", a difference two, A first.
+        how: "mean" of one side with its ``std``; "difference" of the means of two sides; "sum" of
+            all sides; "made" in another way, which cannot be checked from the sides alone.
+        std: sample standard deviation over the runs, NaN for fewer than two.
+        low, high: ends of the 95 % interval that is printed with it; NaN where there is none.
+        control: the same measure of a control, and ``better``: whether the mean beats it.
+        decimals: as printed; None leaves that to the column.
+        as_text: CSV holds the printed text.
+        measured: {kind of measurement: settings} that the numbers were read from.
+        missing: what would have to be run, if nothing was.
+    """
+
+    mean: float
+    sides: dict = field(default_factory=dict)
+    how: str = "mean"
+    std: float = math.nan
+    low: float | None = None
+    high: float | None = None
+    control: float | None = None
+    better: bool | None = None
+    decimals: int | None = None
+    as_text: bool = False
+    measured: dict = field(default_factory=dict)
+    missing: str = ""
+
+    @property
+    def runs(self) -> list[str]:
+        """The ids of the runs behind it, each once."""
+        return list(dict.fromkeys(run_id for side in self.sides.values() for run_id in side))
+
+    def again(self) -> float:
+        """The number made again from its sides; NaN if it cannot be."""
+        means = [mean_std(list(side.values()))[0] for side in self.sides.values()]
+        if self.how == "mean" and len(means) == 1:
+            return means[0]
+        if self.how == "difference" and len(means) == 2:
+            return means[0] - means[1]
+        if self.how == "sum":
+            return round(math.fsum(sum(side.values()) for side in self.sides.values()), 2)
+        return math.nan
+
+    def numbers(self, decimals: int) -> list[str]:
+        """Its numbers one by one, as they are printed."""
+        if math.isnan(self.mean):
+            return []
+        ends = [x for x in (self.low, self.high) if x is not None and x == x]
+        if self.how == "difference":
+            places = 2 if self.decimals is None else self.decimals
+            return [f"{x:+.{places}f}" for x in (self.mean, *ends)]
+        if self.how != "mean":
+            return [f"{self.mean:g}"]
+        numbers = [f"{x:.{decimals}f}" for x in (self.mean, self.std) if x == x]
+        numbers += [f"{x:.1f}" for x in ends]
+        return numbers + ([] if self.control is None else [f"{self.control:.1f}"])
+
+    def text(self, decimals: int = 1) -> str:
+        """'82.31 ± 0.40 [81.9, 82.7] (20.8)*': mean, spread, interval, control, and a star where it
+        beats that; '+0.30 [+0.10, +0.50]' for a difference; a dash for what is not known.
+        """
+        if math.isnan(self.mean):
+            return "–"
+        if self.how == "mean":
+            text = spread(self.mean, self.std, decimals)
+            if self.low is not None and self.low == self.low:
+                text += f" [{self.low:.1f}, {self.high:.1f}]"
+            text += "" if self.control is None else f" ({self.control:.1f})"
+            return text + ("*" if self.better else "")
+        numbers = self.numbers(decimals)
+        return numbers[0] + (f" [{', '.join(numbers[1:])}]" if numbers[1:] else "")
+
+    def columns(self, name: str) -> dict:
+        """Its columns in CSV: X, and of a mean X_std, X_low, X_high, X_control, X_better."""
+        if self.as_text:
+            return {name: self.text()}
+        found = {name: self.mean}
+        if self.how == "mean":
+            found[f"{name}_std"] = self.std
+            if self.low is not None:
+                found |= {f"{name}_low": self.low, f"{name}_high": self.high}
+            if self.control is not None:
+                found |= {f"{name}_control": self.control, f"{name}_better": self.better}
+        return found
+
+
+def average(numbers: dict, **more) -> Value:
+    """The mean and spread of some runs. ``numbers``: run_id -> number."""
+    numbers = dict(numbers)
+    mean, std = mean_std(list(numbers.values()))
+    return Value(mean, {"": numbers}, std=std, **more)
+
+
+def difference(found: Difference, a: tuple[str, dict], b: tuple[str, dict], **more) -> Value:
+    """A difference with what it was made from. ``a``, ``b``: (name, run_id -> number) of a side."""
+    return Value(found.mean, {name: dict(side) for name, side in (a, b)}, "difference", **more)
+
+
+def spread(mean: float, std: float, decimals: int) -> str:
+    """'82.31 ± 0.40'; without a spread the mean alone, without a mean a dash."""
+    if mean != mean:
+        return "–"
+    return f"{mean:.{decimals}f}" + (f" ± {std:.{decimals}f}" if std == std else "")
+
+
+def span(low: float, high: float, decimals: int = 2) -> str:
+    """'[-0.12, +0.48]': a 95 % interval; a dash where there is none."""
+    return f"[{low:+.{decimals}f}, {high:+.{decimals}f}]" if low == low else "–"
+
+
+class Table:
+    """Rows of values and plain entries (column -> entry), with a caption."""
+
+    def __init__(self, rows: list[dict], caption: str = ""):
+        self.rows, self.caption = rows, caption
+
+    def captioned(self, caption: str) -> "Table":
+        """The same rows under another caption."""
+        return Table(self.rows, caption)
+
+    def values(self, row: int) -> dict[str, Value]:
+        """The values of a row by their columns."""
+        return {name: x for name, x in self.rows[row].items() if isinstance(x, Value)}
+
+    def frame(self) -> pd.DataFrame:
+        """The unrounded numbers, as they stand in CSV (see :meth:`Value.columns`)."""
+        rows = []
+        for row in self.rows:
+            columns = {}
+            for name, entry in row.items():
+                columns |= entry.columns(name) if isinstance(entry, Value) else {name: entry}
+            rows.append(columns)
+        return pd.DataFrame(rows)
+
+    def names(self) -> list[str]:
+        """The columns that are printed."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return [name for name in names if name not in HIDDEN]
+
+    def text(self, row: int, name: str) -> str:
+        """An entry as it is printed."""
+        entry = self.rows[row].get(name)
+        if isinstance(entry, Value):
+            return entry.text(HEADS.get(name, (name, 1))[1])
+        text = _plain(name, entry)
+        diverged = self.rows[row].get("diverged")
+        return text + (f" (+ {diverged} diverged)" if name == "n" and diverged else "")
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        frame, names = self.frame(), self.names()
+        heads = [HEADS.get(name, (name, 1))[0] for name in names]
+        rules = ["---:" if self._is_number(frame, name) else "---" for name in names]
+        lines = [[self.text(row, name) for name in names] for row in range(len(self.rows))]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rules, *lines)) + "\n"
+
+    def _is_number(self, frame, name):
+        if f"{name}_std" in frame:
+            return True
+        return pd.api.types.is_numeric_dtype(frame[name]) and name not in METHOD
+
+
+def _plain(name, entry):
+    if name == "mixer":
+        return LABELS[entry]
+    if entry is None or entry != entry:
+        return "–"
+    if name == CONTROL:
+        return f"{entry:.1f}"
+    return f"{entry:g}" if isinstance(entry, float) else str(entry)
