@@ -130,7 +130,14 @@ def judged(claims, sides_of, verdict, needs, heads, decimals: int = 2) -> Table:
             measured=measured(claim.metric),
             missing=needs(claim),
         )
-        pairs = Value(paired.mean, {}, "difference", low=paired.low, high=paired.high)
+        pairs = Value(
+            paired.mean,
+            {},
+            "difference",
+            low=paired.low,
+            high=paired.high,
+            decimals=decimals,
+        )
         found.append((claim, welch, a, b))
         rows.append(
             {

@@ -7,13 +7,13 @@ import statistics
 
 import pytest
 from made import PAPERS, make_record, save
+from rmlib.study.report.cells import cells_of
 
 from rmlib import UserError
 from rmlib.params import TrainParams, complete
 from rmlib.paths import project_root
 from rmlib.study.cli import build_parser, main
 from rmlib.study.report import explain, report
-from rmlib.study.report.cells import cells_of
 from rmlib.study.runs import collection, records
 from rmlib.study.settings import parse
 

@@ -1,0 +1,155 @@
+"""Accuracy under attack and corruptions beside its method."""
+
+import pytest
+import torch
+from made import make_record, measured, save
+
+from rmlib.packed import pack_bits
+from rmlib.study.report import report
+
+
+def test_attacks_stand_beside_their_method(tmp_path):
+    made = [make_record(80, seed=s) for s in range(3)]
+    save(tmp_path, *made, make_record(75, mixer="mixup"))
+    for accuracy, record in zip((40.0, 44.0, 48.0), made):
+        measured(
+            tmp_path,
+            record,
+            "attacks",
+            *[
+                (
+                    {"attack": "fgsm", "eps": eps},
+                    {"images": 50, "clean_accuracy": 80.0, "accuracy_after": value},
+                )
+                for eps, value in (("16/255", accuracy - 30), ("8/255", accuracy), ("0", 80.0))
+            ],
+            (
+                {"attack": "square", "eps": "8/255", "queries": 100},
+                {"images": 50, "clean_accuracy": 80.0, "accuracy_after": 50.0},
+            ),
+        )
+        measured(
+            tmp_path,
+            record,
+            "corruptions",
+            (
+                {"images": 50},
+                {
+                    "images": 50,
+                    "clean_accuracy": 80.0,
+                    "mean_accuracy": accuracy + 20,
+                    "accuracy": {
+                        "shot_noise": [60.0, 50.0, 40.0, 30.0, 20.0],
+                        "contrast": [accuracy] * 5,
+                    },
+                },
+            ),
+        )
+    text = report.markdown(tmp_path, "robustness")
+    for sample in (
+        {"image_seed": 1, "images": 20},
+        {"image_seed": 0, "images": 20},
+        {"batch_size": 7, "images": 20},
+    ):
+        measured(
+            tmp_path,
+            made[0],
+            "attacks",
+            (
+                {"attack": "fgsm", "eps": "8/255", **sample},
+                {"images": 20, "clean_accuracy": 0.0, "accuracy_after": 0.0},
+            ),
+        )
+    assert report.markdown(tmp_path, "robustness") == text, (
+        "a second, smaller sample is no second network"
+    )
+    assert "| FGSM 8/255 | FGSM 16/255 | Square 8/255 (100 queries) | corrupted (mean) |" in text, (
+        "sizes in the order of their value"
+    )
+    assert (
+        "| Region Mixup | 3 | 50 | 80.0 ± 0.0 | 44.0 ± 4.0 | 14.0 ± 4.0 | 50.0 ± 0.0 | 64.0 ± 4.0 |"
+        in text
+        and "| Mixup" not in text
+    )
+    assert "| shot noise | contrast | mean |" in report.markdown(tmp_path, "corrupted")
+    assert (
+        "| Region Mixup | 3 | 50 | 80.0 ± 0.0 | 40.0 ± 0.0 | 44.0 ± 4.0 | 64.0 ± 4.0 |"
+        in report.markdown(tmp_path, "corrupted")
+    )
+    assert "| 4 | 0.07 |" in report.markdown(tmp_path, "costs")
+
+
+def test_checks_count_the_networks_behind_a_warning(tmp_path):
+    """Three networks on 200 of 10000 images: one without gradients, one overstated, one honest."""
+    made = [make_record(80, seed=s) for s in range(3)]
+    save(tmp_path, *made)
+
+    def verdicts(left, zero=None, count=200):
+        bits = torch.arange(count) < left
+        return {
+            "images": count,
+            "correct": pack_bits(bits),
+            "accuracy_after": 100 * left / count,
+            "robust_accuracy": 100 * left / count,
+            "clean_accuracy": 80.0,
+        } | ({} if zero is None else {"zero_gradient": zero})
+
+    for record, pgd, zero in zip(made, (100, 60, 100), (50, 0, 0)):
+        common = {"image_seed": 4, "checksum": "c", "batch_size": 9}
+        measured(
+            tmp_path,
+            record,
+            "attacks",
+            *[
+                (
+                    {"attack": name, "eps": eps, "images": 200, **common},
+                    verdicts(left, zero if name == "fgsm" else None),
+                )
+                for eps in ("8/255", "2/255")
+                for name, left in (("fgsm", 100), ("pgd", pgd))
+            ],
+            (
+                {"attack": "autoattack", "eps": "8/255", "images": 20, **common},
+                verdicts(5, count=20),
+            ),
+        )
+    (made_table,) = report.tables(tmp_path)["checks"]
+    table = made_table.frame()
+    assert "PGD" not in report.markdown(tmp_path, "robustness"), "it has a table of its own"
+    assert (
+        list(table["eps"]) == ["2/255", "8/255"]
+        and set(table["n"]) == {3}
+        and set(table["images"]) == {200}
+    )
+    row = table.iloc[1]
+    assert (
+        row["fgsm"] == 50
+        and row["strongest"] == pytest.approx((50 + 30 + 50) / 3)
+        and row["zero_gradient"] == pytest.approx(25 / 3)
+    )
+    assert (
+        row["warning"]
+        == "images without gradient (1 of 3); overstated (1 of 3); too few images to tell (1 of 3);"
+        " no attack without gradients (3 of 3)"
+    )
+    assert row["autoattack"] == 25 and row["its images"] == 20 and table.iloc[0]["its images"] != 20
+    before = made_table.markdown()
+    other = {
+        "image_seed": 5,
+        "checksum": "c",
+        "batch_size": 9,
+        "images": 200,
+    }  # other images, measured later, by PGD alone
+    measured(
+        tmp_path,
+        made[0],
+        "attacks",
+        ({"attack": "pgd", "eps": "8/255", **other}, verdicts(0)),
+        (
+            {"attack": "pgd", "eps": "8/255", **other, "image_seed": 4, "images": 50},
+            verdicts(0, count=50),
+        ),
+    )
+    assert report.tables(tmp_path)["checks"][0].markdown() == before, (
+        "only images of one sample are compared, and the larger part of it"
+    )

@@ -1,0 +1,142 @@
+"""Differences between methods, recomputed by scipy; pairs of networks."""
+
+import numpy as np
+import pytest
+import torch
+from made import make_record, save
+from scipy import stats
+
+from rmlib.packed import pack_bits
+from rmlib.study.report import accuracy, groups, report
+from rmlib.study.report.stats import crossed, seeds_needed
+
+
+def test_differences_are_welchs_and_named(tmp_path):
+    a, b, c = [80.0, 83.0, 84.5], [79.0, 79.5, 79.2], [60.0, 61.0, 60.5]
+    save(
+        tmp_path,
+        *(make_record(v, seed=s) for s, v in enumerate(a)),
+        *(make_record(v, seed=s, mixer="mixup") for s, v in enumerate(b)),
+        *(make_record(v, seed=s, clean_weight=0) for s, v in enumerate(c)),
+        make_record(90.0, k=4),
+        make_record(seed=3, status="diverged"),
+    )
+    (group,) = groups.experiments(groups.runs_below(tmp_path))
+    table = accuracy.differences(group).frame().set_index("difference")
+    assert list(table.index) == [
+        "Region Mixup - Mixup",
+        "Region Mixup: with - without the clean loss",
+    ], "k = 4 is another method"
+    test = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    row = table.loc["Region Mixup - Mixup"]
+    assert (row["low"], row["high"]) == (pytest.approx(test.low), pytest.approx(test.high)) and row[
+        "n"
+    ] == "3, 3"
+    assert list(table["state"]) == ["unresolved", "resolved"]
+    p = [stats.ttest_ind(x, y, equal_var=False).pvalue for x, y in ((a, b), (a, c))]
+    assert list(table["p (Holm)"]) == [
+        round(p[0], 3),
+        round(2 * min(p), 3),
+    ], "the smaller p counts twice among two comparisons"
+    assert "low" not in report.markdown(tmp_path, "differences").splitlines()[
+        0
+    ] and "**" not in report.markdown(tmp_path, "differences")
+    x, y, z = (np.array(values) for values in (a, b, c))
+    pairs = stats.ttest_1samp(x - y, 0).confidence_interval()
+    assert (
+        row["paired"] == f"[{pairs.low:+.2f}, {pairs.high:+.2f}]"
+        and row["r"] == round(np.corrcoef(x, y)[0, 1], 2)
+        and row["paired_low"] == pytest.approx(pairs.low)
+    )
+    needed = row["seeds to resolve"]
+    assert (
+        needed
+        == seeds_needed((x - y).mean(), x.std(ddof=1), y.std(ddof=1), alpha=0.025)
+        > seeds_needed((x - y).mean(), x.std(ddof=1), y.std(ddof=1))
+    )
+    assert list(table["seeds to resolve"].isna()) == [
+        False,
+        True,
+    ] and f"| unresolved | {needed:g} |" in report.markdown(tmp_path, "differences"), (
+        "nothing is asked of what is resolved"
+    )
+
+
+def with_verdicts(correct, seed, checksum="00", **config):
+    """A record whose verdicts on single images are these, (images,) bool; the images are called by
+    ``checksum``.
+    """
+    record = make_record(50.0, seed=seed, **config)
+    return record.model_copy(
+        update={
+            "correct": pack_bits(torch.as_tensor(correct)),
+            "metrics": record.metrics | {"accuracy": 100 * float(np.mean(correct))},
+            "data": record.data | {"test_images": len(correct), "checksum": checksum},
+            "finished": f"2026-01-01T00:00:0{seed}",
+        }
+    )
+
+
+def test_differences_over_seeds_and_images_come_from_the_verdicts_of_equal_seeds(tmp_path):
+    """Recomputed from the bits; seeds without a partner, and runs that saw other images, or kept no
+    verdicts, do not count; one seed: images alone.
+    """
+    rng = np.random.default_rng(0)
+    a, b = rng.random((3, 203)) < 0.8, rng.random((4, 203)) < 0.5  # 203: not a multiple of 8
+    save(
+        tmp_path,
+        *(with_verdicts(a[s], s) for s in range(3)),
+        *(with_verdicts(b[s], s, mixer="mixup") for s in (3, 1, 2, 0)),
+        with_verdicts(a[0], 4).model_copy(update={"correct": None}),
+        with_verdicts(a[0], 4, mixer="mixup"),
+        with_verdicts(rng.random(203) < 0.9, 0, "others", mixer="cutmix"),
+        with_verdicts(a[1], 1, mixer="none"),
+    )
+    (group,) = groups.experiments(groups.runs_below(tmp_path))
+    table = accuracy.differences(group).frame().set_index("difference")
+    d = crossed(100 * (a.astype(float) - b[:3]))
+    assert (
+        table.loc["Region Mixup - Mixup", "seeds and images"] == f"[{d.low:+.2f}, {d.high:+.2f}]"
+        and table.loc["Region Mixup - Mixup", "n"] == "4, 5"
+    )
+    assert (
+        table.loc["Region Mixup - CutMix", "seeds and images"] == "–"
+        and table.loc["Region Mixup - CutMix", "state"] == "unresolved"
+    )
+    assert table.loc["Region Mixup - No mixing", "seeds and images"] == "–", (
+        "the same verdicts: no spread"
+    )
+    assert table["seeds to resolve"].isna().tolist() == [True] * 3, "one seed has no spread"
+    networks = accuracy.networks(group).frame().set_index("two networks")
+    assert list(networks.index) == ["Region Mixup - No mixing", "Region Mixup - Mixup"]
+    p = [stats.binomtest(int((x & ~y).sum()), int((x ^ y).sum())).pvalue for x, y in zip(a, b)]
+    row = networks.loc["Region Mixup - Mixup"]
+    assert (
+        row["p of each pair"]
+        == ", ".join(f"{each:.3f}" if each >= 0.001 else "<0.001" for each in p)
+        and row["better"] == sum(each < 0.05 for each in p) == row["pairs"] == 3
+    )
+    assert networks.loc[
+        "Region Mixup - No mixing", "not told apart"
+    ] == 1 and "It is about these networks: of two methods it says nothing" in report.markdown(
+        tmp_path, "networks"
+    )
+
+
+def test_networks_of_one_method_may_contradict_each_other(tmp_path):
+    good, bad = np.arange(400) < 300, np.arange(400) < 200
+    save(
+        tmp_path,
+        with_verdicts(good, 0),
+        with_verdicts(bad, 0, mixer="mixup"),
+        with_verdicts(bad, 1),
+        with_verdicts(good, 1, mixer="mixup"),
+    )
+    assert (
+        "| Region Mixup - Mixup | 2 | 1 | 1 | 0 | +25.00, -25.00 | <0.001, <0.001 |"
+        in report.markdown(tmp_path, "networks")
+    )
+    assert "| Region Mixup - Mixup | +0.00 |" in report.markdown(tmp_path, "differences"), (
+        "the methods do not differ, and no number of seeds would show it"
+    )
+    assert report.markdown(tmp_path, "differences").splitlines()[2].endswith("| unresolved | – |")

@@ -1,0 +1,166 @@
+"""Measures of maps beside their method, and their differences, by hand."""
+
+import pytest
+import torch
+from made import make_record, measured, save
+from scipy import stats
+
+from rmlib.packed import pack_values
+from rmlib.study.report import report
+
+
+def looked(key="gradcam++ layer4", **values):
+    """A stored measure of maps: name -> values of single images."""
+    values = {name: torch.tensor(each, dtype=torch.float64) for name, each in values.items()}
+    entry = {
+        "mean": {name: each.mean().item() for name, each in values.items()},
+        "control": {name: 20.0 for name in values if name != "extent"},
+        "values": {name: pack_values(each) for name, each in values.items()},
+        "control_values": {
+            name: pack_values(0 * each + 20) for name, each in values.items() if name != "extent"
+        },
+    }
+    return {"found": {key: entry}}
+
+
+def test_maps_stand_beside_their_method(tmp_path):
+    """Numbers by hand: three networks and one of another method, four images; and what is no
+    measure, or another sample, does not count.
+    """
+    made, other = (
+        [make_record(80, seed=s) for s in range(3)],
+        make_record(75, mixer="mixup", seed=1),
+    )
+    save(tmp_path, *made, other)
+    base = [10.0, 20.0, 30.0, 40.0]
+    what = {
+        "measure": "localization",
+        "maps": ["gradcam++ layer4"],
+        "images": 4,
+        "image_seed": 0,
+        "checksum": "c",
+    }
+    for shift, record in ((0.0, made[0]), (1.0, made[1]), (2.0, made[2]), (5.0, other)):
+        measured(
+            tmp_path,
+            record,
+            "cam",
+            (what, looked(energy_inside=[v + shift for v in base], extent=[50.0] * 4)),
+            (
+                what | {"measure": "sanity"},
+                {
+                    "found": {
+                        "gradcam++ layer4": {
+                            "stages": {"linear": 30.0, "conv1": -2.0 if shift else None},
+                            "left_out": {"linear": 0, "conv1": 3},
+                            "control": 20.0,
+                        }
+                    }
+                },
+            ),
+            (
+                what | {"measure": "guard"},
+                (
+                    {
+                        "correlation": 98.0 + shift,
+                        "lowest": 5.0,
+                        "compared": 4,
+                        "moved": 1.0,
+                        "negative": 50.0,
+                    }
+                    if shift != 1
+                    else {}
+                ),
+            ),
+        )
+        measured(
+            tmp_path,
+            record,
+            "cam",
+            (
+                what | {"measure": "maps", "images": 99},
+                {"shape": [99, 32, 32], "layers": {}},
+            ),  # pictures, not a measure
+            (what | {"images": 2}, looked(energy_inside=[0.0, 0.0], extent=[0.0, 0.0])),
+        )
+    text = report.markdown(tmp_path, "localization")
+    (localization,) = report.tables(tmp_path)["localization"]
+    caption, table = localization.caption, localization.frame()
+    low, high = stats.ttest_1samp(base, 0).confidence_interval(0.95)
+    assert (
+        f"| Grad-CAM++ layer4 | energy inside the object (%) | 1 to 3 | 4 | 30.0 [{low + 5:.1f},"
+        f" {high + 5:.1f}] (20.0) | 26.0 ± 1.0 [" in text
+    ), "one network: over images alone"
+    seeds, pictures = (
+        stats.sem([0, 1, 2]) * stats.t.ppf(0.975, 2),
+        stats.sem(base) * stats.t.ppf(0.975, 3),
+    )
+    assert (
+        table["Region Mixup_low"].iloc[0] == pytest.approx(26 - (seeds**2 + pictures**2) ** 0.5)
+        and list(table["Mixup_control"])[0] == 20
+    )
+    assert (
+        "| Grad-CAM++ layer4 | extent (%) | 1 to 3 | 4 | 50.0 | 50.0 ± 0.0 |" in text
+        and "interval over networks and images" in caption
+    )
+    gaps = report.tables(tmp_path)["looks"][0].frame()
+    assert (
+        list(gaps["difference"]) == ["Region Mixup - Mixup"] * 2
+        and list(gaps["points"]) == [-4, 0]
+        and set(gaps["n"]) == {1}
+    ), "seed 1 alone has both"
+    assert set(gaps["state"]) == {"one network each"}
+    assert (
+        "| Grad-CAM++ layer4 | and stem | 1 to 3 | -2.0 | -2.0 ± 0.0 | 20.0 | 3 |"
+        in report.markdown(tmp_path, "sanity")
+    )
+    assert (
+        "| Region Mixup | 2 | 99.0 ± 1.4 | 5.0 ± 0.0 | 4.0 ± 0.0 | 1.0 ± 0.0 | 50.0 ± 0.0 |"
+        in report.markdown(tmp_path, "guard")
+    ), "one has no closed form"
+
+
+def test_differences_of_maps_are_paired_by_seed_and_image(tmp_path):
+    """Networks and images that differ much, and a method that is better by one point on each:
+    resolved; by chance: unresolved.
+    """
+    rng, what = (
+        torch.Generator().manual_seed(0),
+        {
+            "measure": "faithfulness",
+            "maps": ["gradcam++ layer4"],
+            "images": 40,
+            "image_seed": 0,
+            "checksum": "c",
+        },
+    )
+    for mixer, gain in (("region_mixup", 1.0), ("cutmix", 0.0)):
+        images = 30 * torch.rand(40, generator=torch.Generator().manual_seed(7)).double()
+        for seed in range(4):
+            record = make_record(80, seed=seed, mixer=mixer)
+            save(tmp_path, record)
+            noise = [torch.rand(40, generator=rng).double() for _ in range(2)]
+            measured(
+                tmp_path,
+                record,
+                "cam",
+                (
+                    what,
+                    looked(
+                        deletion=(images + 9 * seed + 5 * gain + noise[0]).tolist(),
+                        road=(images + 9 * seed + noise[1]).tolist(),
+                    ),
+                ),
+            )
+    (differences,) = report.tables(tmp_path)["looks"]
+    caption, gaps = differences.caption, differences.frame()
+    assert (
+        list(gaps["state"]) == ["resolved", "unresolved"]
+        and gaps["points"].iloc[0] == pytest.approx(5, abs=0.3)
+        and set(gaps["n"]) == {4}
+    )
+    assert (
+        gaps["low"].iloc[0] > 4
+        and gaps["low"].iloc[1] < 0 < gaps["high"].iloc[1]
+        and "corrected by Holm" in caption
+    )
