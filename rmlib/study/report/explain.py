@@ -25,7 +25,7 @@ NOTEBOOK = {"attacks": "03_robustness", "corruptions": "03_robustness", "cam": "
 # values explained at once
 SHOWN = 8
 HOW = {
-    "mean": "mean and sample standard deviation of these runs, one number for each network:",
+    "mean": "mean and sample standard deviation of {count} values, one for each network:",
     "difference": "mean of {0} minus mean of {1}, over these runs:",
     "sum": "sum over these runs:",
     "made": "made of these runs:",
@@ -137,7 +137,7 @@ def place_text(found, place) -> str:
 
 def _value(found, name, value, with_name):
     """The numbers of the runs behind a value, and the value made again from them."""
-    how = HOW[value.how].format(*value.sides)
+    how = HOW[value.how].format(*value.sides, count=len(value.runs))
     lines = [f"  {name}: {how}" if with_name else f"  {how}"]
     for side, numbers in value.sides.items():
         if side:

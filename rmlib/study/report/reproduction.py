@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import ttest_ind_from_stats
 
 from rmlib.study.names import LABELS
-from rmlib.study.report import paper, stats
+from rmlib.study.report import fitting, paper, stats
 from rmlib.study.report.claims import (
     EPS,
     QUERIES,
@@ -147,7 +147,7 @@ def fitting_eps(runs, attacks) -> Table:
     """The size of perturbation, which the paper does not give, at which our networks give its
     numbers: for each method alone (in 255ths of the pixel range; a dash: its curve does not fall to
     the number), and one for all three, with its 95 % interval and the p of its misfit (see
-    :func:`rmlib.study.report.stats.fit_size`).
+    :func:`rmlib.study.report.fitting.fit_size`).
     """
     runs, rows = paper.under_protocol(runs), []
     for metric, datasets in paper.ATTACKS.items():
@@ -162,7 +162,7 @@ def fitting_eps(runs, attacks) -> Table:
                 curves[mixer] = _curve(runs, attacks, metric, dataset, side, clean, sizes)
                 fitted = np.nan
                 if len(curves[mixer]) and sizes:
-                    fitted = stats.crossing(steps, curves[mixer].mean(0), reported[mixer][0])
+                    fitted = fitting.crossing(steps, curves[mixer].mean(0), reported[mixer][0])
                 alone[label] = Value(
                     fitted,
                     {label: by_run(clean)},
@@ -197,7 +197,7 @@ def _one_for_all(steps, curves, reported) -> dict:
         state = "too few runs"
     else:
         theirs = [(*reported[mixer], paper.RUNS) for mixer in curves]
-        best, low, high, p = stats.fit_size(steps, list(curves.values()), theirs)
+        best, low, high, p = fitting.fit_size(steps, list(curves.values()), theirs)
         state = "no one eps fits" if p <= 0.05 else "not rejected"
         if np.isclose(best, (steps[0], steps[-1])).any():
             state = "outside the sizes measured"

@@ -4,16 +4,19 @@ import json
 import math
 import shlex
 import statistics
+from dataclasses import replace
 
 import pytest
 from made import PAPERS, make_record, save
-from rmlib.study.report.cells import cells_of
 
 from rmlib import UserError
 from rmlib.params import TrainParams, complete
 from rmlib.paths import project_root
 from rmlib.study.cli import build_parser, main
 from rmlib.study.report import explain, report
+from rmlib.study.report.again import again, train_words
+from rmlib.study.report.places import places
+from rmlib.study.report.values import Value
 from rmlib.study.runs import collection, records
 from rmlib.study.settings import parse
 
@@ -29,71 +32,67 @@ def listed(text):
     ]
 
 
+def means(found, kind):
+    """The places of all means in the tables of a kind."""
+    return [
+        place
+        for place in places(kind, report.tables(found)[kind])
+        if isinstance(place.entry, Value) and place.entry.how == "mean"
+    ]
+
+
 @pytest.mark.parametrize("kind", ["accuracy", "robustness"])
 def test_the_values_listed_give_every_mean(kind):
     """Every mean of the table is the mean of the values listed, which are in the files of the runs
     named.
     """
     found = collection.gather(QUICK)
-    cells = [
-        cell
-        for cell in cells_of(kind, report.tables(found)[kind])
-        if f"{cell.name}_std" in cell.table
-    ]
-    assert len(cells) == {"accuracy": 8 * 3, "robustness": 4 * 9}[kind]
-    for cell in cells:
-        text, runs = explain._cell(found, cell)
-        values = listed(text)
-        assert (
-            len(values) == 3 == len({run for _, run in values})
-            and "as in the table" in text
-            and {run for _, run in values} == set(runs)
-        )
-        assert statistics.fmean(value for value, _ in values) == pytest.approx(
-            cell.table[cell.name].iloc[cell.row], abs=1e-6
-        )
-        assert statistics.stdev(value for value, _ in values) == pytest.approx(
-            cell.table[f"{cell.name}_std"].iloc[cell.row], abs=1e-6
-        )
-        for value, run in values:
+    chosen = means(found, kind)
+    assert len(chosen) == {"accuracy": 8 * 3, "robustness": 4 * 9}[kind]
+    for place in chosen:
+        text, value = explain.place_text(found, place), place.entry
+        numbers = listed(text)
+        assert len(numbers) == 3 and {run for _, run in numbers} == set(value.runs)
+        assert "as in the table" in text
+        row = place.table.frame().iloc[place.row]
+        assert statistics.fmean(x for x, _ in numbers) == pytest.approx(row[place.name], abs=1e-6)
+        spread = statistics.stdev(x for x, _ in numbers)
+        assert spread == pytest.approx(row[f"{place.name}_std"], abs=1e-6)
+        for number, run in numbers:
+            folder = QUICK / run
             if kind == "accuracy":
-                assert json.loads((QUICK / run / "record.json").read_text())["metrics"][
-                    cell.name
-                ] == pytest.approx(value, rel=1e-7)
-            elif cell.name.startswith("FGSM"):
-                stored = json.loads((QUICK / run / "attacks.json").read_text())["measurements"]
-                assert value in [
+                stored = json.loads((folder / "record.json").read_text())["metrics"]
+                assert stored[place.name] == pytest.approx(number, rel=1e-7)
+            elif place.name.startswith("FGSM"):
+                stored = json.loads((folder / "attacks.json").read_text())["measurements"]
+                assert number in [
                     each["result"]["accuracy_after"]
                     for each in stored
                     if each["settings"]["attack"] == "fgsm"
-                    and f"FGSM {each['settings']['eps']}" == cell.name
+                    and f"FGSM {each['settings']['eps']}" == place.name
                 ]
                 assert f"{run}/attacks.json" in text
 
 
 def test_a_table_that_contradicts_its_values_is_exposed():
     found = collection.gather(QUICK)
-    cell = next(
-        cell
-        for cell in cells_of("accuracy", report.tables(found)["accuracy"])
-        if cell.name == "accuracy"
-    )
-    cell.table.loc[cell.row, "accuracy"] += 0.01
-    assert "but the table has" in explain._cell(found, cell)[0]
+    place = means(found, "accuracy")[0]
+    row = place.table.rows[place.row]
+    row[place.name] = replace(place.entry, mean=place.entry.mean + 0.01)
+    assert "but the table has" in explain.place_text(found, place)
 
 
-def test_every_mean_of_every_table_is_explained():
-    """No mean without its runs, in any table: whoever adds one makes it with
-    rmlib.study.report.origin.
-    """
+def test_every_value_of_every_table_is_explained():
+    """No number without its runs, in any table."""
     for folder in (QUICK, project_root() / "results" / "precision"):
         found = collection.gather(folder)
         for kind, several in report.tables(found).items():
-            for cell in cells_of(kind, several):
-                text, runs = explain._cell(found, cell)
-                assert "mistake" not in text, (kind, cell.name, text)
-                if f"{cell.name}_std" in cell.table and cell.text != "–":
-                    assert runs and set(runs) <= set(found.records), (kind, cell.name)
+            for place in places(kind, several):
+                text = explain.place_text(found, place)
+                assert "mistake" not in text, (kind, place.name, text)
+                runs = {run_id for value in place.values.values() for run_id in value.runs}
+                if isinstance(place.entry, Value) and place.text != "–":
+                    assert runs and runs <= set(found.records), (kind, place.name)
 
 
 def test_the_command_gives_the_run():
@@ -101,7 +100,7 @@ def test_the_command_gives_the_run():
     parser, _ = build_parser()
     assert len(found.records) > 60
     for record in found.records.values():
-        words = explain.train_words(record)
+        words = train_words(record)
         options = parser.parse_args(shlex.split(shlex.join(words)))
         given = {
             name: getattr(options, name)
@@ -128,7 +127,7 @@ def test_commands_survive_every_kind_of_parameter():
         average=True,
         weight_decay=1e-07,
     )
-    line = shlex.join(explain.train_words(record))
+    line = shlex.join(train_words(record))
     assert (
         "'folder:my pictures'" in line and "--train-images all" in line and "--no-augment" in line
     )
@@ -219,13 +218,10 @@ def test_experiments_of_one_title_are_told_apart(tmp_path, capsys):
     found = collection.gather(tmp_path)
     for kind in ("networks", "differences", "costs"):
         named = []
-        for cell in [
-            cell
-            for cell in cells_of(kind, report.tables(found)[kind])
-            if cell.name in ("points", "pairs", "training")
-        ]:
-            _, runs = explain._cell(found, cell)
-            named.append({found.records[run_id].config["lr"] for run_id in runs})
+        for place in places(kind, report.tables(found)[kind]):
+            if place.name in ("points", "pairs", "training"):
+                runs = {run_id for value in place.values.values() for run_id in value.runs}
+                named.append({found.records[run_id].config["lr"] for run_id in runs})
         assert named == [{0.1}, {0.05}] + [{0.1, 0.05}] * (kind == "costs") or named == [
             {0.05},
             {0.1},
@@ -293,7 +289,7 @@ def test_code_of_another_time_and_the_batch_are_named(tmp_path):
             }
         )
     )
-    lines = explain.again(collection.gather(tmp_path), record.run_id)
+    lines = again(collection.gather(tmp_path), record.run_id)
     assert (
         lines[0] == f"git checkout {'a' * 40}"
         and lines[2]
@@ -302,7 +298,7 @@ def test_code_of_another_time_and_the_batch_are_named(tmp_path):
     words = shlex.split(lines[2].split(": rmlib ")[1])
     assert build_parser()[0].parse_args(words).compile
     record.compiled = True
-    assert "--compiled" in explain.train_words(record)
+    assert "--compiled" in train_words(record)
     (tmp_path / record.run_id / "02_training.ipynb").write_text("{}")
     assert f"{record.run_id}/02_training.ipynb" in explain.explain([str(tmp_path), record.run_id])
 

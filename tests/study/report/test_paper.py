@@ -9,16 +9,17 @@ from scipy import stats as scipy_stats
 
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
-from rmlib.study.report import paper, report, stats
+from rmlib.study.report import groups, paper, report, reproduction, stats
 from rmlib.study.runs import environment
 from rmlib.study.runs.records import Measurement, Measurements
 
 
 def cells(root, table, eps=None, **where):
     (frame,) = [
-        frame
-        for caption, frame in report.tables(root)["paper"]
-        if caption.startswith(f"Table {table},") and (eps is None or f"eps {eps} " in caption)
+        each.frame()
+        for each in report.tables(root)["paper"]
+        if each.caption.startswith(f"Table {table},")
+        and (eps is None or f"eps {eps} " in each.caption)
     ]
     for name, value in where.items():
         frame = frame[frame[name] == value]
@@ -26,7 +27,7 @@ def cells(root, table, eps=None, **where):
 
 
 def claim(root, text, dataset="CIFAR-10", metric="accuracy"):
-    frame = report.tables(root)["claims"][0][1]
+    frame = report.tables(root)["claims"][0].frame()
     (row,) = frame[
         frame["claim"].str.contains(text, regex=False)
         & (frame["dataset"] == dataset)
@@ -223,8 +224,8 @@ def test_a_primary_claim_needs_its_corrected_p():
     primary = next(c for c in paper.CLAIMS if c.primary)
     difference = stats.Difference(0.2, 0.01, 0.39, 0.04, (6, 6))
     assert (
-        paper.verdict(primary, difference, 0.04) == "holds"
-        and paper.verdict(primary, difference, 0.08) == "unresolved"
+        reproduction.verdict(primary, difference, (), (), 0.04) == "holds"
+        and reproduction.verdict(primary, difference, (), (), 0.08) == "unresolved"
     )
 
 
@@ -289,9 +290,9 @@ def test_tables_3_and_4_stand_for_every_size_that_was_measured(tmp_path):
             tmp_path, record, 59.0, sizes={"0": 96.0, "2/255": 80.0, "16/255": 20.0, "8/255": 59.0}
         )
     captions = [
-        caption.split(",")[0] + caption.split("with eps")[1][:8].rstrip(" (")
-        for caption, _ in report.tables(tmp_path)["paper"]
-        if "with eps" in caption
+        each.caption.split(",")[0] + each.caption.split("with eps")[1][:8].rstrip(" (")
+        for each in report.tables(tmp_path)["paper"]
+        if "with eps" in each.caption
     ]
     assert captions == [
         "Table 3 2/255",
@@ -324,7 +325,7 @@ def attacked_at(root, curve, spread=1.0):
                 0.0,
                 sizes={f"{s}/255": curve(mixer, s) + shift for s in (1, 2, 4, 8, 16)},
             )
-    frame = report.tables(root)["eps"][0][1]
+    frame = report.tables(root)["eps"][0].frame()
     return frame[(frame["attack"] == "FGSM") & (frame["dataset"] == "CIFAR-10")].iloc[0]
 
 
@@ -362,12 +363,12 @@ def test_the_size_that_gives_the_papers_numbers_is_found(tmp_path):
 
 def test_without_the_papers_networks_no_size_is_named(tmp_path):
     save(tmp_path, make_record(96.0))
-    assert set(report.tables(tmp_path)["eps"][0][1]["state"]) == {"not run"}
+    assert set(report.tables(tmp_path)["eps"][0].frame()["state"]) == {"not run"}
     made = [make_record(96.0, mixer=mixer, **PAPERS) for mixer in paper.METHODS]
     save(tmp_path, *made)
     for record in made:
         add_attacks(tmp_path, record, 50.0, sizes={"4/255": 60.0, "8/255": 40.0})
-    states = report.tables(tmp_path)["eps"][0][1].set_index(["attack", "dataset"])["state"]
+    states = report.tables(tmp_path)["eps"][0].frame().set_index(["attack", "dataset"])["state"]
     assert (
         states["FGSM", "CIFAR-10"] == "too few runs" and states["Square", "CIFAR-10"] == "not run"
     )
@@ -395,14 +396,12 @@ def test_every_number_of_the_paper_has_its_place():
 
 
 def test_the_committed_records_have_no_verdict_they_did_not_earn():
-    runs = report.runs_below(project_root() / "results")
-    eligible = paper.under_protocol(runs)
-    verdicts = pd.concat(
-        [table["verdict"] for _, table in report.tables(project_root() / "results")["paper"]]
-    )
-    assert len(eligible) or set(verdicts) == {"not run"} == set(
-        report.tables(project_root() / "results")["eps"][0][1]["state"]
-    )
+    root = project_root() / "results"
+    tables = report.tables(root)
+    verdicts = {verdict for table in tables["paper"] for verdict in table.frame()["verdict"]}
+    states = set(tables["eps"][0].frame()["state"])
+    eligible = paper.under_protocol(groups.runs_below(root))
+    assert len(eligible) or verdicts == {"not run"} == states
 
 
 def test_a_network_below_published_ones_is_pointed_out():
