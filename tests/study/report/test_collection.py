@@ -151,7 +151,7 @@ def test_bad_files_stop_nothing_and_are_named(tmp_path, capsys):
         and "of-somebody-else/record.json belongs to run" in index
         and str(tmp_path) not in index
     )
-    assert len(pd.read_parquet(tmp_path / "report" / "tables" / "runs.parquet")) == 3
+    assert len(pd.read_csv(tmp_path / "report" / "tables" / "runs.csv")) == 3
     assert "Left out" not in pages.INDEX.render(problems=[], title="", runs=1, tables="")
 
 
@@ -210,44 +210,6 @@ def test_every_file_is_read_once(tmp_path, monkeypatch):
     )
     assert main(["report", str(tmp_path)]) == 0
     assert opened.count("record.json") == 3 and opened.count("attacks.json") == 1
-
-
-def test_parquet_holds_what_the_records_hold(tmp_path):
-    save(
-        tmp_path,
-        *(
-            make_record(80 + seed, seed=seed, milestones=[0.2, 0.5] if seed else [0.25, 0.375])
-            for seed in range(2)
-        ),
-    )
-    measured(
-        tmp_path,
-        make_record(80),
-        "corruptions",
-        (
-            {"images": 10},
-            {
-                "images": 10,
-                "clean_accuracy": 80.0,
-                "mean_accuracy": 50.0,
-                "accuracy": {"contrast": [50.0] * 5},
-            },
-        ),
-    )
-    found = collection.gather(tmp_path)
-    report.write_tables(report.tables(found), found, tmp_path / "out")
-    runs = pd.read_parquet(tmp_path / "out" / "runs.parquet").set_index("run_id")
-    for run_id, record in found.records.items():
-        row = runs.loc[run_id]
-        assert (
-            json.loads(row["config.milestones"]) == record.config["milestones"]
-            and row["metrics.accuracy"] == record.metrics["accuracy"]
-            and row["correct"] == record.correct
-        )
-    assert json.loads(
-        pd.read_parquet(tmp_path / "out" / "corruptions.parquet")["accuracy"].item()
-    ) == {"contrast": [50.0] * 5}
-    assert not (tmp_path / "out" / "attacks.parquet").exists()
 
 
 def test_what_other_methods_have_is_missed(tmp_path):
@@ -309,7 +271,7 @@ def test_what_other_methods_have_is_missed(tmp_path):
 
 
 def test_what_the_plan_of_a_batch_names_is_missed(tmp_path, capsys):
-    """With a plan other runs say nothing about what is missing: three cells, of which one is there
+    """With a plan other runs say nothing about what is missing: three runs, of which one is there
     and not measured, one failed, one was never begun.
     """
     there, failed, new = (make_record(80, seed=seed, mixer="mixup") for seed in range(3))
@@ -336,7 +298,7 @@ def test_what_the_plan_of_a_batch_names_is_missed(tmp_path, capsys):
     (tmp_path / failed.run_id / "error.txt").write_text("ValueError: no\n")
     assert completeness.missing(collection.gather(tmp_path)) == [
         "small: mixup seed=1 is missing (status failed: ValueError: no)",
-        "small: not run for 1 of 3 cells: mixup seed=2",
+        "small: not run for 1 of 3 runs: mixup seed=2",
         *(f"small: {kind}: missing for 1 of 1 runs: mixup seed=0" for kind in records.KINDS),
     ]
     for kind in records.KINDS:
