@@ -56,6 +56,34 @@ def measured(root, record, kind, *rows):
         records.measure(folder, kind, settings, lambda result=result: result, "cpu", save=True)
 
 
+def add_attacks(
+    root, record, accuracy, attack="fgsm", eps="8/255", images=None, queries=100, sizes=None
+):
+    """Store one attack beside a record, or one for each of ``sizes`` (eps -> accuracy)."""
+    rows = [
+        (
+            {"attack": attack, "eps": size} | ({"queries": queries} if attack == "square" else {}),
+            {
+                "images": images or record.data["test_images"],
+                "clean_accuracy": 90.0,
+                "accuracy_after": value,
+            },
+        )
+        for size, value in (sizes or {eps: accuracy}).items()
+    ]
+    found = records.Measurements(
+        run_id=record.run_id,
+        weights="0",
+        measurements=[
+            records.Measurement(
+                settings=settings, result=result, seconds=1.0, **environment.environment("cpu")
+            )
+            for settings, result in rows
+        ],
+    )
+    (root / record.run_id / "attacks.json").write_text(found.model_dump_json())
+
+
 def finished(tiny_run, **change):
     from rmlib.study.runs.run import train  # torch, which stand-ins for a training do not need
 

@@ -4,14 +4,12 @@ protocol, and from all others.
 
 import pandas as pd
 import pytest
-from made import PAPERS, make_record, save
+from made import PAPERS, add_attacks, make_record, save
 from scipy import stats as scipy_stats
 
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
 from rmlib.study.report import groups, paper, report, reproduction, stats
-from rmlib.study.runs import environment
-from rmlib.study.runs.records import Measurement, Measurements
 
 
 def cells(root, table, eps=None, **where):
@@ -34,34 +32,6 @@ def claim(root, text, dataset="CIFAR-10", metric="accuracy"):
         & (frame["in"] == metric)
     ].to_dict("records")
     return row
-
-
-def add_attacks(
-    root, record, accuracy, attack="fgsm", eps="8/255", images=None, queries=100, sizes=None
-):
-    """Store one attack beside a record, or one for each of ``sizes`` (eps -> accuracy)."""
-    rows = [
-        (
-            {"attack": attack, "eps": size} | ({"queries": queries} if attack == "square" else {}),
-            {
-                "images": images or record.data["test_images"],
-                "clean_accuracy": 90.0,
-                "accuracy_after": value,
-            },
-        )
-        for size, value in (sizes or {eps: accuracy}).items()
-    ]
-    found = Measurements(
-        run_id=record.run_id,
-        weights="0",
-        measurements=[
-            Measurement(
-                settings=settings, result=result, seconds=1.0, **environment.environment("cpu")
-            )
-            for settings, result in rows
-        ],
-    )
-    (root / record.run_id / "attacks.json").write_text(found.model_dump_json())
 
 
 def test_the_protocol_names_real_parameters_and_the_batches_follow_it():
@@ -305,72 +275,6 @@ def test_tables_3_and_4_stand_for_every_size_that_was_measured(tmp_path):
     )
     assert claim(tmp_path, "Region Mixup > Mixup", metric="FGSM")["n"] == "3, 0 of 3", (
         "claims are about 8/255"
-    )
-
-
-def attacked_at(root, curve, spread=1.0):
-    """Three networks of each of the paper's methods; after FGSM with size s (255ths) method m has
-    the accuracy curve(m, s).
-    """
-    for mixer in paper.METHODS:
-        made = [
-            make_record(curve(mixer, 0) + shift, seed=s, mixer=mixer, **PAPERS)
-            for s, shift in enumerate((-spread, 0.0, spread))
-        ]
-        save(root, *made)
-        for record, shift in zip(made, (-spread, 0.0, spread)):
-            add_attacks(
-                root,
-                record,
-                0.0,
-                sizes={f"{s}/255": curve(mixer, s) + shift for s in (1, 2, 4, 8, 16)},
-            )
-    frame = report.tables(root)["eps"][0].frame()
-    return frame[(frame["attack"] == "FGSM") & (frame["dataset"] == "CIFAR-10")].iloc[0]
-
-
-def through(mixer, s, at):
-    """A curve from 95 % that bends as accuracy under attack does and meets the paper's number of a
-    method at size ``at``.
-    """
-    return 95 * (paper.FGSM["cifar10"][mixer][0] / 95) ** (s / at)
-
-
-def test_the_size_that_gives_the_papers_numbers_is_found(tmp_path):
-    for at in (0.5, 3, 6, 12):  # also below the smallest size measured, and between two
-        row = attacked_at(tmp_path / f"one {at}", lambda mixer, s, at=at: through(mixer, s, at))
-        low, high = map(float, row["95 % interval"].strip("[]").split(","))
-        assert (
-            row["state"] == "not rejected"
-            and row["one eps for all"] == pytest.approx(at, rel=0.04)
-            and low < at < high
-            and row["p"] > 0.5
-        )
-        assert [row[label] for label in ("CutMix", "Mixup", "Region Mixup")] == pytest.approx(
-            [at] * 3, rel=0.08
-        )
-    places = {"cutmix": 2, "mixup": 6, "region_mixup": 12}
-    row = attacked_at(tmp_path / "none", lambda mixer, s: through(mixer, s, places[mixer]))
-    assert row["state"] == "no one eps fits" and row["p"] < 0.01
-    assert [row[label] for label in ("CutMix", "Mixup", "Region Mixup")] == pytest.approx(
-        [2, 6, 12], rel=0.04
-    )
-    row = attacked_at(tmp_path / "far", lambda mixer, s: through(mixer, s, 60))
-    assert row["CutMix"] != row["CutMix"] and row["state"] == "outside the sizes measured", (
-        "curves that do not fall to the numbers"
-    )
-
-
-def test_without_the_papers_networks_no_size_is_named(tmp_path):
-    save(tmp_path, make_record(96.0))
-    assert set(report.tables(tmp_path)["eps"][0].frame()["state"]) == {"not run"}
-    made = [make_record(96.0, mixer=mixer, **PAPERS) for mixer in paper.METHODS]
-    save(tmp_path, *made)
-    for record in made:
-        add_attacks(tmp_path, record, 50.0, sizes={"4/255": 60.0, "8/255": 40.0})
-    states = report.tables(tmp_path)["eps"][0].frame().set_index(["attack", "dataset"])["state"]
-    assert (
-        states["FGSM", "CIFAR-10"] == "too few runs" and states["Square", "CIFAR-10"] == "not run"
     )
 
 

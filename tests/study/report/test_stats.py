@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 from statsmodels.stats.power import TTestIndPower
 
-from rmlib.study.report import fitting, stats
+from rmlib.study.report import stats
 
 
 def test_mean_and_sample_std():
@@ -319,49 +319,3 @@ def test_crossed_covers_the_difference_of_two_methods_on_verdicts(seeds):
         d, flat = stats.crossed(values), stats.interval(values.ravel())
         hits, naive = hits + (d.low <= truth <= d.high), naive + (flat[0] <= truth <= flat[1])
     assert hits >= 365 and (seeds == 1 or naive < 340)
-
-
-def test_crossing():
-    sizes = [0, 1, 2, 4, 8]
-    assert (
-        fitting.crossing(sizes, [90, 70, 50, 30, 10], 70) == pytest.approx(1, abs=0.01)
-        and fitting.crossing(sizes, [90, 70, 50, 30, 10], 90) == 0
-    )
-    assert (
-        2 < fitting.crossing(sizes, [90, 70, 50, 30, 10], 40) < 4
-        and fitting.crossing(sizes, [90, 50, 60, 30, 10], 55) < 1
-    ), "the first size"
-    assert fitting.crossing(
-        sizes, 95 * np.exp(-np.array(sizes) / 6), 95 * math.exp(-0.5)
-    ) == pytest.approx(3, rel=0.02), "where the curve bends, too"
-    assert math.isnan(fitting.crossing(sizes, [90, 70, 50, 30, 10], 95)) and math.isnan(
-        fitting.crossing(sizes, [90, 70, 50, 30, 10], 5)
-    )
-
-
-@pytest.mark.parametrize("runs", [2, 4])
-def test_fitted_size_its_interval_and_its_p_by_simulation(runs):
-    """Bent curves that meet their reported values at 4, all seen with noise: a true size is
-    rejected in about one of twenty cases, and its interval holds it in at least nineteen.
-    """
-    rng, sizes, true = np.random.default_rng(runs), np.array([0.0, 1, 2, 4, 8, 16]), 4
-    shapes, found = (4, 8, 12), []
-    for _ in range(100):
-        curves = [95 * np.exp(-sizes / a) + rng.normal(0, 3, (runs, 1)) for a in shapes]
-        told = [rng.normal(95 * math.exp(-true / a), 3, 3) for a in shapes]
-        found.append(
-            fitting.fit_size(sizes, curves, [(v.mean(), v.std(ddof=1), 3) for v in told], draws=200)
-        )
-    size, low, high, p = np.array(found).T
-    assert (
-        abs(np.median(size) - true) < 0.3
-        and (p <= 0.05).mean() <= 0.12
-        and ((low <= true) & (true <= high)).mean() >= 0.95
-    )
-    away = [95 * np.exp(-sizes / a) + rng.normal(0, 1, (4, 1)) for a in shapes]
-    assert (
-        fitting.fit_size(
-            sizes, away, [(95 * math.exp(-at / a), 2.0, 3) for a, at in zip(shapes, (1, 4, 9))]
-        )[3]
-        < 0.02
-    )
