@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from made import PAPERS, add_attacks, make_record, save
 
-from rmlib.study.report import fitting, paper, report
+from rmlib.study.report import fitting, groups, paper, reproduction
+from rmlib.study.runs import collection
 
 
 def test_crossing():
@@ -55,6 +56,12 @@ def test_fitted_size_its_interval_and_its_p_by_simulation(runs):
     )
 
 
+def fitted(root):
+    """The table of fitted sizes below a folder."""
+    attacks = collection.collect_measurements(root, "attacks")
+    return reproduction.fitting_eps(groups.runs_below(root), attacks).frame()
+
+
 def attacked_at(root, curve, spread=1.0):
     """Three networks of each of the paper's methods; after FGSM with size s (255ths) method m has
     the accuracy curve(m, s).
@@ -72,7 +79,7 @@ def attacked_at(root, curve, spread=1.0):
                 0.0,
                 sizes={f"{s}/255": curve(mixer, s) + shift for s in (1, 2, 4, 8, 16)},
             )
-    frame = report.tables(root)["eps"][0].frame()
+    frame = fitted(root)
     return frame[(frame["attack"] == "FGSM") & (frame["dataset"] == "CIFAR-10")].iloc[0]
 
 
@@ -110,12 +117,12 @@ def test_the_size_that_gives_the_papers_numbers_is_found(tmp_path):
 
 def test_without_the_papers_networks_no_size_is_named(tmp_path):
     save(tmp_path, make_record(96.0))
-    assert set(report.tables(tmp_path)["eps"][0].frame()["state"]) == {"not run"}
+    assert set(fitted(tmp_path)["state"]) == {"not run"}
     made = [make_record(96.0, mixer=mixer, **PAPERS) for mixer in paper.METHODS]
     save(tmp_path, *made)
     for record in made:
         add_attacks(tmp_path, record, 50.0, sizes={"4/255": 60.0, "8/255": 40.0})
-    states = report.tables(tmp_path)["eps"][0].frame().set_index(["attack", "dataset"])["state"]
+    states = fitted(tmp_path).set_index(["attack", "dataset"])["state"]
     assert (
         states["FGSM", "CIFAR-10"] == "too few runs" and states["Square", "CIFAR-10"] == "not run"
     )

@@ -10,12 +10,18 @@ from scipy import stats as scipy_stats
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
 from rmlib.study.report import groups, paper, report, reproduction, stats
+from rmlib.study.runs import collection
+
+
+def below(root):
+    """The runs and the attacks below a folder."""
+    return groups.runs_below(root), collection.collect_measurements(root, "attacks")
 
 
 def cells(root, table, eps=None, **where):
     (frame,) = [
         each.frame()
-        for each in report.tables(root)["paper"]
+        for each in reproduction.tables(*below(root))
         if each.caption.startswith(f"Table {table},")
         and (eps is None or f"eps {eps} " in each.caption)
     ]
@@ -25,7 +31,7 @@ def cells(root, table, eps=None, **where):
 
 
 def claim(root, text, dataset="CIFAR-10", metric="accuracy"):
-    frame = report.tables(root)["claims"][0].frame()
+    frame = reproduction.claims(*below(root)).frame()
     (row,) = frame[
         frame["claim"].str.contains(text, regex=False)
         & (frame["dataset"] == dataset)
@@ -261,7 +267,7 @@ def test_tables_3_and_4_stand_for_every_size_that_was_measured(tmp_path):
         )
     captions = [
         each.caption.split(",")[0] + each.caption.split("with eps")[1][:8].rstrip(" (")
-        for each in report.tables(tmp_path)["paper"]
+        for each in reproduction.tables(*below(tmp_path))
         if "with eps" in each.caption
     ]
     assert captions == [

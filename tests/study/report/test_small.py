@@ -8,6 +8,7 @@ from rmlib.paths import project_root
 from rmlib.study.batch.plan import read_batch
 from rmlib.study.report import groups, report, small
 from rmlib.study.report.claims import fit_protocol
+from rmlib.study.runs import collection
 
 SMALL = {name: value for name, value in small.PROTOCOL.items() if name in TrainParams.model_fields}
 SMALL |= {"dataset": "cifar10", "train_images": 5000}
@@ -20,7 +21,8 @@ def accuracies(root, count=10, **values):
 
 
 def row(root, text, metric="accuracy"):
-    frame = report.tables(root)["small"][0].frame()
+    attacks = collection.collect_measurements(root, "attacks")
+    frame = small.claims(groups.runs_below(root), attacks).frame()
     fits = frame["claim"].str.endswith(text) & (frame["in"] == metric)
     (found,) = frame[fits & (frame["dataset"] == "cifar10")].to_dict("records")
     return found
