@@ -32,22 +32,29 @@ def listed(text):
     ]
 
 
-def means(found, kind):
+@pytest.fixture(scope="module")
+def quick():
+    """(collection, tables) of the committed records of the quick study."""
+    found = collection.gather(QUICK)
+    return found, report.tables(found)
+
+
+def means(tables, kind):
     """The places of all means in the tables of a kind."""
     return [
         place
-        for place in places(kind, report.tables(found)[kind])
+        for place in places(kind, tables[kind])
         if isinstance(place.entry, Value) and place.entry.how == "mean"
     ]
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "robustness"])
-def test_the_values_listed_give_every_mean(kind):
+def test_the_values_listed_give_every_mean(kind, quick):
     """Every mean of the table is the mean of the values listed, which are in the files of the runs
     named.
     """
-    found = collection.gather(QUICK)
-    chosen = means(found, kind)
+    found, tables = quick
+    chosen = means(tables, kind)
     assert len(chosen) == {"accuracy": 8 * 3, "robustness": 4 * 9}[kind]
     for place in chosen:
         text, value = explain.place_text(found, place), place.entry
@@ -74,19 +81,19 @@ def test_the_values_listed_give_every_mean(kind):
                 assert f"{run}/attacks.json" in text
 
 
-def test_a_table_that_contradicts_its_values_is_exposed():
-    found = collection.gather(QUICK)
-    place = means(found, "accuracy")[0]
-    row = place.table.rows[place.row]
-    row[place.name] = replace(place.entry, mean=place.entry.mean + 0.01)
+def test_a_table_that_contradicts_its_values_is_exposed(quick, monkeypatch):
+    found, tables = quick
+    place = means(tables, "accuracy")[0]
+    wrong = replace(place.entry, mean=place.entry.mean + 0.01)
+    monkeypatch.setitem(place.table.rows[place.row], place.name, wrong)
     assert "but the table has" in explain.place_text(found, place)
 
 
-def test_every_value_of_every_table_is_explained():
+def test_every_value_of_every_table_is_explained(quick):
     """No number without its runs, in any table."""
-    for folder in (QUICK, project_root() / "results" / "precision"):
-        found = collection.gather(folder)
-        for kind, several in report.tables(found).items():
+    precision = collection.gather(project_root() / "results" / "precision")
+    for found, tables in (quick, (precision, report.tables(precision))):
+        for kind, several in tables.items():
             for place in places(kind, several):
                 text = explain.place_text(found, place)
                 assert "mistake" not in text, (kind, place.name, text)
