@@ -22,7 +22,7 @@ from tqdm import tqdm
 from rmlib import UserError
 from rmlib.datasets import shapes
 from rmlib.datasets.download import ARCHIVES, download
-from rmlib.paths import project_root
+from rmlib.paths import cache_dir, project_root
 
 # classes, training and test images per class
 SIZES = {"cifar10": (10, 5000, 1000), "cifar100": (100, 500, 100), "tiny-imagenet": (200, 500, 50)}
@@ -41,13 +41,6 @@ CHUNK = 1000  # images that a process draws or decodes at a time
 def data_root(root=None) -> Path:
     """Folder of the datasets: ``root``, else $RMLIB_DATA, else data/ in the project."""
     return Path(root or os.environ.get("RMLIB_DATA") or project_root() / "data").expanduser()
-
-
-def cache_dir() -> Path:
-    """Folder of the decoded arrays: $RMLIB_CACHE, else the user's cache folder."""
-    import pooch
-
-    return Path(os.environ.get("RMLIB_CACHE") or pooch.os_cache("rmlib"))
 
 
 def arrays(

@@ -1,0 +1,109 @@
+"""What is measured on a run's network is stored once, next to its record, and loaded."""
+
+import pytest
+import torch
+from made import finished
+
+from rmlib.evaluate import sample
+from rmlib.maps import battery as maps
+from rmlib.maps import cam
+from rmlib.maps.params import CamParams
+from rmlib.robustness import attacks, corruptions
+from rmlib.robustness.params import FULL_ROBUSTNESS, RobustnessParams
+from rmlib.study.runs import collection, measured, networks, records
+from rmlib.study.runs.run import train
+from rmlib.study.settings import parse
+
+FEW_ATTACKS = {
+    "images": 20,
+    "eps": ["0", "4/255"],
+    "square_eps": ["4/255"],
+    "queries": 5,
+    "check_images": 12,
+    "autoattack_images": 0,
+}
+FEW_MAPS = {"measured": 10, "perturbed": 4}
+
+
+@pytest.fixture
+def run(tiny_run):
+    """The folder of a run, its network, and the images it was evaluated on."""
+    params, record = finished(tiny_run)
+    test_set = networks.images_of(record, tiny_run["dataset"].removeprefix("folder:"))
+    return params.folder, networks.load(params.folder), test_set
+
+
+def never(*_, **__):
+    raise AssertionError("computed again")
+
+
+def test_attacks_are_stored_once_and_loaded(run, monkeypatch):
+    (folder, _, _), settings = run, RobustnessParams(**FEW_ATTACKS, save=True)
+    lines, again = [], []
+    measured.attack(*run, settings, lines.append)
+    stored = collection.collect_measurements(folder, "attacks")
+    assert list(zip(stored["attack"], stored["eps"], stored["images"])) == [
+        ("fgsm", "0", 20),
+        ("fgsm", "4/255", 20),
+        ("fgsm_margin", "4/255", 20),
+        ("pgd", "4/255", 12),
+        ("square", "4/255", 20),
+    ]
+    assert set(stored["queries"].dropna()) == {5} and len(lines) == 6
+    assert len(collection.collect_measurements(folder, "corruptions")) == 1
+    assert stored["clean_accuracy"].iloc[0] == stored["accuracy_after"].iloc[0]
+    monkeypatch.setattr(attacks, "evaluate", never)
+    monkeypatch.setattr(corruptions, "evaluate", never)
+    measured.attack(*run, settings, again.append)
+    assert again == lines
+    with pytest.raises(AssertionError, match="computed again"):
+        measured.attack(*run, settings.model_copy(update={"seed": 1}), lines.append)
+
+
+def test_maps_are_stored_once_and_loaded(run, monkeypatch):
+    (folder, model, test_set), settings = run, CamParams(**FEW_MAPS, save=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    (found,) = measured.explain([(folder, model)], test_set, settings)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    stored = collection.collect_measurements(folder, "cam")
+    assert list(found) == list(maps.MEASURES)
+    assert list(stored["measure"]) == [*maps.MEASURES, records.KEPT]
+    assert list(stored["images"]) == [10, 4, 4, 10, 6]
+    assert (folder / "cam.json").stat().st_size < 12_000
+    monkeypatch.setattr(cam, "maps", never)
+    assert measured.explain([(folder, model)], test_set, settings) == [found]
+    for change in ({"measured": 9}, {"seed": 1}, {"beside": "layer2"}, {"k": 3}):
+        with pytest.raises(AssertionError, match="computed again"):
+            other = settings.model_copy(update=change)
+            measured.explain([(folder, model)], test_set, other)
+
+
+def test_without_save_nothing_is_stored(run):
+    folder, model, test_set = run
+    measured.explain([(folder, model)], test_set, CamParams(**FEW_MAPS))
+    task = measured.robustness.attack(model, test_set, RobustnessParams(), "fgsm", "0")
+    assert measured.result(folder, task, save=False)["images"] == 30
+    assert not list(folder.glob("cam.json")) and not list(folder.glob("attacks.json"))
+    assert measured.kept(folder) == {}
+
+
+def test_right_after_a_training(tiny_run, monkeypatch):
+    """`robustness` is no part of the run's identity, and measures as the paper's batches do."""
+    params = parse("02_training", tiny_run | {"robustness": True})
+    assert params.run_id == parse("02_training", tiny_run).run_id
+    train(params, log=lambda line: None)
+    monkeypatch.setattr(measured, "FULL_ROBUSTNESS", FULL_ROBUSTNESS | FEW_ATTACKS)
+    monkeypatch.setattr(measured, "FULL_CAM", FEW_MAPS)
+    measured.after_training(params, log=lambda line: None)
+    assert len(collection.collect_measurements(params.folder, "attacks")) == 5
+    last = collection.collect_measurements(params.folder, "cam")["measure"].iloc[-1]
+    assert last == records.KEPT and records.measured_to_the_end(params.folder)
+    shown, record = measured.kept(params.folder), records.read(params.folder)
+    data = networks.images_of(record, tiny_run["dataset"].removeprefix("folder:"))
+    some = data[sample(len(data), 6, 0, cam.PURPOSE)]
+    again = cam.maps(networks.load(params.folder), some.images, some.labels, "layer4")
+    assert set(shown) == {"layer4", "layer3"} and shown["layer4"].shape == (6, 8, 12)
+    assert (again - shown["layer4"]).abs().max() < 0.01
+    (params.folder / records.WEIGHTS).unlink()
+    outlived = measured.kept(params.folder)
+    assert torch.equal(outlived["layer3"], shown["layer3"]), "they outlive the weights"
