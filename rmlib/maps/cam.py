@@ -40,7 +40,7 @@ PURPOSE = "images of the maps"  # of the stream that draws the images in figures
 def maps(
     model,
     images: torch.Tensor,
-    classes: torch.Tensor | None = None,
+    classes: torch.Tensor,
     layer: str = "layer4",
     *,
     method: str = "gradcam++",
@@ -53,7 +53,7 @@ def maps(
         model: an nn.Module with parameters that returns logits (N, classes) for images in [0, 1];
             float32, float64 or bfloat16.
         images: (N, C, H, W) uint8, or floating point in [0, 1].
-        classes: (N,) int64, the class that each map explains; None: the one that is predicted.
+        classes: (N,) int64, the class that each map explains.
         layer: name of a module whose output is (N, K, h, w), such as "layer4" or "layer3.1".
         method: "gradcam++" or "hirescam".
         enlarged: to the size of the images; else the grid points of the layer, (N, h, w).
@@ -73,22 +73,23 @@ def maps(
         raise UserError(f"layer={layer!r}: {nearest(layer, shallow)}")
     if method not in LIBRARY:
         raise UserError(f"method={method!r}: {nearest(method, LIBRARY)}")
-    known = torch.zeros(len(images), dtype=torch.int64) if classes is None else classes
-    pixels = as_pixels(model, images, known, kinds=(torch.float32, torch.float64, torch.bfloat16))
+    pixels = as_pixels(model, images, classes, kinds=(torch.float32, torch.float64, torch.bfloat16))
     module, head, parameter = modules[layer], head_behind(model, layer), next(model.parameters())
     batches = [
-        (batch.to(parameter), None if classes is None else some.to(parameter.device))
-        for batch, some in zip(pixels.split(batch_size), known.split(batch_size))
+        (batch.to(parameter), some.to(parameter.device))
+        for batch, some in zip(pixels.split(batch_size), classes.split(batch_size))
     ]
     with with_gradients(model):
         if head is None:
-            _check_output(model, module, batches[0][0][:1], int(known.max()), layer)
+            _check_output(model, module, batches[0][0][:1], classes, layer)
             return _through_library(model, module, batches, method, enlarged)
         size = pixels.shape[2:] if enlarged else None
         found = []
         for batch, some in batches:
-            activations, weights = explained(model, module, head, batch, some)
-            found.append(enlarge(closed_form(activations, weights, method), size).float().cpu())
+            activations, logits = forward_to(model, module, batch)
+            _check_classes(some, logits)
+            grids = closed_form(activations, head.weight[some].detach(), method)
+            found.append(enlarge(grids, size).float().cpu())
         return torch.cat(found)
 
 
@@ -162,14 +163,6 @@ def forward_to(model, module, pixels: torch.Tensor) -> tuple[torch.Tensor | None
     return (outputs[0] if outputs else None), logits
 
 
-@torch.no_grad()
-def explained(model, module, head, pixels, classes) -> tuple[torch.Tensor, torch.Tensor]:
-    """What :func:`closed_form` takes, for some classes, or None for the predicted ones."""
-    activations, logits = forward_to(model, module, pixels)
-    _check_classes(classes, logits)
-    return activations, head.weight[logits.argmax(1) if classes is None else classes]
-
-
 def _cut(_, __, output):
     # what comes before the layer is a constant; the copy may be changed in place
     return output.detach().requires_grad_().clone()
@@ -191,9 +184,7 @@ def _through_library(model, module, batches, method, enlarged):
                 explainer.activations_and_grads.activations[0].shape[:1:-1]
             )
         for pixels, classes in batches:
-            targets = [torch.max] * len(pixels)
-            if classes is not None:
-                targets = [ClassifierOutputTarget(int(target)) for target in classes]
+            targets = [ClassifierOutputTarget(int(target)) for target in classes]
             found.append(torch.from_numpy(np.asarray(explainer(pixels, targets), dtype=np.float32)))
     finally:
         hook.remove()
@@ -204,16 +195,16 @@ def _through_library(model, module, batches, method, enlarged):
     return torch.cat(found)
 
 
-def _check_output(model, module, image, largest, layer):
+def _check_output(model, module, image, classes, layer):
     output, logits = forward_to(model, module, image)
     shape = tuple(getattr(output, "shape", ()))
     if len(shape) != 4:
         got = shape or "nothing"
         raise UserError(f"layer={layer!r} gives {got}: a map needs an output (N, K, h, w)")
-    _check_classes(torch.tensor([largest]), logits)
+    _check_classes(classes, logits)
 
 
 def _check_classes(classes, logits):
-    if classes is not None and int(classes.max()) >= logits.shape[1]:
-        largest, count = int(classes.max()), logits.shape[1]
+    largest, count = int(classes.max()), logits.shape[1]
+    if largest >= count:
         raise UserError(f"class {largest} cannot be explained: the network has {count} classes")

@@ -36,9 +36,7 @@ def test_maps_are_those_of_grad_cam(method, layer):
     explainer = cam.LIBRARY[method](model, [model.get_submodule(layer)])
     for classes in (data.labels, predict(model, data.images).argmax(1)):
         expected = explainer(pixels, [ClassifierOutputTarget(int(c)) for c in classes])
-        found = cam.maps(
-            model, pixels, None if len(calls) else classes, layer, method=method, batch_size=16
-        )
+        found = cam.maps(model, pixels, classes, layer, method=method, batch_size=16)
         assert np.abs(found.numpy() - expected).max() < 1e-5 and found.std((1, 2)).median() > 0.05
         calls.append(found)
     assert not torch.equal(*calls), "the true and the predicted class differ somewhere"
@@ -97,9 +95,6 @@ def test_bfloat16_networks_work():
             cam.maps(model.bfloat16(), pixels, classes, layer),
         )
         assert rough.dtype == torch.float32 and 0 < (exact - rough).abs().mean() < 0.05
-        assert cam.maps(model, pixels, None, layer).std((1, 2)).max() > 0.05, (
-            "of the predicted class, too"
-        )
     with pytest.raises(UserError, match="float16"):
         cam.maps(model.half(), pixels, classes)
 
