@@ -6,7 +6,6 @@ order depends on the pixels alone: a folder, a zip and the official files of a d
 
 import hashlib
 import io
-import itertools
 import os
 import re
 import sys
@@ -127,16 +126,12 @@ def _check_size(name, data, allow_partial):
 
 def _parallel(function, tasks, description):
     """``function`` over the tasks in a process per core, in order, with a bar on a terminal."""
-    bar = dict(total=len(tasks), desc=description, leave=False, disable=not sys.stderr.isatty())
-    workers = min(os.cpu_count() or 1, len(tasks))
-    if workers < 2:
-        return list(tqdm(itertools.starmap(function, tasks), **bar))
     # unlike multiprocessing's, these need no `if __name__ == "__main__"` in the caller's script
-    results = joblib.Parallel(n_jobs=workers, return_as="generator")(
-        joblib.delayed(function)(*task) for task in tasks
-    )
+    workers = joblib.Parallel(min(os.cpu_count() or 1, len(tasks)), return_as="generator")
+    results = workers(joblib.delayed(function)(*task) for task in tasks)
+    quiet = not sys.stderr.isatty()
     try:
-        return list(tqdm(results, **bar))
+        return list(tqdm(results, description, len(tasks), leave=False, disable=quiet))
     finally:
         get_reusable_executor().shutdown(wait=False)
 

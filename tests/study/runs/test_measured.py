@@ -87,6 +87,17 @@ def test_without_save_nothing_is_stored(run):
     assert measured.kept(folder) == {}
 
 
+def test_attacks_that_are_gone_stay_readable(run):
+    """Older records hold torchattacks' Square as an attack of its own."""
+    folder, model, test_set = run
+    task = measured.robustness.attack(model, test_set, RobustnessParams(), "fgsm", "0")
+    old = task._replace(settings=task.settings | {"attack": "square_torchattacks"})
+    stored = measured.result(folder, old, save=True)
+    frame = collection.collect_measurements(folder, "attacks")
+    assert list(frame["attack"]) == ["square_torchattacks"]
+    assert frame["accuracy_after"].iloc[0] == stored["accuracy_after"]
+
+
 def test_right_after_a_training(tiny_run, monkeypatch):
     """`robustness` is no part of the run's identity, and measures as the paper's batches do."""
     params = parse("02_training", tiny_run | {"robustness": True})
