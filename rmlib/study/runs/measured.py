@@ -1,6 +1,8 @@
 """What is measured on the network of a run, stored next to its record: loaded where it is there."""
 
+import json
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -14,17 +16,40 @@ from rmlib.params import TrainParams
 from rmlib.robustness import battery as robustness
 from rmlib.robustness.params import FULL_ROBUSTNESS, RobustnessParams
 from rmlib.study.runs import networks, records
+from rmlib.study.runs.environment import environment
+from rmlib.study.runs.records import Measurement, Measurements
 from rmlib.study.runs.run import pick_device
 
 
 def result(folder: Path, task: Task, save: bool) -> dict:
-    """The result of a task on the network of a run, see :func:`rmlib.study.runs.records.measure`.
+    """The result of a task on the network of a run: loaded if it was stored, else computed.
 
     Args:
-        save: load what is stored for the same settings and weights, else compute and store it.
+        folder: of the run.
+        save: load what is stored for the same settings and weights, store what is new; else always
+            compute.
     """
-    device = next(task.model.parameters()).device.type
-    return records.measure(folder, task.kind, task.settings, task.compute, device, save)
+    if not save:
+        return task.compute()
+    weights, stored = records.weights_hash(folder), records.measurements(folder, task.kind)
+    # trained again: what is known of other weights does not count
+    if stored is None or stored.weights != weights:
+        stored = Measurements(run_id=records.read(folder).run_id, weights=weights)
+    for known in stored.measurements:
+        if known.settings == task.settings:
+            return known.result
+    begun = time.perf_counter()
+    found = task.compute()
+    seconds = time.perf_counter() - begun
+    where = environment(next(task.model.parameters()).device.type)
+    new = Measurement(settings=task.settings, result=found, seconds=seconds, **where)
+    stored.measurements.append(new)
+    lines = [json.dumps(row) for row in stored.model_dump(mode="json")["measurements"]]
+    head = json.dumps(stored.model_dump(mode="json", exclude={"measurements"}), indent=1)
+    rows = ",\n  ".join(lines)
+    text = f'{head[:-2]},\n "measurements": [\n  {rows}\n ]\n}}\n'
+    records.atomic_write(folder / f"{task.kind}.json", text.encode())
+    return found
 
 
 def attack(folder: Path, model, test_set: ImageSet, settings: RobustnessParams, log=print) -> None:

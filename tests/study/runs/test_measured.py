@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from made import finished
+from made import finished, make_record, save, store
 
+from rmlib import UserError
 from rmlib.evaluate import sample
 from rmlib.maps import battery as maps
 from rmlib.maps import cam
@@ -118,3 +119,84 @@ def test_right_after_a_training(tiny_run, monkeypatch):
     (params.folder / records.WEIGHTS).unlink()
     outlived = measured.kept(params.folder)
     assert torch.equal(outlived["layer3"], shown["layer3"]), "they outlive the weights"
+
+
+def measurable(tmp_path):
+    """The folder of a run, what measures on its network, and what was computed."""
+    record = make_record()
+    save(tmp_path, record)
+    folder = tmp_path / record.run_id
+    (folder / records.WEIGHTS).write_bytes(b"one")
+    calls = []
+
+    def measure(settings, save=True):
+        def compute():
+            calls.append(settings)
+            return {"n": len(calls)}
+
+        return store(folder, "attacks", settings, compute, save)
+
+    return folder, measure, calls
+
+
+def test_stored_and_loaded(tmp_path):
+    folder, measure, calls = measurable(tmp_path)
+    assert (
+        measure({"eps": "0"}) == {"n": 1}
+        and measure({"eps": "0"}) == {"n": 1}
+        and measure({"eps": "8/255"}) == {"n": 2}
+    )
+    assert len(calls) == 2
+    stored = records.measurements(folder, "attacks")
+    assert [row.settings for row in stored.measurements] == [{"eps": "0"}, {"eps": "8/255"}]
+    assert stored.measurements[0].hardware["cpu"] and "commit" in stored.measurements[0].code
+    assert list(collection.collect_measurements(tmp_path, "attacks")["eps"]) == ["0", "8/255"]
+
+
+def test_other_weights_are_measured_again(tmp_path):
+    folder, measure, calls = measurable(tmp_path)
+    measure({"eps": "0"})
+    (folder / records.WEIGHTS).write_bytes(b"two")
+    assert (
+        measure({"eps": "0"}) == {"n": 2}
+        and len(records.measurements(folder, "attacks").measurements) == 1
+    )
+
+
+def test_training_again_forgets_them_unless_the_network_is_the_same(tiny_run):
+    params, _ = finished(tiny_run)
+    store(params.folder, "attacks", {"eps": "0"})
+    (params.folder / records.RECORD).unlink()
+    assert len(collection.collect_measurements(params.folder, "attacks")) == 0, (
+        "a run without record has no results"
+    )
+    train(params, log=lambda line: None)
+    assert records.measurements(params.folder, "attacks") is not None, (
+        "the same network, bit for bit: hours of attacks stay"
+    )
+    path = params.folder / "attacks.json"
+    path.write_text(path.read_text().replace('"weights": "', '"weights": "0'))
+    (params.folder / records.RECORD).unlink()
+    train(params, log=lambda line: None)
+    assert not path.exists(), "they were about another network"
+
+
+def test_without_save_nothing_is_loaded_or_written(tmp_path):
+    folder, measure, calls = measurable(tmp_path)
+    assert measure({"eps": "0"}, save=False) == {"n": 1} and measure({"eps": "0"}, save=False) == {
+        "n": 2
+    }
+    assert records.measurements(folder, "attacks") is None
+
+
+def test_a_damaged_or_foreign_file_is_named(tmp_path):
+    folder, measure, _ = measurable(tmp_path)
+    measure({"eps": "0"})
+    path = folder / "attacks.json"
+    text = path.read_text()
+    path.write_text(text[:50])
+    with pytest.raises(UserError, match="attacks.json is damaged.*measure again"):
+        measure({"eps": "0"})
+    path.write_text(text.replace(folder.name, "0" * 12))
+    with pytest.raises(UserError, match="belongs to another run"):
+        measure({"eps": "0"})
