@@ -118,6 +118,7 @@ def run(
         # a copy, whatever the network does to its input
         pixels = pixels.detach().to(parameter).clone()
         true = labels.to(parameter.device)
+        _check_network(model, pixels[:8], true)
         method = _WITHOUT_GRADIENTS.get(attack) or partial(_by_gradient, attack)
         found = method(model, pixels, true, size, batch_size, **options)
         after = found["images"] = found["images"].detach()
@@ -208,13 +209,10 @@ def right(model, images, labels, batch_size: int) -> torch.Tensor:
     return torch.cat([margins(model(batch), true) > 0 for batch, true in parts])
 
 
-def _number_of_classes(logits, again, labels):
-    """The classes of a network that can be attacked.
-
-    Args:
-        logits: for some images.
-        again: for the first of them once more.
-    """
+@torch.no_grad()
+def _check_network(model, images, labels):
+    """Refuse a network that cannot be attacked, by its answers for some of the images."""
+    logits, again = model(images), model(images)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         got = getattr(logits, "shape", type(logits).__name__)
         raise UserError(f"the network returns {got}: expected logits (N, classes)")
@@ -225,49 +223,44 @@ def _number_of_classes(logits, again, labels):
         raise UserError(f"class {largest} cannot be attacked: the network has {classes} classes")
     if logits.min() >= 0 and torch.allclose(total, torch.ones_like(total), atol=1e-4):
         raise UserError("the model returns probabilities: take the softmax away, logits are needed")
-    if (again - logits[: len(again)]).abs().max() > 1e-3 * logits.abs().max():
+    if (again - logits).abs().max() > 1e-3 * logits.abs().max():
         raise UserError(
             "the network answers differently when it is asked again (noise, dropout): switch the"
             " randomness off, or attack the mean of several answers"
         )
-    return classes
 
 
 class _Watched(torch.nn.Module):
-    """A network that notes of every batch its first logits, and which images have no gradient."""
+    """A network that notes, of one batch, its first logits and which images have no gradient."""
 
-    def __init__(self, model, labels):
+    def __init__(self, model):
         super().__init__()
-        self.model, self.labels, self.fresh, self.logits, self.zero = model, labels, False, [], []
-        self.eval()  # else torchattacks would "restore" train mode between two batches
+        self.model, self.logits, self.zero = model, None, None
+        self.eval()  # else torchattacks would "restore" train mode
 
     def forward(self, images):
         logits = self.model(images)
-        if self.fresh:
-            self.fresh = False
-            if not self.logits:
-                with torch.no_grad():
-                    _number_of_classes(logits.detach(), self.model(images[:2]), self.labels)
-            self.logits.append(logits.detach())
+        if self.logits is None:
+            self.logits = logits.detach()
             images.register_hook(self._note)
         return logits
 
     def _note(self, gradient):
-        # zero, or no number
-        self.zero.append(~(gradient.abs() > 0).flatten(1).any(1))
+        if self.zero is None:
+            # zero, or no number
+            self.zero = ~(gradient.abs() > 0).flatten(1).any(1)
 
 
 def _by_gradient(attack, model, images, labels, size, batch_size, **options):
     """The fields of an :class:`Outcome` that the attack knows, as from the two below."""
-    watched = _Watched(model, labels)
-    methods = {
-        "fgsm": torchattacks.FGSM(watched, eps=size),
-        "fgsm_margin": lambda batch, true: _fgsm_on_margin(watched, batch, true, size),
-        "pgd": torchattacks.PGD(watched, size, alpha=size / 8, random_start=False, **options),
-    }
-    found = []
+    found, seen = [], []
     for batch, true in _batches(images, labels, batch_size):
-        watched.fresh = True
+        watched = _Watched(model)
+        methods = {
+            "fgsm": torchattacks.FGSM(watched, eps=size),
+            "fgsm_margin": partial(_fgsm_on_margin, watched, size=size),
+            "pgd": torchattacks.PGD(watched, size, alpha=size / 8, random_start=False, **options),
+        }
         try:
             found.append(methods[attack](batch, true))
         except RuntimeError as error:
@@ -278,11 +271,13 @@ def _by_gradient(attack, model, images, labels, size, batch_size, **options):
                 "no gradient reaches the pixels through this network (a step, .detach() or numpy"
                 f" inside?), so {attack} cannot be run on it: only 'square' can"
             ) from error
-    logits = torch.cat(watched.logits)
+        seen.append(watched)
+    logits, zero = (
+        torch.cat([getattr(each, name) for each in seen]) for name in ("logits", "zero")
+    )
     if not logits.isfinite().all():
         raise UserError("the network returns logits that are not finite for some of the images")
     before = margins(logits, labels) > 0
-    zero = torch.cat(watched.zero)
     return {"images": torch.cat(found), "before": before, "zero_gradient": zero}
 
 
@@ -292,19 +287,14 @@ def _fgsm_on_margin(model, images, labels, size):
     return (images - size * gradient.sign()).clamp(0, 1).detach()
 
 
-@torch.no_grad()
-def _asked(model, images, labels):
-    return _number_of_classes(model(images[:8]), model(images[:8]), labels)
-
-
 def _square(model, images, labels, size, batch_size, **options):
-    _asked(model, images, labels)
     found, after, queries = square(model, images, labels, size, batch_size=batch_size, **options)
     return {"images": found, "before": queries > 0, "after": after, "queries": queries}
 
 
 def _autoattack(model, images, labels, size, batch_size, seed):
-    classes = _asked(model, images, labels)
+    with torch.no_grad():
+        classes = model(images[:1]).shape[1]
     if classes < 4 or images.dtype != torch.float32:
         raise UserError(
             f"autoattack needs a float32 network of at least 4 classes, this one is {images.dtype}"
