@@ -3,12 +3,27 @@
 import contextlib
 import hashlib
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
 from rmlib import UserError
 from rmlib.data import to_float
 from rmlib.evaluate import eval_mode, full_precision
+
+
+class Task(NamedTuple):
+    """Something to measure on a network; ``compute()`` returns the result, of plain values.
+
+    ``kind``: "attacks", "corruptions" or "cam". ``settings``: what identifies the measurement,
+    all that its result depends on besides the weights.
+    """
+
+    model: torch.nn.Module
+    kind: str
+    settings: dict[str, Any]
+    compute: Callable[[], dict[str, Any]]
 
 
 @contextlib.contextmanager

@@ -24,6 +24,13 @@ def results_dir(runs: str | None = None) -> Path:
     return Path(runs) if runs else project_root() / "results"
 
 
+def cache_dir() -> Path:
+    """Folder of what can be made anew, such as decoded images: $RMLIB_CACHE, or the user's."""
+    import pooch
+
+    return Path(os.environ.get("RMLIB_CACHE") or pooch.os_cache("rmlib"))
+
+
 def runs_dir() -> Path:
     """Where runs are written: $RMLIB_RUNS, or runs/ in the project."""
     return Path(os.environ.get("RMLIB_RUNS") or project_root() / "runs")

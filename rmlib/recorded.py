@@ -18,6 +18,7 @@ import torch
 from rmlib import UserError
 from rmlib.choices import Choices
 from rmlib.evaluate import full_precision
+from rmlib.paths import cache_dir
 from rmlib.train import Run, training_step
 
 WARMUP = 3  # steps before a recording: kernels are chosen and compiled in them
@@ -169,8 +170,6 @@ def compile_steps(run: Run, batches: bool = True) -> None:
 def _share_compiled():
     """Keep what is compiled in the project's cache, in place of torch's own default."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
-    from rmlib.datasets.sources import cache_dir
 
     # torch sets its default as soon as an optimiser is made
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):

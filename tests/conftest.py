@@ -2,10 +2,8 @@
 by nbval inherit this.
 """
 
-import inspect
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,17 +16,6 @@ os.environ["RMLIB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run side by side
 for name in ("RMLIB_DATA", "RMLIB_MIRROR", "JPY_SESSION_NAME"):
     os.environ.pop(name, None)
-
-
-def mutated(function, old, new):
-    """A deliberately wrong version of a function: its source with a piece replaced, in its own
-    module's names.
-    """
-    source = inspect.getsource(function)
-    assert old in source, "the mutation must touch the source"
-    names = dict(vars(sys.modules[function.__module__]))
-    exec(source.replace(old, new), names)
-    return names[function.__name__]
 
 
 def pytest_unconfigure(config):

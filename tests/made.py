@@ -47,13 +47,22 @@ def save(root, *made):
 
 
 def measured(root, record, kind, *rows):
-    """Store measurements of a run, each a pair (settings, result), through the function that the
-    notebooks use.
-    """
+    """Store measurements of a run, each a pair (settings, result)."""
     folder = root / record.run_id
     (folder / records.WEIGHTS).write_bytes(b"weights")
     for settings, result in rows:
-        records.measure(folder, kind, settings, lambda result=result: result, "cpu", save=True)
+        store(folder, kind, settings, lambda result=result: result)
+
+
+def store(folder, kind, settings, compute=dict, save=True):
+    """What was measured on the network in a folder, through the function that notebooks use."""
+    # torch, which stand-ins for a training do not need
+    from torch.nn import Linear
+
+    from rmlib.measuring import Task
+    from rmlib.study.runs import measured
+
+    return measured.result(folder, Task(Linear(1, 1), kind, settings, compute), save)
 
 
 def add_attacks(

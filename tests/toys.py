@@ -3,6 +3,11 @@
 import torch
 from torch import nn
 
+from rmlib.models import preact_resnet18
+from rmlib.robustness import attacks
+
+FAST = ("fgsm", "fgsm_margin", "pgd", "square")  # all but autoattack, which has its own tests
+
 
 class Linear(nn.Module):
     """Logits (margin, 0), margin = <w, x> + b: FGSM of eps moves the margin by exactly eps * |w|_1
@@ -44,3 +49,31 @@ def loud(model, factor=1e6):
     louder = nn.Sequential(model, nn.Identity())
     louder[1].register_forward_hook(lambda module, inputs, logits: factor * logits)
     return louder
+
+
+def few(attack, number):
+    """The option that makes an attack short, where it has one."""
+    name = {"pgd": "steps"}.get(attack, "queries")
+    return {name: number} if name in attacks.OPTIONS[attack] else {}
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return preact_resnet18(4, 2).eval()
+
+
+class Pooled(nn.Module):
+    """conv -> features -> average -> linear: behind the features the gradient is the head's weight
+    over the number of grid points.
+    """
+
+    def __init__(self, classes=3, channels=5):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.features = nn.Conv2d(3, channels, 4, stride=4)
+        self.linear = nn.Linear(channels, classes)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, generator=generator)
+
+    def forward(self, images):
+        return self.linear(self.features(images).mean((2, 3)))

@@ -6,7 +6,6 @@ order depends on the pixels alone: a folder, a zip and the official files of a d
 
 import hashlib
 import io
-import itertools
 import os
 import re
 import sys
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from rmlib import UserError
 from rmlib.datasets import shapes
 from rmlib.datasets.download import ARCHIVES, download
-from rmlib.paths import project_root
+from rmlib.paths import cache_dir, project_root
 
 # classes, training and test images per class
 SIZES = {"cifar10": (10, 5000, 1000), "cifar100": (100, 500, 100), "tiny-imagenet": (200, 500, 50)}
@@ -41,13 +40,6 @@ CHUNK = 1000  # images that a process draws or decodes at a time
 def data_root(root=None) -> Path:
     """Folder of the datasets: ``root``, else $RMLIB_DATA, else data/ in the project."""
     return Path(root or os.environ.get("RMLIB_DATA") or project_root() / "data").expanduser()
-
-
-def cache_dir() -> Path:
-    """Folder of the decoded arrays: $RMLIB_CACHE, else the user's cache folder."""
-    import pooch
-
-    return Path(os.environ.get("RMLIB_CACHE") or pooch.os_cache("rmlib"))
 
 
 def arrays(
@@ -134,16 +126,12 @@ def _check_size(name, data, allow_partial):
 
 def _parallel(function, tasks, description):
     """``function`` over the tasks in a process per core, in order, with a bar on a terminal."""
-    bar = dict(total=len(tasks), desc=description, leave=False, disable=not sys.stderr.isatty())
-    workers = min(os.cpu_count() or 1, len(tasks))
-    if workers < 2:
-        return list(tqdm(itertools.starmap(function, tasks), **bar))
     # unlike multiprocessing's, these need no `if __name__ == "__main__"` in the caller's script
-    results = joblib.Parallel(n_jobs=workers, return_as="generator")(
-        joblib.delayed(function)(*task) for task in tasks
-    )
+    workers = joblib.Parallel(min(os.cpu_count() or 1, len(tasks)), return_as="generator")
+    results = workers(joblib.delayed(function)(*task) for task in tasks)
+    quiet = not sys.stderr.isatty()
     try:
-        return list(tqdm(results, **bar))
+        return list(tqdm(results, description, len(tasks), leave=False, disable=quiet))
     finally:
         get_reusable_executor().shutdown(wait=False)
 
@@ -167,18 +155,22 @@ def _mask_boxes(masks):
     return np.stack([x1, y1, x2, y2], axis=1).astype(np.int64)
 
 
+def _tree(path: Path):
+    """A folder or the content of a zip, with the same methods."""
+    return zipfile.Path(path) if path.is_file() else path
+
+
 def _decode_chunk(path, names):
-    """RGB pixels (N, 3, H, W) uint8 of some files of a folder or members of a zip."""
-    archive = zipfile.ZipFile(path) if path.is_file() else None
-    pixels = []
+    """RGB pixels (N, 3, H, W) uint8 of some files of a folder or zip."""
+    tree, pixels = _tree(path), []
     for name in names:
-        with io.BytesIO(archive.read(name)) if archive else open(path / name, "rb") as file:
-            try:
-                pixels.append(np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1))
-            except (Image.UnidentifiedImageError, OSError, SyntaxError) as error:
-                raise UserError(
-                    f"{name} in {path} cannot be read as an image: mend it or take it away"
-                ) from error
+        file = io.BytesIO((tree / name).read_bytes())
+        try:
+            pixels.append(np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1))
+        except (Image.UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise UserError(
+                f"{name} in {path} cannot be read as an image: mend it or take it away"
+            ) from error
     _check_equal_sizes(path, pixels)
     return np.stack(pixels)
 
@@ -250,37 +242,33 @@ def _read_cifar(name, root):
 
 def _read_tiny(path):
     """The official layout; val_annotations.txt has the labels and boxes of val."""
-    top = f"{_FOLDERS['tiny-imagenet']}/" if path.is_file() else ""
-    archive = zipfile.ZipFile(path) if path.is_file() else None
+    top, tree = f"{_FOLDERS['tiny-imagenet']}/" if path.is_file() else "", _tree(path)
 
     def lines(name):
-        text = archive.read(name).decode() if archive else (path / name).read_text()
+        text = (tree / name).read_text(encoding="utf-8")
         return [line.split("\t") for line in text.splitlines() if line.strip()]
 
+    # (file, class, corners of the box)
+    rows = {"train": [], "test": []}
     names = _file_names(path)
-    present = set(names)
-    train = []  # (file, wnid, corners)
     for name in names:
-        if re.fullmatch(rf"{top}train/([^/]+)/\1_boxes.txt", name):
-            wnid = name.split("/")[-2]
-            folder = f"{top}train/{wnid}/images"
-            train += [(f"{folder}/{file}", wnid, corners) for file, *corners in lines(name)]
-    test = [
-        (f"{top}val/images/{file}", wnid, corners)
-        for file, wnid, *corners in lines(f"{top}val/val_annotations.txt")
-    ]
+        if match := re.fullmatch(rf"({top}train/([^/]+)/)\2_boxes.txt", name):
+            folder, wnid = match.groups()
+            rows["train"] += [(f"{folder}images/{file}", wnid, box) for file, *box in lines(name)]
+    for file, wnid, *box in lines(f"{top}val/val_annotations.txt"):
+        rows["test"].append((f"{top}val/images/{file}", wnid, box))
     classes = sorted(wnid for (wnid,) in lines(f"{top}wnids.txt"))
-    index = {wnid: i for i, wnid in enumerate(classes)}
+    present, index = set(names), {wnid: i for i, wnid in enumerate(classes)}
     data = {"classes": np.array(classes)}
-    for split, rows in (("train", train), ("test", test)):
-        rows = [row for row in rows if row[0] in present]
-        if not rows:
+    for split, listed in rows.items():
+        found = [row for row in listed if row[0] in present]
+        if not found:
             raise UserError(f"{path} has no {split} images of Tiny ImageNet: fetch it again")
-        files, wnids, corners = zip(*rows)
+        files, wnids, boxes = zip(*found)
         data[f"{split}_images"] = _decode(path, files, f"decoding {split}")
         data[f"{split}_labels"] = np.array([index[wnid] for wnid in wnids])
         # the files count the last pixel in
-        data[f"{split}_boxes"] = np.array(corners).astype(int) + [0, 0, 1, 1]
+        data[f"{split}_boxes"] = np.array(boxes).astype(int) + [0, 0, 1, 1]
     return data
 
 

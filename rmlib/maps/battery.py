@@ -1,38 +1,32 @@
-"""The battery of maps and measures on a trained network, as notebook 04 and the batches run it,
-stored beside its record.
+"""The maps and measures of notebook 04 and of the batches, as tasks on a network.
 
-Every measure against the object or the network stands beside its control: the same measure with the
-map of another image, for another class, which knows where objects usually are and nothing of this
-one.
+Every measure against the object or the network has a control: the same measure with the map of
+another image, for another class. That map knows where objects usually are and nothing of this one.
+:mod:`rmlib.study.runs.measured` stores what is found.
 """
 
+import base64
 import itertools
-import sys
-from pathlib import Path
+import zlib
+from functools import partial
 
 import torch
-from tqdm import tqdm
 
 from rmlib.data import ImageSet, to_float
 from rmlib.evaluate import evaluating, full_precision, predict, sample
 from rmlib.maps import cam, faithfulness, localization
-from rmlib.maps.params import FULL_CAM, CamParams
+from rmlib.maps.params import CamParams
+from rmlib.measuring import Task
 from rmlib.packed import pack_values
-from rmlib.params import TrainParams
-from rmlib.study.runs import records
 
 PURPOSE = "measured images"  # of the stream that draws the images of the measures
 MEASURES = ("localization", "faithfulness", "sanity", "guard")
+KEPT = "maps"  # the small maps that are stored last, for figures
 
 
 def layers(settings: CamParams) -> list[str]:
     """The layers that are explained, once each."""
     return list(dict.fromkeys((settings.layer, settings.beside)))
-
-
-def pairs(settings: CamParams) -> list[tuple[str, str]]:
-    """(method, layer) of the maps that are compared with objects and grid."""
-    return list(itertools.product(cam.LIBRARY, layers(settings)))
 
 
 def measured_images(test_set: ImageSet, count: int | None, seed: int) -> ImageSet:
@@ -41,15 +35,14 @@ def measured_images(test_set: ImageSet, count: int | None, seed: int) -> ImageSe
 
 
 def partners(classes: torch.Tensor) -> torch.Tensor:
-    """For each image the place of another one whose map explains another class: the next such, from
-    half of the set away. Where there is no other class, the image half of the set away.
+    """For each image the place of another one, whose map explains another class.
+
+    It is the next such image from half of the set on. Without another class it is the image there.
     """
     count = len(classes)
     places = (torch.arange(count) + count // 2) % count
     for _ in range(count if (classes != classes[0]).any() else 0):
         same = classes[places] == classes
-        if not same.any():
-            break
         places = torch.where(same, (places + 1) % count, places)
     return places
 
@@ -66,167 +59,167 @@ def _entry(values: dict, control: dict, **more) -> dict:
 
 
 def locate(model, data: ImageSet, settings: CamParams) -> dict:
-    """Where the maps of the true classes lie: (method, layer) -> measures of
-    :mod:`rmlib.maps.localization`; those of the object where it is known.
+    """Where the maps of the true classes lie, by method and layer.
+
+    The measures are those of :mod:`rmlib.maps.localization`, of the object where it is known.
     """
     masks, found, others = localization.object_masks(data), {}, partners(data.labels)
-    for method, layer in pairs(settings):
-        cells = cam.maps(model, data.images, data.labels, layer, method=method, cells=True)
-        grids = cam.enlarge(cells, data.images.shape[2:])
-
-        def against_objects(grids):
-            return (
-                {}
-                if masks is None
-                else {
-                    each.__name__: each(grids, masks)
-                    for each in (
-                        localization.energy_inside,
-                        localization.pointing_game,
-                        localization.iou,
-                    )
-                }
-            )
-
-        alone = {
+    for method, layer in itertools.product(cam.LIBRARY, layers(settings)):
+        points = cam.maps(model, data.images, data.labels, layer, method=method, enlarged=False)
+        grids = cam.enlarge(points, data.images.shape[2:])
+        values = _against_objects(grids, masks) | {
             "extent": localization.extent(grids),
             "empty": 100 * localization.empty(grids).double(),
             "asymmetry": localization.asymmetry(grids, settings.k),
         }
-        if localization.shows_grid(cells.shape[1:], settings.k):
-            alone["grid_trace"] = localization.grid_trace(cells, settings.k)
-        found[f"{method} {layer}"] = _entry(
-            against_objects(grids) | alone, against_objects(grids[others])
-        )
-    return {"found": found} | (
-        {} if masks is None else {"object_area": 100 * masks.double().mean().item()}
-    )
+        if localization.shows_grid(points.shape[1:], settings.k):
+            values["grid_trace"] = localization.grid_trace(points, settings.k)
+        found[f"{method} {layer}"] = _entry(values, _against_objects(grids[others], masks))
+    area = {} if masks is None else {"object_area": 100 * masks.double().mean().item()}
+    return {"found": found} | area
+
+
+def _against_objects(grids, masks):
+    if masks is None:
+        return {}
+    measures = (localization.energy_inside, localization.pointing_game, localization.iou)
+    return {measure.__name__: measure(grids, masks) for measure in measures}
 
 
 def perturb(model, data: ImageSet, settings: CamParams) -> dict:
-    """Whether the maps of the predicted classes tell what the network looks at: measures of
-    :mod:`rmlib.maps.faithfulness`; ROAD at ``layer`` alone.
+    """Whether the maps of the predicted classes show what the network looks at, by layer.
+
+    The measures are those of :mod:`rmlib.maps.faithfulness`, ROAD at ``layer`` alone.
     """
     pixels, found = to_float(data.images), {}
     classes = predict(model, data.images).argmax(1)
     others = partners(classes)
     for layer in layers(settings):
-        grids, shapes = cam.maps(model, pixels, classes, layer), {}
-
-        def change(grids):
-            drop, increase = faithfulness.drop_and_increase(model, pixels, grids, classes)
-            deletion, insertion = faithfulness.curves(model, pixels, grids, classes, settings.seed)
-            shapes.setdefault(
-                "curves",
-                {
-                    name: [round(value, 2) for value in curve.mean(0).tolist()]
-                    for name, curve in (("deletion", deletion), ("insertion", insertion))
-                },
-            )
-            values = {
-                "average_drop": drop,
-                "increase": increase,
-                "deletion": faithfulness.area(deletion),
-                "insertion": faithfulness.area(insertion),
-            }
-            return values | (
-                {"road": faithfulness.road(model, pixels, grids, classes, settings.seed)}
-                if layer == settings.layer
-                else {}
-            )
-
-        found[f"gradcam++ {layer}"] = _entry(change(grids), change(grids[others]), **shapes)
+        grids = cam.maps(model, pixels, classes, layer)
+        with_road = layer == settings.layer
+        values, curves = _changes(model, pixels, grids, classes, settings.seed, with_road)
+        control, _ = _changes(model, pixels, grids[others], classes, settings.seed, with_road)
+        found[f"gradcam++ {layer}"] = _entry(values, control, curves=curves)
     return {"found": found}
 
 
-def _mean(values: torch.Tensor) -> float | None:
-    """Mean of what is known; None if nothing is."""
-    return values.nanmean().item() if not values.isnan().all() else None
+def _changes(model, pixels, grids, classes, seed, with_road):
+    """The measures of each image, and the mean curves."""
+    both = model, pixels, grids, classes
+    drop, increase = faithfulness.drop_and_increase(*both)
+    curves = dict(zip(("deletion", "insertion"), faithfulness.curves(*both, seed)))
+    values = {"average_drop": drop, "increase": increase}
+    values |= {name: faithfulness.area(curve) for name, curve in curves.items()}
+    if with_road:
+        values["road"] = faithfulness.road(*both, seed)
+    means = {name: curve.mean(0).tolist() for name, curve in curves.items()}
+    return values, {name: [round(value, 2) for value in mean] for name, mean in means.items()}
 
 
 def check(model, data: ImageSet, settings: CamParams) -> dict:
-    """The sanity check: rank correlation (in hundredths) of the maps of the true classes with those
-    of networks with shuffled weights, stage by stage. Pairs in which a map is flat or empty are
-    left out, and counted.
+    """The sanity check, by layer: see :func:`rmlib.maps.faithfulness.sanity`.
+
+    Rank correlations are in hundredths. Pairs with a flat or empty map are left out, and counted.
     """
     found = {}
     for layer in layers(settings):
         own = cam.maps(model, data.images, data.labels, layer)
         stages = faithfulness.sanity(model, data.images, data.labels, layer, seed=settings.seed)
-        means = {name: _mean(100 * each) for name, each in stages.items()}
         found[f"gradcam++ {layer}"] = {
-            "stages": means,
+            "stages": {name: _mean(100 * each) for name, each in stages.items()},
             "control": _mean(100 * faithfulness.correlation(own, own[partners(data.labels)])),
             "left_out": {name: int(each.isnan().sum()) for name, each in stages.items()},
         }
     return {"found": found}
 
 
+def _mean(values: torch.Tensor) -> float | None:
+    """Mean of what is known; None if nothing is."""
+    return None if values.isnan().all() else values.nanmean().item()
+
+
 def guard(model, data: ImageSet, settings: CamParams) -> dict:
-    """What the eps in the denominator of Grad-CAM++ changes, where the closed form holds: rank
-    correlation of the maps with and without it in hundredths (mean and lowest), percent of the
-    images whose maximum moves by more than a pixel, of the images where neither is empty; and
-    percent of the activations that are negative. {} where there is no closed form, or nothing to
-    compare.
+    """What the eps in the denominator of Grad-CAM++ changes, where the closed form holds.
+
+    Returns:
+        Over the images ``compared``, whose maps with and without eps are not empty:
+        ``correlation`` and ``lowest``, mean and minimum of the rank correlation in hundredths;
+        ``moved``, percent whose maximum moves by more than a pixel. ``negative``: percent of the
+        activations. {} where there is no closed form, or nothing to compare.
     """
     head = cam.head_behind(model, settings.layer)
     if head is None:
         return {}
-    with (
-        evaluating(model),
-        full_precision(),
-        torch.autocast(head.weight.device.type, enabled=False),
-    ):
+    module, device = model.get_submodule(settings.layer), head.weight.device
+    with evaluating(model), full_precision(), torch.autocast(device.type, enabled=False):
         parts = [
-            cam.forward_to(
-                model, model.get_submodule(settings.layer), to_float(images.to(head.weight.device))
-            )[0].float()
+            cam.forward_to(model, module, to_float(images.to(device)))[0].float()
             for images in data.images.split(200)
         ]
-        activations, weights = torch.cat(parts), head.weight[data.labels.to(head.weight.device)]
+        activations, weights = torch.cat(parts), head.weight[data.labels.to(device)]
         with_eps, without = (
             cam.enlarge(cam.closed_form(activations, weights, eps=eps), data.images.shape[2:]).cpu()
             for eps in (cam.EPS, 0.0)
         )
     same = 100 * faithfulness.correlation(with_eps, without)
-    width = with_eps.shape[2]
-    places = [
-        torch.stack((peak // width, peak % width))
-        for peak in (grids.flatten(1).argmax(1) for grids in (with_eps, without))
-    ]
-    known = ~same.isnan()  # both empty: nothing to compare
+    known = ~same.isnan()
     if not known.any():
         return {}
+    peaks = torch.stack([grids.flatten(1).argmax(1) for grids in (with_eps, without)])
+    places = torch.stack((peaks // with_eps.shape[2], peaks % with_eps.shape[2]))
+    moved = (places[:, 0] - places[:, 1]).abs().amax(0) > 1
     return {
         "correlation": same[known].mean().item(),
         "lowest": same[known].min().item(),
         "compared": int(known.sum()),
-        "moved": 100 * ((places[0] - places[1]).abs().amax(0) > 1)[known].double().mean().item(),
+        "moved": 100 * moved[known].double().mean().item(),
         "negative": 100 * (activations < 0).double().mean().item(),
     }
 
 
-def measure(folder: Path, model, test_set: ImageSet, settings: CamParams, name: str) -> dict:
-    """One of MEASURES on the network of a run: the result of :func:`locate`, :func:`perturb`,
-    :func:`check` or :func:`guard`.
+def small(model, data: ImageSet, settings: CamParams) -> dict:
+    """Maps of the true classes in 8 bits, at the grid points of each layer: see :func:`pictures`.
 
-    With ``settings.save`` it is stored in the run's folder, and loaded if it is there.
-    ``test_set``: all images the run was evaluated on.
+    They are for figures, for the time when the weights are gone.
     """
-    make, count = {
-        "localization": (locate, settings.measured),
-        "faithfulness": (perturb, settings.perturbed),
-        "sanity": (check, settings.perturbed),
-        "guard": (guard, settings.measured),
+    stored = {}
+    for layer in layers(settings):
+        points = cam.maps(model, data.images, data.labels, layer, enlarged=False)
+        points = (points * 255).round().to(torch.uint8).numpy()
+        text = base64.b64encode(zlib.compress(points.tobytes(), 9)).decode()
+        stored[layer] = {"cells": list(points.shape[1:]), "values": text}
+    return {"shape": list(data.images.shape[2:]), "layers": stored}
+
+
+def pictures(result: dict) -> dict[str, torch.Tensor]:
+    """The maps behind :func:`small`, enlarged: layer -> (N, H, W) float32 in [0, 1]."""
+    found = {}
+    for layer, each in result["layers"].items():
+        values = bytearray(zlib.decompress(base64.b64decode(each["values"])))
+        points = torch.frombuffer(values, dtype=torch.uint8).view(-1, *each["cells"]) / 255
+        found[layer] = cam.enlarge(points, result["shape"])
+    return found
+
+
+def measure(model, test_set: ImageSet, settings: CamParams, name: str) -> Task:
+    """One of MEASURES on a network, or KEPT, the maps of the images in the figures.
+
+    Args:
+        test_set: all images the network was evaluated on.
+    """
+    make, purpose, count = {
+        "localization": (locate, PURPOSE, settings.measured),
+        "faithfulness": (perturb, PURPOSE, settings.perturbed),
+        "sanity": (check, PURPOSE, settings.perturbed),
+        "guard": (guard, PURPOSE, settings.measured),
+        KEPT: (small, cam.PURPOSE, settings.images),
     }[name]
-    data = measured_images(test_set, count, settings.seed)
-    maps = {
-        "localization": [f"{method} {layer}" for method, layer in pairs(settings)],
-        "guard": [f"gradcam++ {settings.layer}"],
-    }
+    data = test_set[sample(len(test_set), count, settings.seed, purpose)]
+    methods = cam.LIBRARY if name == "localization" else ["gradcam++"]
+    explained = [settings.layer] if name == "guard" else layers(settings)
     what = {
         "measure": name,
-        "maps": maps.get(name, [f"gradcam++ {layer}" for layer in layers(settings)]),
+        "maps": [f"{method} {layer}" for method in methods for layer in explained],
         "from": cam.IDENTITY,
         "class": "predicted" if name == "faithfulness" else "true",
         "images": len(data),
@@ -235,61 +228,15 @@ def measure(folder: Path, model, test_set: ImageSet, settings: CamParams, name: 
     }
     if name == "localization":
         what["k"] = settings.k
-    return records.measure(
-        folder,
-        "cam",
-        what,
-        lambda: make(model, data, settings),
-        next(model.parameters()).device.type,
-        settings.save,
-    )
-
-
-def measure_all(
-    networks: list, test_set: ImageSet, settings: CamParams, watched: bool = False
-) -> list[dict[str, dict]]:
-    """Every measure on every network, as [{name of the measure: result}]; with ``settings.save``
-    the maps of the figure are kept beside them, last.
-
-    Args:
-        networks: (folder, model) pairs. watched: show a progress bar.
-    """
-    steps = tqdm(
-        total=len(networks) * len(MEASURES), disable=not watched, leave=False, file=sys.stdout
-    )
-    found = []
-    with steps:
-        for folder, model in networks:
-            found.append({})
-            for name in MEASURES:
-                found[-1][name] = measure(folder, model, test_set, settings, name)
-                steps.update()
-            if settings.save:
-                cam.keep(folder, model, test_set, layers(settings), settings.images, settings.seed)
-    return found
-
-
-def after_training(params: TrainParams, model, test_set: ImageSet, log=print) -> None:
-    """Measure the maps of a finished run's network as those of the paper's networks (FULL_CAM), and
-    keep a few small ones, last.
-    """
-    settings = CamParams(
-        **FULL_CAM, root=params.root, device=params.device, threads=params.threads, save=True
-    )
-    log(f"maps: {', '.join(MEASURES)}")
-    measure_all([(params.folder, model)], test_set, settings)
-    log(f"Grad-CAM++: the maps of {settings.images} images are kept")
+    return Task(model, "cam", what, partial(make, model, data, settings))
 
 
 def disagreement(stacks: list[torch.Tensor]) -> torch.Tensor:
-    """How differently several networks look at each image: 1 - rank correlation of their maps (N,
-    H, W), averaged over the pairs; (N,), 0 to 2. Where one of the maps is empty there is nothing to
-    compare: 0.
+    """How differently several networks look at each image, (N,) from 0 to 2.
+
+    It is 1 - rank correlation of their maps (N, H, W), averaged over the pairs of networks. Where
+    one of the maps is empty there is nothing to compare: 0.
     """
-    return (
-        torch.stack(
-            [1 - faithfulness.correlation(a, b) for a, b in itertools.combinations(stacks, 2)]
-        )
-        .mean(0)
-        .nan_to_num(0)
-    )
+    pairs = itertools.combinations(stacks, 2)
+    differences = [1 - faithfulness.correlation(a, b) for a, b in pairs]
+    return torch.stack(differences).mean(0).nan_to_num(0)

@@ -194,7 +194,7 @@ def run_train(options) -> int:
         f" {record.metrics['ece']:.1f} % (n = 1 run, seed {params.seed}); record in {params.folder}"
     )
     if params.robustness:
-        from rmlib.robustness.battery import after_training
+        from rmlib.study.runs.measured import after_training
 
         after_training(params, log=_say)
     return 0

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from conftest import mutated
 from torch import nn
 
 from rmlib.measuring import image_keys
@@ -121,37 +120,60 @@ def test_it_is_the_attack_written_by_hand():
     agrees_with_the_hand(queries=130, eps=2 / 255)  # more than one block of random numbers
 
 
+def with_words(change):
+    """Random numbers of the squares (not of the stripes) that are changed first."""
+
+    def drawn(keys, block, count):
+        words = random_words(keys, block, count)
+        return change(words.view(len(keys), 100, -1)).flatten(1) if block else words
+
+    return drawn
+
+
+def with_first_numbers(self, stay):
+    """The images that stay, with the random numbers of the first ones."""
+    words = self.words
+    keep(self, stay)
+    self.words = None if words is None else words[: len(stay)]
+
+
+keep, proposal = module.Standing.keep, module.Standing.proposal
+
+
 @pytest.mark.parametrize(
-    "old, new",
+    "place, name, wrong",
     [
-        ("number = query - 2", "number = query - 1"),  # the stripes are forgotten
-        ("side(number, queries", "side(number + 1, queries"),  # the schedule starts at 1
+        # the stripes are forgotten
         (
-            "range(1, queries + 1)",
-            "range(1, queries + 2)",
-        ),  # the budget of the public implementations
-        ("~(margin >= best[part])", "(margin > best[part])"),
-        ("~(margin >= best[part])", "(margin < math.inf)"),  # every proposal is kept
-        ("(images[index] + eps).clamp(0, 1)", "(images[index] + 2 * eps).clamp(0, 1)"),
-        ("(images[index] - eps).clamp(0, 1)", "images[index] - eps"),
-        (
-            "top[part, None], left[part, None]",
-            "left[part, None], top[part, None]",
-        ),  # rows and columns exchanged
-        ("signs[part]", "signs[part][:, :1]"),  # one sign for all channels
-        (
-            "words[:, number % BLOCK]",
-            "words[:1].expand_as(words)[:, number % BLOCK]",
-        ),  # squares shared by the batch
-        ("image_keys(images[index], seed", "image_keys(images[index], 0"),
-        ("spent += alive", "spent += 1 - 0 * alive.long() + (query == queries)"),
-        ("words[stay] if", "words[:len(stay)] if"),  # survivors inherit the numbers of the fallen
+            module.Standing,
+            "proposal",
+            lambda self, query, budget: proposal(self, query + 1, budget),
+        ),
+        # the schedule starts at 1
+        (module, "side", lambda number, *rest: side(number + 1, *rest)),
+        # survivors inherit the numbers of the fallen
+        (module.Standing, "keep", with_first_numbers),
+        # one seed for all
+        (module, "image_keys", lambda images, seed, purpose: image_keys(images, 0, purpose)),
+        # rows and columns exchanged
+        (module, "random_words", with_words(lambda words: words[..., [1, 0, 2, 3, 4]])),
+        # one sign for all channels
+        (module, "random_words", with_words(lambda words: words[..., [0, 1, 2, 2, 2]])),
+        # squares shared by the batch
+        (module, "random_words", with_words(lambda words: words[:1].expand_as(words))),
     ],
 )
-def test_wrong_versions_are_caught(old, new):
-    agrees_with_the_hand(square)
-    with pytest.raises((AssertionError, RuntimeError)):
-        agrees_with_the_hand(mutated(square, old, new))
+def test_wrong_versions_are_caught(place, name, wrong, monkeypatch):
+    monkeypatch.setattr(place, name, wrong)
+    with pytest.raises((AssertionError, RuntimeError, TypeError)):
+        agrees_with_the_hand()
+
+
+def test_the_budget_of_the_public_implementations_is_caught():
+    with pytest.raises(AssertionError):
+        agrees_with_the_hand(
+            lambda *given, queries, **more: square(*given, queries=queries + 1, **more)
+        )
 
 
 @pytest.mark.parametrize(
@@ -305,29 +327,28 @@ def test_same_success_as_torchattacks_over_seeds(monkeypatch):
     ).eval()
     images = torch.rand(100, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     labels = model(images).argmax(1).detach()
-    eps, seeds = 16 / 255, range(30)
+    eps = 16 / 255
+
+    @torch.no_grad()
+    def ours(seed, batch=100):
+        _, right, _ = square(model, images, labels, eps, queries=50, batch_size=batch, seed=seed)
+        return right
+
+    @torch.no_grad()
+    def theirs(seed, batch=100):
+        attack = torchattacks.Square(model, eps=eps, n_queries=50, seed=seed)
+        parts = zip(images.split(batch), labels.split(batch))
+        return model(torch.cat([attack(*part) for part in parts])).argmax(1) == labels
 
     def rates(attack):
-        return np.array([attack(seed) for seed in seeds])
-
-    @torch.no_grad()
-    def ours(seed):
-        return (
-            1
-            - square(model, images, labels, eps, queries=50, batch_size=100, seed=seed)[1]
-            .double()
-            .mean()
-            .item()
-        )
-
-    @torch.no_grad()
-    def theirs(seed):
-        adversarial = torchattacks.Square(model, eps=eps, n_queries=50, seed=seed)(images, labels)
-        return (model(adversarial).argmax(1) != labels).double().mean().item()
+        """Success of the attack with each seed."""
+        return np.array([1 - attack(seed).double().mean().item() for seed in range(30)])
 
     own, peer = rates(ours), rates(theirs)
-    allowed = 3 * math.sqrt((own.var(ddof=1) + peer.var(ddof=1)) / len(seeds))
+    allowed = 3 * math.sqrt((own.var(ddof=1) + peer.var(ddof=1)) / len(own))
     assert 0.3 < peer.mean() < 0.7 and abs(own.mean() - peer.mean()) < allowed
     assert own.std() < peer.std(), "shared squares make a whole batch lucky or unlucky together"
+    assert torch.equal(ours(0), ours(0, 16)), "a verdict does not hang on who else is there"
+    assert not torch.equal(theirs(0), theirs(0, 16)), "torchattacks' does"
     monkeypatch.setattr(module, "side", lambda number, *rest: side(number + 1, *rest))
     assert peer.mean() - rates(ours).mean() > allowed

@@ -21,31 +21,35 @@ from rmlib.study.runs.records import (
 
 @dataclass
 class Collection:
-    """What lies below a folder, every file read once; see :func:`gather`."""
+    """What lies below a folder, every file read once; see :func:`gather`.
+
+    Of a run stored twice the copy that finished last counts, with what was measured next to it.
+
+    Args:
+        folder: that was searched.
+        records: run_id -> its record, in the order in which the runs finished.
+        folders: run_id -> where that record lies.
+        measured: kind -> run_id -> file and content.
+        plans: the file PLAN of every batch.
+        problems: a line for each file that is left out: path, what is wrong, remedy.
+    """
 
     folder: Path
-    records: dict[
-        str, Record
-        # run_id -> its record, in the order in which they finished; of a run stored twice the one
-        # that finished last
-    ]
-    folders: dict[str, Path]  # run_id -> where that record lies
-    measured: dict[
-        str, dict[str, tuple[Path, Measurements]]
-    ]  # kind -> run_id -> file and content; of a run stored twice the one beside the latest record
-    plans: list[Path]  # every PLAN
-    problems: list[str]  # a line for each file that is left out: path, what is wrong, remedy
+    records: dict[str, Record]
+    folders: dict[str, Path]
+    measured: dict[str, dict[str, tuple[Path, Measurements]]]
+    plans: list[Path]
+    problems: list[str]
 
     @cached_property
     def runs(self):
         """:func:`collect`."""
         import pandas as pd
 
-        frame = pd.DataFrame([_row(record) for record in self.records.values()])
+        frame = pd.DataFrame([_run_row(record) for record in self.records.values()])
         texts = [name for name, dtype in frame.dtypes.items() if isinstance(dtype, pd.StringDtype)]
-        return frame.astype(
-            dict.fromkeys(texts, object)
-        )  # a dozen tables slice these rows, and Arrow's strings are slow at it
+        # a dozen tables slice these rows, and Arrow's strings are slow at it
+        return frame.astype(dict.fromkeys(texts, object))
 
     @cached_property
     def tables(self) -> dict:
@@ -55,14 +59,7 @@ class Collection:
         return {
             kind: pd.DataFrame(
                 [
-                    {
-                        "run_id": run_id,
-                        **row.settings,
-                        **row.result,
-                        "seconds": row.seconds,
-                        "finished": row.finished,
-                        **{f"hardware.{name}": value for name, value in row.hardware.items()},
-                    }
+                    _measurement_row(run_id, row)
                     for run_id, (_, found) in self.measured[kind].items()
                     for row in found.measurements
                 ]
@@ -71,14 +68,23 @@ class Collection:
         }
 
 
-def _row(record):
+def _run_row(record):
     row = {name: value for name, value in record if not isinstance(value, (dict, list))}
-    groups = {"config": complete(record.config)} | {
-        name: getattr(record, name) for name in ("metrics", "hardware", "versions", "data", "code")
-    }
-    for group, values in groups.items():
-        row |= {f"{group}.{name}": value for name, value in values.items()}
+    row |= _flat("config", complete(record.config))
+    for group in ("metrics", "hardware", "versions", "data", "code"):
+        row |= _flat(group, getattr(record, group))
     return row
+
+
+def _measurement_row(run_id, row):
+    times = {"seconds": row.seconds, "finished": row.finished}
+    return {"run_id": run_id, **row.settings, **row.result, **times} | _flat(
+        "hardware", row.hardware
+    )
+
+
+def _flat(group, values):
+    return {f"{group}.{name}": value for name, value in values.items()}
 
 
 def gather(root) -> Collection:
@@ -89,7 +95,7 @@ def gather(root) -> Collection:
     """
     if isinstance(root, Collection):
         return root
-    copies, measured, plans, problems = [], [], [], []
+    copies, plans, problems = [], [], []
 
     def good(read, *arguments):
         try:
@@ -97,46 +103,32 @@ def gather(root) -> Collection:
         except UserError as error:
             problems.append(str(error))
         except OSError as error:
-            problems.append(
-                f"{arguments[0]} cannot be read ({error.strerror or error}): check its permissions"
-            )
+            reason = error.strerror or error
+            problems.append(f"{arguments[0]} cannot be read ({reason}): check its permissions")
 
     for name, below, files in os.walk(root):
         below.sort()
         folder = Path(name)
         plans += [folder / PLAN] if PLAN in files else []
-        record = (
-            good(_in_place, folder / RECORD) if RECORD in files else None
-        )  # none: the run is being trained again
-        if record is not None:
-            copies.append((record.finished, folder.as_posix(), folder, record))
-            files = set(files)
-            for kind in KINDS:
-                found = (
-                    good(read_measurements, folder / f"{kind}.json", record.run_id)
-                    if f"{kind}.json" in files
-                    else None
-                )
-                measured += (
-                    [(record.finished, folder.as_posix(), kind, folder / f"{kind}.json", found)]
-                    if found is not None
-                    else []
-                )
-    latest = {
-        record.run_id: (folder, record)
-        for *_, folder, record in sorted(copies, key=lambda copy: copy[:2])
-    }  # of equal times the last path, so that it is always the same
-    of_kind = {kind: {} for kind in KINDS}
-    for *_, kind, path, found in sorted(measured, key=lambda each: each[:2]):
-        of_kind[kind][found.run_id] = path, found
-    return Collection(
-        Path(root),
-        {run_id: record for run_id, (_, record) in latest.items()},
-        {run_id: folder for run_id, (folder, _) in latest.items()},
-        of_kind,
-        plans,
-        problems,
-    )
+        # without a record the run is being trained again
+        record = good(_in_place, folder / RECORD) if RECORD in files else None
+        if record is None:
+            continue
+        measured = {}
+        for kind in KINDS:
+            path = folder / f"{kind}.json"
+            if path.name in files and (found := good(read_measurements, path, record.run_id)):
+                measured[kind] = path, found
+        copies.append((record.finished, folder.as_posix(), record, measured))
+    # of equal times the last path, so that it is always the same
+    copies.sort(key=lambda copy: copy[:2])
+    gathered = Collection(Path(root), {}, {}, {kind: {} for kind in KINDS}, plans, problems)
+    for _, folder, record, measured in copies:
+        gathered.records[record.run_id] = record
+        gathered.folders[record.run_id] = Path(folder)
+        for kind, found in measured.items():
+            gathered.measured[kind][record.run_id] = found
+    return gathered
 
 
 def _in_place(path):
@@ -151,9 +143,7 @@ def _in_place(path):
 
 
 def opened(root) -> Collection:
-    """:func:`gather`, with a Python warning for each file of a folder that is left out; who
-    gathered himself tells himself.
-    """
+    """:func:`gather`, with a Python warning for each file of a folder that is left out."""
     found = gather(root)
     if found is not root:
         for problem in found.problems:
@@ -162,26 +152,25 @@ def opened(root) -> Collection:
 
 
 def find(root: Path) -> list[Record]:
-    """All records under a folder, in the order of their paths, each run once; a file that cannot be
-    used is left out with a warning.
-    """
+    """All records under a folder, in the order of their paths, each run once."""
     found = opened(root)
     return [found.records[run_id] for run_id in sorted(found.records, key=found.folders.get)]
 
 
 def collect(root: Path):
-    """All records under a folder, or of a :class:`Collection`, as one table: columns ``config.*``,
-    ``metrics.*``, ``hardware.*``, ``versions.*``, ``data.*``, ``code.*`` and the scalars.
+    """All records under a folder, or of a :class:`Collection`: a DataFrame with a row per run.
 
-    Returns a pandas DataFrame with a row per run, empty when there is none; of a run stored twice
-    the later one. A file that cannot be used is left out with a warning.
+    Columns are ``config.*``, ``metrics.*``, ``hardware.*``, ``versions.*``, ``data.*``, ``code.*``
+    and the scalars. It is empty when there is no run.
     """
     return opened(root).runs
 
 
 def collect_measurements(root: Path, kind: str):
-    """All measurements of a kind (one of KINDS) below a folder, or of a :class:`Collection`: a
-    pandas DataFrame with a row for each, its settings and result as columns beside ``run_id``,
-    ``seconds`` and ``finished``; of a run stored twice the later one.
+    """All measurements of a kind (one of KINDS) below a folder, or of a :class:`Collection`.
+
+    Returns:
+        A DataFrame with a row for each: its settings and result as columns, ``run_id``,
+        ``seconds``, ``finished`` and ``hardware.*``.
     """
     return opened(root).tables[kind]

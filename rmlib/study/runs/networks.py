@@ -29,32 +29,34 @@ def find(runs: Path, clean_weight: float | None = None) -> list[tuple[Path, Reco
     Raises:
         UserError: there is none, or they differ in more than method and seed.
     """
-    found = []
-    for path in sorted(Path(runs).rglob(WEIGHTS)):
-        if (path.parent / RECORD).exists():
-            record = records.read(path.parent)
-            if clean_weight in (None, record.config["clean_weight"]):
-                found.append((path.parent, record))
+    folders = [path.parent for path in sorted(Path(runs).rglob(WEIGHTS))]
+    found = [(each, records.read(each)) for each in folders if (each / RECORD).exists()]
+    if clean_weight is not None:
+        found = [each for each in found if each[1].config["clean_weight"] == clean_weight]
     if not found:
         which = "" if clean_weight is None else f" trained with clean_weight={clean_weight:g}"
         raise UserError(
             f"there is no finished run{which} with its {WEIGHTS} under {Path(runs).resolve()}: run"
             " a batch first, or set `runs` or `clean_weight`"
         )
+    _same_images(runs, [record for _, record in found])
+    _same_experiment(runs, [experiment(record.config) for _, record in found])
+    return sorted(found, key=_by_method)
+
+
+def _same_images(runs, found):
     images = {
         (record.config["dataset"], record.data["checksum"], record.data["test_images"])
-        for _, record in found
+        for record in found
     }
     if len(images) > 1:
         raise UserError(
             f"the runs under {runs} were evaluated on different images: set `runs` to the folder of"
             " one experiment"
         )
-    _one_experiment(runs, [experiment(record.config) for _, record in found])
-    return sorted(found, key=_by_method)
 
 
-def _one_experiment(runs, settings):
+def _same_experiment(runs, settings):
     values = {name: sorted({str(each[name]) for each in settings}) for name in settings[0]}
     differing = [f"{name}: {', '.join(some)}" for name, some in values.items() if len(some) > 1]
     if differing:

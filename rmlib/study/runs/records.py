@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +17,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 
 from rmlib import UserError
 from rmlib.params import ADDED, TrainParams, config_id
-from rmlib.study.runs.environment import environment
 
 RECORD = "record.json"  # of a run that has ended
 CHECKPOINT = "checkpoint.pt"  # of a run that goes on
@@ -309,38 +307,3 @@ def measured_to_the_end(folder: Path) -> bool:
         return False
     rows = found.measurements if found else []
     return any(row.settings.get("measure") == KEPT for row in rows)
-
-
-def measure(folder: Path, kind: str, settings: dict, compute, device: str, save: bool) -> dict:
-    """The result of a measurement on a run's network: loaded if it was stored, else computed.
-
-    Args:
-        folder: of the run.
-        kind: one of KINDS.
-        settings: all that the result depends on, besides the weights.
-        compute: called without arguments, returns a dictionary of plain values.
-        device: "cpu" or "cuda".
-        save: load what is stored for the same settings and weights, store what is new; else always
-            compute.
-    """
-    folder = Path(folder)
-    if not save:
-        return compute()
-    weights, stored = weights_hash(folder), measurements(folder, kind)
-    # trained again: what is known of other weights does not count
-    if stored is None or stored.weights != weights:
-        stored = Measurements(run_id=read(folder).run_id, weights=weights)
-    for known in stored.measurements:
-        if known.settings == settings:
-            return known.result
-    begun = time.perf_counter()
-    result = compute()
-    seconds = time.perf_counter() - begun
-    stored.measurements.append(
-        Measurement(settings=settings, result=result, seconds=seconds, **environment(device))
-    )
-    lines = ",\n  ".join(json.dumps(row) for row in stored.model_dump(mode="json")["measurements"])
-    head = json.dumps(stored.model_dump(mode="json", exclude={"measurements"}), indent=1)
-    text = f'{head[:-2]},\n "measurements": [\n  {lines}\n ]\n}}\n'
-    atomic_write(folder / f"{kind}.json", text.encode())
-    return result

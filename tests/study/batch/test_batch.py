@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from made import store
 from standins import grid, run_batch, stand_in, write
 
 from rmlib import UserError
@@ -652,11 +653,9 @@ def test_attacks_that_fail_after_a_training_are_no_success(project):
     )
     what = {"measure": "localization", "images": 3}
     (batch.cells[0].folder / records.WEIGHTS).write_bytes(b"weights")
-    records.measure(batch.cells[0].folder, "cam", what, lambda: {}, "cpu", save=True)
+    store(batch.cells[0].folder, "cam", what)
     assert batch.state(batch.cells[0]) == "partial", "or during the measures of the maps"
-    records.measure(
-        batch.cells[0].folder, "cam", what | {"measure": records.KEPT}, lambda: {}, "cpu", save=True
-    )
+    store(batch.cells[0].folder, "cam", what | {"measure": records.KEPT})
     assert batch.state(batch.cells[0]) == "done"
     (batch.cells[0].folder / "cam.json").write_text("{")
     assert batch.state(batch.cells[0]) == "partial", (

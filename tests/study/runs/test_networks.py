@@ -5,15 +5,15 @@ import shutil
 
 import pytest
 import torch
-from made import finished, make_record, save
+from made import finished, store
 from safetensors.torch import load_file
 
 from rmlib import UserError
 from rmlib.evaluate import predict
 from rmlib.paths import networks_dir
 from rmlib.study.names import method_name
-from rmlib.study.runs import collection, networks, records
-from rmlib.study.runs.run import evaluation_set, train
+from rmlib.study.runs import networks, records
+from rmlib.study.runs.run import evaluation_set
 
 
 def quiet(line):
@@ -35,7 +35,7 @@ def test_half_precision_halves_the_file_and_hardly_moves_the_logits(tiny_run):
 
 def test_measured_weights_are_not_halved(tiny_run):
     params, _ = finished(tiny_run)
-    records.measure(params.folder, "attacks", {"eps": "0"}, dict, "cpu", save=True)
+    store(params.folder, "attacks", {"eps": "0"})
     before = (params.folder / records.WEIGHTS).read_bytes()
     with pytest.raises(UserError, match="halve them before measuring"):
         networks.halve(params.folder)
@@ -133,86 +133,3 @@ def test_the_committed_networks_are_those_of_their_records():
             .item()
         )
         assert abs(accuracy - record.metrics["accuracy"]) < 0.5
-
-
-class TestMeasure:
-    """A measurement is computed once for the same settings and weights, and never trusted beyond
-    them.
-    """
-
-    def run(self, tmp_path):
-        record = make_record()
-        save(tmp_path, record)
-        folder = tmp_path / record.run_id
-        (folder / records.WEIGHTS).write_bytes(b"one")
-        calls = []
-
-        def measure(settings, save=True):
-            return records.measure(
-                folder,
-                "attacks",
-                settings,
-                lambda: calls.append(settings) or {"n": len(calls)},
-                "cpu",
-                save,
-            )
-
-        return folder, measure, calls
-
-    def test_stored_and_loaded(self, tmp_path):
-        folder, measure, calls = self.run(tmp_path)
-        assert (
-            measure({"eps": "0"}) == {"n": 1}
-            and measure({"eps": "0"}) == {"n": 1}
-            and measure({"eps": "8/255"}) == {"n": 2}
-        )
-        assert len(calls) == 2
-        stored = records.measurements(folder, "attacks")
-        assert [row.settings for row in stored.measurements] == [{"eps": "0"}, {"eps": "8/255"}]
-        assert stored.measurements[0].hardware["cpu"] and "commit" in stored.measurements[0].code
-        assert list(collection.collect_measurements(tmp_path, "attacks")["eps"]) == ["0", "8/255"]
-
-    def test_other_weights_are_measured_again(self, tmp_path):
-        folder, measure, calls = self.run(tmp_path)
-        measure({"eps": "0"})
-        (folder / records.WEIGHTS).write_bytes(b"two")
-        assert (
-            measure({"eps": "0"}) == {"n": 2}
-            and len(records.measurements(folder, "attacks").measurements) == 1
-        )
-
-    def test_training_again_forgets_them_unless_the_network_is_the_same(self, tiny_run):
-        params, _ = finished(tiny_run)
-        records.measure(params.folder, "attacks", {"eps": "0"}, dict, "cpu", save=True)
-        (params.folder / records.RECORD).unlink()
-        assert len(collection.collect_measurements(params.folder, "attacks")) == 0, (
-            "a run without record has no results"
-        )
-        train(params, log=quiet)
-        assert records.measurements(params.folder, "attacks") is not None, (
-            "the same network, bit for bit: hours of attacks stay"
-        )
-        path = params.folder / "attacks.json"
-        path.write_text(path.read_text().replace('"weights": "', '"weights": "0'))
-        (params.folder / records.RECORD).unlink()
-        train(params, log=quiet)
-        assert not path.exists(), "they were about another network"
-
-    def test_without_save_nothing_is_loaded_or_written(self, tmp_path):
-        folder, measure, calls = self.run(tmp_path)
-        assert measure({"eps": "0"}, save=False) == {"n": 1} and measure(
-            {"eps": "0"}, save=False
-        ) == {"n": 2}
-        assert records.measurements(folder, "attacks") is None
-
-    def test_a_damaged_or_foreign_file_is_named(self, tmp_path):
-        folder, measure, _ = self.run(tmp_path)
-        measure({"eps": "0"})
-        path = folder / "attacks.json"
-        text = path.read_text()
-        path.write_text(text[:50])
-        with pytest.raises(UserError, match="attacks.json is damaged.*measure again"):
-            measure({"eps": "0"})
-        path.write_text(text.replace(folder.name, "0" * 12))
-        with pytest.raises(UserError, match="belongs to another run"):
-            measure({"eps": "0"})

@@ -1,0 +1,219 @@
+"""Folders, zips and official archives: the same images are the same dataset."""
+
+import hashlib
+import pickle
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rmlib import UserError
+from rmlib.data import load
+from rmlib.datasets import sources
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RMLIB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def pack(folder, target, top=""):
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            archive.write(path, top + path.relative_to(folder).as_posix())
+    return target
+
+
+def test_folder_and_zip_are_the_same_dataset(pictures, tmp_path, cache):
+    folder = load(f"folder:{pictures}")
+    zipped = load(f"folder:{pack(pictures, tmp_path / 'a.zip', 'top/')}")
+    assert folder.checksum == zipped.checksum and torch.equal(folder.images, zipped.images)
+    assert folder.classes == ("blue moon", "green", "red") and folder.images.shape == (60, 3, 8, 12)
+    assert folder.labels.tolist() == [0] * 20 + [1] * 20 + [2] * 20
+    order = [hashlib.sha256(image.numpy().tobytes()).digest() for image in folder.images]
+    assert all(
+        order[i] < order[i + 1] for i in range(59) if folder.labels[i] == folder.labels[i + 1]
+    )
+    first = np.asarray(Image.open(pictures / "train" / "green" / "0.png")).transpose(2, 0, 1)
+    assert any(np.array_equal(first, image) for image in folder.images[20:40].numpy()), (
+        "pixels are as stored"
+    )
+
+
+def test_file_names_do_not_matter_and_pixels_do(pictures, tmp_path, cache):
+    other = shutil.copytree(pictures, tmp_path / "other")
+    for i, path in enumerate(sorted((other / "train" / "red").iterdir(), reverse=True)):
+        path.rename(path.with_name(f"renamed {i}.png"))
+    assert load(f"folder:{other}").checksum == load(f"folder:{pictures}").checksum
+    Image.new("RGB", (12, 8)).save(other / "train" / "red" / "renamed 0.png")
+    assert load(f"folder:{other}").checksum != load(f"folder:{pictures}").checksum
+
+
+def test_moved_and_renamed_classes_are_noticed(pictures, tmp_path, cache):
+    other = shutil.copytree(pictures, tmp_path / "other")
+    before = load(f"folder:{other}")
+    (other / "train" / "red" / "19.png").rename(other / "train" / "green" / "x19.png")
+    moved = load(f"folder:{other}")
+    assert (
+        torch.bincount(moved.labels).tolist() == [20, 21, 19] and moved.checksum != before.checksum
+    )
+    for split in ("train", "test"):
+        (other / split / "red").rename(other / split / "crimson")
+    assert load(f"folder:{other}").classes == ("blue moon", "crimson", "green")
+
+
+def test_val_counts_where_there_is_no_test_and_hidden_files_never(pictures, tmp_path, cache):
+    other = shutil.copytree(pictures, tmp_path / "other")
+    shutil.copytree(other / "test", other / "val")
+    (other / "train" / "red" / "._0.png").write_bytes(b"left by a file manager")
+    assert len(load(f"folder:{other}", split="test")) == 30 and len(load(f"folder:{other}")) == 60
+    shutil.rmtree(other / "test")
+    assert len(load(f"folder:{other}", split="test")) == 30
+
+
+def test_a_damaged_cache_is_rebuilt(pictures, cache, capsys):
+    name = f"folder:{pictures}"
+    before = load(name)
+    (stored,) = cache.iterdir()
+    content = bytearray(stored.read_bytes())
+    content[len(content) // 3] ^= 255
+    stored.write_bytes(content)
+    assert torch.equal(load(name).images, before.images) and "damaged" in capsys.readouterr().err
+    stored.write_bytes(b"<html>")
+    assert load(name).checksum == before.checksum
+    assert load(name).checksum == before.checksum and "damaged" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""
+
+
+def test_the_cache_is_used_and_optional(pictures, cache, monkeypatch, capsys):
+    load(f"folder:{pictures}")
+    monkeypatch.setattr(sources, "_decode", lambda *_: pytest.fail("decoded although cached"))
+    load(f"folder:{pictures}")
+    monkeypatch.undo()
+    blocked = cache.parent / "a file"
+    blocked.write_text("")
+    monkeypatch.setenv("RMLIB_CACHE", str(blocked / "cache"))
+    assert len(load(f"folder:{pictures}")) == 60
+    assert "not cached" in capsys.readouterr().err
+
+
+def tiny_imagenet(root, classes=3, train=4, val=2):
+    """A miniature in the official layout; the pixels of an image carry its class."""
+    top, rng = root / "tiny-imagenet-200", np.random.default_rng(0)
+    wnids = [
+        f"n0{9 - i}" for i in range(classes)
+    ]  # not in alphabetical order, as in the official file
+    (top / "val" / "images").mkdir(parents=True)
+    (top / "wnids.txt").write_text("\n".join(wnids))
+
+    def picture(path, label):
+        pixels = rng.integers(0, 50, (64, 64, 3), dtype=np.uint8) + np.uint8(60 * label)
+        Image.fromarray(pixels).save(path, quality=95)
+
+    rows = []
+    for label, wnid in enumerate(wnids):
+        folder = top / "train" / wnid / "images"
+        folder.mkdir(parents=True)
+        for i in range(train):
+            picture(folder / f"{wnid}_{i}.JPEG", label)
+        (folder.parent / f"{wnid}_boxes.txt").write_text(
+            "".join(f"{wnid}_{i}.JPEG\t{i}\t2\t{40 + i}\t63\n" for i in range(train))
+        )
+        for _ in range(val):
+            name = f"val_{len(rows)}.JPEG"
+            picture(top / "val" / "images" / name, label)
+            rows.append(f"{name}\t{wnid}\t0\t{label}\t62\t63\n")
+    (top / "val" / "val_annotations.txt").write_text("".join(rows))
+    return top
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_tiny_imagenet_in_its_official_layout(tmp_path, cache, zipped):
+    top = tiny_imagenet(tmp_path)
+    if zipped:
+        pack(top, tmp_path / "tiny-imagenet-200.zip", "tiny-imagenet-200/")
+        shutil.rmtree(top)
+    with pytest.raises(UserError, match="incomplete.*allow_partial"):
+        load("tiny-imagenet", tmp_path)
+    train, test = (
+        load("tiny-imagenet", tmp_path, split, allow_partial=True) for split in ("train", "test")
+    )
+    assert train.classes == ("n07", "n08", "n09") and len(train) == 12
+    assert test.labels.tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ], "val labels come from val_annotations.txt, not from the folder"
+    brightness = test.images.double().mean((1, 2, 3)).view(3, 2)
+    assert brightness.diff(dim=0).max() < -30, "labels belong to their images"
+    assert sorted(train.boxes[train.labels == 0].tolist()) == [
+        [i, 2, 41 + i, 64] for i in range(4)
+    ], "boxes are half open"
+    assert test.boxes[4].tolist() == [0, 0, 63, 64]
+
+
+def test_official_cifar_pickles(tmp_path, cache, monkeypatch):
+    import torchvision
+
+    rng, folder = np.random.default_rng(0), tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    names = ["airplane", "bird"]
+    contents = {"data_batch_1": (6, [1, 0, 1, 0, 1, 0]), "test_batch": (2, [0, 1])}
+    kind, listed = torchvision.datasets.CIFAR10, {}
+    for name, (count, labels) in contents.items():
+        data = {"data": rng.integers(0, 256, (count, 3072), dtype=np.uint8), "labels": labels}
+        (folder / name).write_bytes(pickle.dumps(data))
+        listed[name] = [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    monkeypatch.setattr(kind, "train_list", [listed["data_batch_1"]])
+    monkeypatch.setattr(kind, "test_list", [listed["test_batch"]])
+    monkeypatch.setattr(
+        kind,
+        "meta",
+        kind.meta | {"md5": hashlib.md5((folder / "batches.meta").read_bytes()).hexdigest()},
+    )
+    data = load("cifar10", tmp_path, "test", allow_partial=True)
+    stored = pickle.loads((folder / "test_batch").read_bytes())["data"].reshape(2, 3, 32, 32)
+    assert data.classes == ("airplane", "bird") and np.array_equal(data.images.numpy(), stored)
+    (folder / "test_batch").write_bytes(b"broken")
+    shutil.rmtree(cache)
+    with pytest.raises(UserError, match="cannot be read"):
+        load("cifar10", tmp_path, allow_partial=True)
+
+
+@pytest.mark.parametrize(
+    "prepare, name, words",
+    [
+        (lambda p: None, "cifar10", "put cifar10.zip or cifar-10-python.tar.gz there"),
+        (lambda p: None, "cifar-10", "did you mean 'cifar10'"),
+        (lambda p: None, "folder:{p}/nowhere", "there is no folder or zip"),
+        (
+            lambda p: (p / "cifar10.zip").write_bytes(b"PK\x03\x04 broken"),
+            "cifar10",
+            "cifar10.zip cannot be read",
+        ),
+        (lambda p: (p / "empty").mkdir(), "folder:{p}/empty", "train/CLASS"),
+    ],
+)
+def test_missing_and_broken_data_get_one_clear_line(tmp_path, cache, prepare, name, words):
+    prepare(tmp_path)
+    with pytest.raises(UserError, match=words) as error:
+        load(name.replace("{p}", str(tmp_path)), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_broken_and_unequal_images(pictures, tmp_path, cache):
+    other = shutil.copytree(pictures, tmp_path / "other")
+    (other / "test" / "red" / "0.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match="test/red/0.png.*cannot be read as an image"):
+        load(f"folder:{other}")
+    Image.new("RGB", (5, 5)).save(other / "test" / "red" / "0.png")
+    with pytest.raises(UserError, match="different sizes"):
+        load(f"folder:{other}")
