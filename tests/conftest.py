@@ -36,9 +36,9 @@ def pytest_unconfigure(config):
 
 
 SLOW = (
+    "test_end_to_end.py",
     "test_ray.py",
     "test_faults.py",
-    "test_batch.py",
     "02_training.ipynb",
     "test_recorded.py",
     "test_attacks.py",
@@ -102,23 +102,24 @@ def tiny_run(pictures, tmp_path):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project folder (with a space in its name) whose 02_training fails for seed 1, dies for seed
-    2, hangs for seed 3, trains and then fails for seed 5, and more (see standins.RECORD); a file
-    `mended` in it ends that.
-    """
-    import standins
+    """A project folder (with a space in its name) with a stand-in for 02_training."""
+    from standins import stand_in_project
 
     from rmlib.study.batch import plan
 
     root = tmp_path / "a project"
-    (root / "notebooks").mkdir(parents=True)
-    standins.stand_in(
-        root,
-        "02_training",
-        "seed = 0",
-        standins.STAND_IN,
-        standins.RECORD.format(tests=os.path.relpath(Path(__file__).parent, root), mended="mended"),
-    )
+    stand_in_project(root)
     monkeypatch.setattr(plan, "project_root", lambda: root)
     monkeypatch.chdir(root)
     return root
+
+
+@pytest.fixture
+def at_once(project, monkeypatch):
+    """The same, where notebooks are done in this process, without a kernel."""
+    import standins
+
+    from rmlib.study.batch import executors
+
+    monkeypatch.setattr(executors, "work", standins.at_once)
+    return project
