@@ -1,5 +1,6 @@
-"""Tests and notebooks run without network, data and GPU, in folders of their own; kernels started
-by nbval inherit this.
+"""Tests and notebooks run without network, data and GPU, in folders of their own.
+
+Kernels started by nbval inherit this.
 """
 
 import inspect
@@ -13,7 +14,8 @@ import pytest
 
 SCRATCH = Path(tempfile.mkdtemp(prefix="rmlib-tests-"))
 os.environ["RMLIB_RUNS"] = str(SCRATCH / "runs")
-os.environ["RMLIB_CACHE"] = str(SCRATCH / "cache")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the processes of xdist share what is decoded
+    os.environ["RMLIB_CACHE"] = str(SCRATCH / "cache")
 os.environ["RMLIB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run side by side
 for name in ("RMLIB_DATA", "RMLIB_MIRROR", "JPY_SESSION_NAME"):
@@ -68,21 +70,13 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """A folder dataset: 3 classes of 8 x 12 pixels, 20 training and 10 test images each, learnable
-    from the mean colour.
-    """
-    import numpy as np
-    from PIL import Image
+    """A folder dataset: 3 classes of 8 x 12 pixels, learnable from the mean colour.
 
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for split, count in (("train", 20), ("test", 10)):
-        for label, name in enumerate(("blue moon", "green", "red")):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 120, (8, 12, 3), dtype=np.uint8)
-                pixels[..., 2 - label] += 60
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
-    return root
+    Each has 20 training and 10 test images.
+    """
+    from standins import draw_pictures
+
+    return draw_pictures(tmp_path_factory.mktemp("pictures"), 20, 10)
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import faulty
 import nbformat
+import numpy as np
 import yaml
+from PIL import Image
 
 from rmlib.params import TrainParams
 from rmlib.study.batch import batch as batches
@@ -45,9 +47,26 @@ def stand_in(root, name, *cells):
     nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
 
 
+def draw_pictures(root, train, test):
+    """A folder dataset with so many images of each of three classes; returns ``root``."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for label, name in enumerate(("blue moon", "green", "red")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 120, (8, 12, 3), dtype=np.uint8)
+                pixels[..., 2 - label] += 60
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
 def stand_in_project(root):
-    """A project folder with a stand-in for notebook 02; see :func:`faulty.train`."""
+    """A project folder with a stand-in for notebook 02 and a few pictures.
+
+    See :func:`faulty.train`.
+    """
     (root / "notebooks").mkdir(parents=True)
+    draw_pictures(root / "pets", 1, 1)
     tests = os.path.relpath(Path(__file__).parent, root)
     stand_in(root, CELL, "seed = 0", TRAINING.format(tests=tests))
 
@@ -80,7 +99,8 @@ def counts(done, failed=0, stopped=0, left=0):
 
 
 def grid(folder, notebooks=None, **block):
-    """A grid of one block in grid.yaml; returns its path."""
+    """A grid of one block in grid.yaml, on the few pictures; returns its path."""
+    block = {"dataset": "folder:pets"} | block
     content = {"grid": [block]} | ({"notebooks": notebooks} if notebooks else {})
     return write(folder, yaml.safe_dump(content), "grid.yaml")
 
