@@ -1,9 +1,9 @@
 """The command line: ``rmlib data | train | batch | report | explain | bench``.
 
-A user's mistake is answered by one line on stderr and an exit code: 2 for a wrong command line, 1
-for anything else that can be mended, 75 for what was stopped and can go on, 130 for an
-interruption. Torch is imported only by the commands that need it, after everything on the command
-line has been checked.
+A user's mistake is answered by one line on stderr and an exit code. It is 2 for a wrong command
+line, and 1 for anything else that can be mended. It is 75 for what was stopped and can go on, and
+130 for an interruption. Torch is imported only by the commands that need it, after everything on
+the command line has been checked.
 """
 
 import argparse

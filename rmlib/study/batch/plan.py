@@ -173,15 +173,12 @@ class Batch:
                 options = json.loads(path.read_text())["options"]
             except (*records.DAMAGE, OSError):
                 options = []
-        head = {"schema_version": 1, "name": self.name, "file": self.file, "options": options}
-        head["notebooks"] = list(self.notebooks)
-        rows = []
+        fields = {"schema_version": 1, "name": self.name, "file": self.file, "options": options}
+        fields |= {"notebooks": list(self.notebooks), "cells": []}
         for run in self.runs:
             row = {"run_id": run.run_id, "label": self.label(run), "config": run.config}
-            rows.append(json.dumps(row | {"robustness": run.robustness}))
-        cells = ",\n  ".join(rows)
-        text = f'{json.dumps(head)[:-1]}, "cells": [\n  {cells}\n]}}\n'
-        records.atomic_write(path, text.encode())
+            fields["cells"].append(row | {"robustness": run.robustness})
+        records.atomic_write(path, records.in_rows(fields, "cells"))
         return path
 
 

@@ -227,13 +227,16 @@ def write(record: Record, folder: Path) -> Path:
     """Store the record of a run as ``folder/record.json``, a list of numbers on one line."""
     fields = record.model_dump(mode="json")
     fields |= {name: fields.pop(name) for name in Provenance.model_fields}  # at the end of the file
-    rows = ",\n    ".join(json.dumps(row) for row in fields["history"])
-    fields["history"] = "HISTORY"
-    history = f"[\n    {rows}\n ]" if rows else "[]"
-    text = json.dumps(fields, indent=1).replace('"HISTORY"', history)
     path = folder / RECORD
-    atomic_write(path, (text + "\n").encode())
+    atomic_write(path, in_rows(fields, "history"))
     return path
+
+
+def in_rows(fields: dict, name: str) -> bytes:
+    """JSON in which each element of the list ``name`` has a line."""
+    rows = ",\n    ".join(json.dumps(row) for row in fields[name])
+    text = json.dumps(fields | {name: "ROWS"}, indent=1)
+    return (text.replace('"ROWS"', f"[\n    {rows}\n ]" if rows else "[]") + "\n").encode()
 
 
 def _first_line(error):

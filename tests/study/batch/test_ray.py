@@ -20,11 +20,25 @@ ray = pytest.importorskip("ray")
 DRIVER = [*BATCH, "--executor", "ray"]
 
 
+def patiently(start):
+    """Start a cluster or a node, again where Ray's 30 seconds were too short for a busy machine."""
+    for _ in range(9):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out" not in str(error):
+                raise
+            ray.shutdown()
+    return start()
+
+
 @pytest.fixture
 def quiet(monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray writes a token into the user's home
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    connect = executors._connect
+    monkeypatch.setattr(executors, "_connect", lambda *words: patiently(lambda: connect(*words)))
 
 
 @pytest.fixture
@@ -38,9 +52,10 @@ def two_nodes(quiet):
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
     system = health | {"health_check_failure_threshold": 4}
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": system}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
-        yield cluster, [cluster.add_node(num_cpus=2, num_gpus=1) for _ in range(2)]
+        node = {"num_cpus": 2, "num_gpus": 1}
+        yield cluster, [patiently(lambda: cluster.add_node(**node)) for _ in range(2)]
     finally:
         cluster.shutdown()
 

@@ -62,10 +62,11 @@ def test_the_bare_step_trains_on_its_one_batch():
 
 def test_every_table_has_its_rows(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(mixing, "SHAPES", ((8, 3, 8, 8),))
-    monkeypatch.setattr(mixing, "IMAGES", 256)
+    monkeypatch.setattr(mixing, "IMAGES", 128)
+    monkeypatch.setattr(bench, "BATCH", 16)
     monkeypatch.setitem(bench.SIZES, "cpu", (1, 2))
-    monkeypatch.setitem(measuring.ATTACKED, "cpu", (6, 3, 2))
-    monkeypatch.setitem(measuring.MAPPED, "cpu", (6, 4, 2))
+    monkeypatch.setitem(measuring.ATTACKED, "cpu", (4, 1, 1))
+    monkeypatch.setitem(measuring.MAPPED, "cpu", (2, 1, 1))
     assert main(["bench", "--rounds", "1", "--out", str(tmp_path / "bench.md")]) == 0
     text = capsys.readouterr().out
     rows = [
@@ -78,7 +79,7 @@ def test_every_table_has_its_rows(capsys, monkeypatch, tmp_path):
         rate, share = line.split("|")[2:4]
         assert float(rate) > 0 and float(share.rstrip("% ")) > 0
         assert row != "bare step" or share == " 100.0 % "
-    assert "width 1, fp32, batch 128, 256 random images" in text
+    assert "width 1, fp32, batch 16, 32 random images" in text
     for name in (
         "naive loop k=4",
         "torchvision v2.MixUp",

@@ -113,7 +113,7 @@ def test_checkpoints_take_a_hundredth_of_the_time(tiny_run, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_stopped_or_killed_goes_on_bit_for_bit(tiny_run, tmp_path, number):
     """SIGTERM: it ends with a checkpoint. SIGKILL, as a power cut: it has the last one."""
-    options = params(tiny_run, epochs=100, eval_every=50, out=str(tmp_path / "broken"))
+    options = params(tiny_run, epochs=40, eval_every=20, out=str(tmp_path / "broken"))
     names = ("dataset", "width", "epochs", "batch_size", "lr", "out", "device", "eval_every")
     words = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     command = [sys.executable, "-m", "rmlib", "train", "--train-images", "all", *words]
@@ -124,7 +124,7 @@ def test_a_run_that_is_stopped_or_killed_goes_on_bit_for_bit(tiny_run, tmp_path,
     errors = process.communicate(timeout=300)[1]
     if number == signal.SIGTERM:
         assert process.returncode == 75 and "SIGTERM" in errors and errors.count("\n") == 1
-    record, whole = train(options, log=quiet), params(tiny_run, epochs=100, eval_every=50)
+    record, whole = train(options, log=quiet), params(tiny_run, epochs=40, eval_every=20)
     assert record.restarts == 1
     assert_equal(options, record, whole, train(whole, log=quiet))
 

@@ -147,15 +147,15 @@ def test_bf16_trains_close_to_fp32(tiny_run):
     assert fp32 != bf16 and fp32 == pytest.approx(bf16, rel=0.05)
 
 
-def test_a_narrow_network_learns_most_of_shapes_and_not_all(tmp_path):
-    """The stated size, seed and length: 1800 images, 3 epochs, seed 0, width 8.
+def test_shapes_are_neither_trivial_nor_beyond_a_narrow_network(tmp_path):
+    """The stated size, seed and length: 900 images, 3 epochs, seed 0, width 8.
 
-    Measured on val: 88, 85, 88 % for seeds 0 to 2.
+    Measured on val: 51 and 46 % for seeds 0 and 1, where chance is 10.
     """
-    size = {"epochs": 3, "train_images": 1800, "batch_size": 25, "lr": 0.02}
+    size = {"epochs": 3, "train_images": 900, "batch_size": 25, "lr": 0.02}
     plain = {"mixer": "none", "clean_weight": 0, "holdout": True, "eval_every": 0}
     options = TrainParams(**size, **plain, out=str(tmp_path))
-    assert 75 < train(options, log=quiet).metrics["accuracy"] < 92
+    assert 35 < train(options, log=quiet).metrics["accuracy"] < 70
 
 
 @pytest.mark.cuda
