@@ -76,8 +76,8 @@ def no_room_for_the_notebook():
 
 
 def no_memory():
-    resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
-    bytearray(2**33)
+    resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
+    bytearray(2**34)
 
 
 FAULTS = {

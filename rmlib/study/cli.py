@@ -167,7 +167,7 @@ def run_train(options) -> int:
         needs("study", "torchattacks", "pytorch_grad_cam")
     from rmlib.study.runs.run import train
 
-    record = train(params, log=_print)
+    record = train(params, log=_say)
     if record.status != "done":
         raise UserError(f"run {record.run_id} {record.status}; its record is in {params.folder}")
     print(
@@ -177,11 +177,11 @@ def run_train(options) -> int:
     if params.robustness:
         from rmlib.robustness.battery import after_training
 
-        after_training(params, log=_print)
+        after_training(params, log=_say)
     return 0
 
 
-def _print(line):
+def _say(line):
     print(line, flush=True)
 
 
@@ -198,7 +198,7 @@ def run_batch(options) -> int:
     if options.dry_run:
         print(costs.describe(batch, batches.local_places(batch, chosen)[0]))
         return 0
-    counts = batches.run_batch(batch, chosen, _print)
+    counts = batches.run_batch(batch, chosen, _say)
     print(f"\n{', '.join(f'{count} {state}' for state, count in counts.items())}\n")
     if any(batch.state(run) == "done" for run in batch.runs):
         make_report(batch.out, batch.out / "report")

@@ -231,8 +231,10 @@ def _with_bars(core, steps):
     """The same steps, with a bar of progress that begins again with every epoch."""
     with tqdm(total=len(core.loader), leave=False) as bar:
         for _ in steps:
-            bar.set_description(f"epoch {core.epoch + bool(core.step)}", refresh=False)
+            bar.set_description(f"epoch {core.epoch + 1}", refresh=False)
             bar.update(core.step - bar.n)
+            if not core.step:
+                bar.clear()  # a line of the log follows
             yield
 
 

@@ -67,7 +67,7 @@ def test_runs_that_die_are_named_in_one_line_each_and_begin_once(project, monkey
     executed = nbformat.read(batch.runs[-1].folder / f"{CELL}.ipynb", as_version=4)
     assert str(project) not in nbformat.writes(executed), "no path of this machine"
     assert "seed = 0" in executed.cells[1].source, "what was injected"
-    assert noted(batch.runs[-1].folder / "log.txt") == ["half of it"]
+    assert "half of it" in noted(batch.runs[-1].folder / "log.txt")
     kept = {path: path.stat().st_mtime_ns for path in Path("out").glob("*/record.json")}
     assert len(kept) == 2, "of seed 8 the record is whole"
     assert goes_on(monkeypatch, only_failed=True)["done"] == 5
