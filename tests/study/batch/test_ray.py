@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from faulty import noted
-from standins import BATCH, grid, run, until
+from standins import BATCH, counts, grid, run, until
 
 from rmlib import UserError
 from rmlib.study.batch import executors
@@ -32,17 +32,17 @@ def patiently(start):
     return start()
 
 
-@pytest.fixture
-def quiet(monkeypatch):
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray writes a token into the user's home
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    connect = executors._connect
-    monkeypatch.setattr(executors, "_connect", lambda *words: patiently(lambda: connect(*words)))
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patches.setenv("RAY_AUTH_MODE", "disabled")  # else Ray writes a token into the user's home
+        patches.delenv("RAY_ADDRESS", raising=False)
+        yield
 
 
 @pytest.fixture
-def two_nodes(quiet):
+def two_nodes():
     """A cluster whose head has no room for a run, and two nodes for one run each.
 
     They have a GPU each that is only counted. A node that is silent for some seconds is lost.
@@ -58,6 +58,30 @@ def two_nodes(quiet):
         yield cluster, [patiently(lambda: cluster.add_node(**node)) for _ in range(2)]
     finally:
         cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A cluster that the executor started on this machine."""
+    plan = tmp_path_factory.mktemp("ray") / "plan.json"
+    plan.write_text("plan")
+    executor = patiently(lambda: executors.Ray(None, plan, 1, "cpu", workers=2))
+    yield executor
+    executor.close()
+
+
+@pytest.fixture
+def own_cluster(cluster, monkeypatch):
+    """The same, for batches that ask for one."""
+
+    def ray_of(address, plan, *_):
+        assert address is None
+        monkeypatch.setattr(cluster, "plan", plan)
+        return cluster
+
+    monkeypatch.setattr(executors, "Ray", ray_of)
+    monkeypatch.setattr(cluster, "close", lambda: None)
+    return cluster
 
 
 def began():
@@ -95,16 +119,15 @@ def test_what_was_lost_with_a_worker_or_a_node_is_made_again(project, two_nodes)
     assert Path("interrupted.txt").exists(), "a training hears it and writes its checkpoint"
 
 
-def test_a_cluster_of_its_own_is_started_without_an_address(project, quiet):
+def test_a_cluster_of_its_own_is_started_without_an_address(project, own_cluster):
     """A failing run beside a good one."""
     grid(project, seed=[0, 1])
     lines = []
-    counts = run(lines, executor="ray", workers=2)
-    assert counts == {"done": 1, "failed": 1, "stopped": 0, "left": 0}
+    assert run(lines, executor="ray", workers=2) == counts(1, failed=1)
     assert any("AssertionError: seed 1 does not work" in line for line in lines)
 
 
-def test_a_cluster_that_does_not_answer_is_named(project, quiet):
+def test_a_cluster_that_does_not_answer_is_named(project):
     grid(project, seed=[0])
     with pytest.raises(UserError, match="no Ray cluster answers") as error:
         run(executor="ray", address="127.0.0.1:1")
@@ -128,12 +151,13 @@ def job(folder, word="rmlib"):
     return executors.Job((word,), 1, Path("log.txt"), Path("lock"), None, str(folder))
 
 
-def test_what_ray_cannot_do_is_named_and_tried_as_often_as_is_said(tmp_path, quiet, monkeypatch):
+def test_what_ray_cannot_do_is_named_and_tried_as_often_as_is_said(
+    tmp_path, own_cluster, monkeypatch
+):
     """An error of the executor itself, and a worker that dies each time: three more attempts.
 
     A machine without memory is not asked again: Ray's own retries would never end.
     """
-    (tmp_path / "plan.json").write_text("plan")
 
     def broken(job, *_):
         with open(f"{job.folder}/{job.words[0]}", "a") as file:
@@ -145,19 +169,15 @@ def test_what_ray_cannot_do_is_named_and_tried_as_often_as_is_said(tmp_path, qui
     def no_memory(reference):
         raise ray.exceptions.OutOfMemoryError("")
 
-    monkeypatch.setattr(executors, "_on_a_node", broken)
+    monkeypatch.setattr(own_cluster, "start", ray.remote(max_retries=0)(broken).remote)
     monkeypatch.setattr(executors, "LOST", (0.1, 0.1, 0.1))
-    places = executors.Ray(None, tmp_path / "plan.json", 1, "cpu")
-    try:
-        for kind, words, attempts in (
-            ("error", "cannot run it: .*no such thing", 1),
-            ("worker", "lost with its worker or machine 4 times", 4),
-        ):
-            ended = places.run(job(tmp_path, kind))
-            assert ended.code == 1 and re.search(words, ended.output)
-            assert (tmp_path / kind).stat().st_size == attempts
-        monkeypatch.setattr(ray, "get", no_memory)
-        ended = places.run(job(tmp_path, "memory"))
-        assert ended.code == 1 and "no memory left" in ended.output
-    finally:
-        places.close()
+    for kind, words, attempts in (
+        ("error", "cannot run it: .*no such thing", 1),
+        ("worker", "lost with its worker or machine 4 times", 4),
+    ):
+        ended = own_cluster.run(job(tmp_path, kind))
+        assert ended.code == 1 and re.search(words, ended.output)
+        assert (tmp_path / kind).stat().st_size == attempts
+    monkeypatch.setattr(ray, "get", no_memory)
+    ended = own_cluster.run(job(tmp_path, "memory"))
+    assert ended.code == 1 and "no memory left" in ended.output
