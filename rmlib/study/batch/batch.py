@@ -7,7 +7,6 @@ what was printed (log.txt), and error.txt if it failed. A failing run keeps no o
 
 import os
 import signal
-import threading
 from dataclasses import dataclass
 
 from rmlib import UserError
@@ -17,11 +16,11 @@ from rmlib.study.batch.costs import costs
 from rmlib.study.batch.jobs import Jobs
 from rmlib.study.batch.plan import Batch, source
 from rmlib.study.batch.progress import Progress
-from rmlib.study.guarded import needs
+from rmlib.study.guarded import handling, needs
 from rmlib.study.runs import records
 from rmlib.study.settings import CELL
 
-# SIGHUP: a closed terminal
+# signals that end the program count as Ctrl-C; SIGHUP: a closed terminal
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LOCK = ".batch.lock"
 
@@ -112,21 +111,13 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
         known = costs(batch) if todo else {}
         expected = {run.run_id: known.get(run.run_id) for run in todo}
         progress = Progress(counts, expected, executor.places, log)
-        _until_the_end(Jobs(batch, executor, progress, options), todo)
+        try:
+            with handling(ENDING, _interrupt):
+                Jobs(batch, executor, progress, options).all(todo)
+        finally:
+            executor.close()
     counts["left"] = len(batch.runs) + len(batch.notebooks) - sum(counts.values())
     return counts
-
-
-def _until_the_end(jobs, todo):
-    """Do everything; a signal that ends the program counts as Ctrl-C meanwhile."""
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, _interrupt) for number in ENDING if main}
-    try:
-        jobs.all(todo)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        jobs.executor.close()
 
 
 def _interrupt(*_):

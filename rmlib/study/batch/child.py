@@ -2,7 +2,7 @@
 
 ``python -m rmlib.study.batch.child LOCK MODULE [ARGUMENTS]``. The parent holds the other end of
 standard input. When that end closes, also by SIGKILL, this process does what SIGTERM asks of it: a
-training writes its checkpoint. So no orphan works on beside the batch that is started again.
+training writes its checkpoint. So no orphan works on while the batch is started again.
 Meanwhile the file LOCK is held. Whoever is started for the same run waits.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from rmlib import UserError
 from rmlib.study.runs import records
 
-# seconds between being told to end and being killed: a kernel gets 60 of them for its checkpoint
+# seconds between being asked to end and being killed: a kernel gets 60 of them for its checkpoint
 GRACE = 75.0
 PATIENCE = GRACE + 45  # seconds to wait for what an earlier parent left behind
 

@@ -2,8 +2,8 @@
 
 An executor has ``places``, the number of jobs it takes at the same time; ``run(job)``, which waits
 for one and is called from as many threads; ``stop()``, after which running jobs end with a
-checkpoint; and ``close()``. Both run a job by :func:`work`: a process of its own that is told its
-threads and its GPU before it starts.
+checkpoint; and ``close()``. Both run a job by :func:`work`, in a separate process. Its threads and
+its GPU are set before it starts.
 
 Ray rather than a scheduler of our own: it knows the GPUs of many machines and fractions of them,
 sets CUDA_VISIBLE_DEVICES, and says what was lost with a worker or a node. What a job has done lies
@@ -41,10 +41,10 @@ class Job:
     """A module of this package to run in a process of its own."""
 
     words: tuple[str, ...]  # module and arguments
-    threads: int  # of its computations, however many jobs run beside it
+    threads: int  # of its computations, however many jobs there are
     log: Path  # gets what it prints, as it is printed
     lock: Path  # held while it runs
-    minutes: float | None  # after this time it is told to end
+    minutes: float | None  # after this time it is asked to end
     folder: str  # it runs there
 
 
@@ -60,14 +60,14 @@ class Ended:
 def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
     """Run a job to its end in a process of its own.
 
-    It is told to end (SIGTERM; a training writes its checkpoint) after its time limit or when
+    It is asked to end (SIGTERM; a training writes its checkpoint) after its time limit or when
     ``stop`` is set, and killed when it has not after GRACE seconds. It ends by itself when this
     process is killed.
 
     Args:
-        environment: variables beside those of this process and the numbers of threads.
+        environment: variables in addition to those of this process and the numbers of threads.
     """
-    begun, told, late = time.monotonic(), None, False
+    begun, asked, late = time.monotonic(), None, False
     process, lines = _start(job, environment), collections.deque(maxlen=200)
     log = Path(job.folder, job.log)
     reader = threading.Thread(target=_listen, args=(process.stdout, log, lines), daemon=True)
@@ -81,10 +81,10 @@ def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
                     stop.set()
             now = time.monotonic()
             over = job.minutes is not None and now - begun > 60 * job.minutes
-            if told is None and (stop.is_set() or over):
-                told, late = now, not stop.is_set()
+            if asked is None and (stop.is_set() or over):
+                asked, late = now, not stop.is_set()
                 process.terminate()
-            elif told is not None and now - told > GRACE:
+            elif asked is not None and now - asked > GRACE:
                 _kill(process)
     finally:
         _kill(process)
@@ -173,7 +173,7 @@ def chosen_gpus(words: str) -> tuple[str, ...]:
     chosen = visible if words == "all" else [word.strip() for word in words.split(",")]
     if not chosen or not set(chosen) <= set(visible):
         shown = f"the GPUs {','.join(visible)}" if visible else "no GPU"
-        remedy = "leave it out to take what there is"
+        remedy = "leave it out to take the first"
         raise UserError(f"--gpus {words}: this machine shows {shown}; {remedy}")
     return tuple(chosen)
 

@@ -22,7 +22,7 @@ import psutil
 
 from rmlib import Stopped, UserError
 from rmlib.params import nearest
-from rmlib.study.guarded import Usage, guarded
+from rmlib.study.guarded import Usage, guarded, handling
 from rmlib.study.runs import records
 from rmlib.study.settings import NOTEBOOKS
 
@@ -60,8 +60,15 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     if not source.exists():
         raise UserError(f"there is no notebook {source}")
     target.parent.mkdir(parents=True, exist_ok=True)
+    ending = threading.Event()
+
+    def end(*_):
+        if not ending.is_set():
+            ending.set()
+            threading.Thread(target=_end_kernel, daemon=True).start()
+
     try:
-        with _ending_kernels() as ending:
+        with handling((signal.SIGTERM, signal.SIGINT), end):
             _execute(source, target, parameters, ending)
     except DeadKernelError:
         reason = "was killed or crashed, and left no message (memory full? see the system's log)"
@@ -73,26 +80,6 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
         # it may not be written to its end: what stopped it says so
         with contextlib.suppress(ValueError, OSError):
             tidy(target)
-
-
-@contextlib.contextmanager
-def _ending_kernels():
-    """An event that SIGTERM and Ctrl-C set; they also end what the kernel executes."""
-    ending = threading.Event()
-
-    def end(*_):
-        if not ending.is_set():
-            ending.set()
-            threading.Thread(target=_end_kernel, daemon=True).start()
-
-    main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
-    before = {number: signal.signal(number, end) for number in numbers}
-    try:
-        yield ending
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _execute(source, target, parameters, ending):

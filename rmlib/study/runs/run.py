@@ -44,7 +44,7 @@ def evaluation_set(params: TrainParams) -> ImageSet:
 class StoredRun:
     """A run with its folder: from its checkpoint, if there is one, to its record.
 
-    ``core``: see :class:`rmlib.train.Run`. ``progress``: what the checkpoint keeps besides.
+    ``core``: see :class:`rmlib.train.Run`. ``progress``: what else the checkpoint keeps.
     """
 
     def __init__(self, params: TrainParams, log=print):
