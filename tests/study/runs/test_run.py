@@ -13,7 +13,7 @@ from rmlib import Stopped, UserError
 from rmlib.data import load
 from rmlib.evaluate import predict
 from rmlib.params import TrainParams
-from rmlib.study.runs import networks, records
+from rmlib.study.runs import networks, records, run
 from rmlib.study.runs.run import StoredRun, train
 from rmlib.study.settings import parse
 from rmlib.train import training
@@ -102,6 +102,14 @@ def test_the_global_random_state_stays(tiny_run):
     before = torch.get_rng_state()
     train(params(tiny_run, epochs=1), log=quiet)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_bar_of_progress_changes_nothing(tiny_run, tmp_path, monkeypatch, capsys):
+    expected = train(params(tiny_run, epochs=2), log=quiet)
+    monkeypatch.setattr(run, "interactive", lambda: True)
+    watched = params(tiny_run, epochs=2, out=str(tmp_path / "watched"))
+    assert train(watched, log=quiet).history == expected.history
+    assert "epoch 2" in capsys.readouterr().err
 
 
 def test_a_diverged_run_says_so(tiny_run):
