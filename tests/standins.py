@@ -10,8 +10,10 @@ import faulty
 import nbformat
 import numpy as np
 import yaml
+from made import make_record
 from PIL import Image
 
+from rmlib.datasets import sources
 from rmlib.params import TrainParams
 from rmlib.study.batch import batch as batches
 from rmlib.study.batch.executors import Ended
@@ -61,12 +63,14 @@ def draw_pictures(root, train, test):
 
 
 def stand_in_project(root):
-    """A project folder with a stand-in for notebook 02 and a few pictures.
+    """A project folder with a few pictures and a stand-in for notebook 02.
 
-    See :func:`faulty.train`.
+    It needs neither torch nor pandas: see :func:`faulty.train`.
     """
     (root / "notebooks").mkdir(parents=True)
-    draw_pictures(root / "pets", 1, 1)
+    pets = f"folder:{draw_pictures(root / 'pets', 1, 1)}"
+    record = make_record(80.0, checksum=str(sources.arrays(pets)["checksum"]), dataset=pets)
+    (root / "template.json").write_text(record.model_dump_json())
     tests = os.path.relpath(Path(__file__).parent, root)
     stand_in(root, CELL, "seed = 0", TRAINING.format(tests=tests))
 

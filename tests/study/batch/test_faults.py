@@ -135,7 +135,7 @@ def test_killed_at_random_moments_the_grid_ends_as_if_undisturbed(pictures, tmp_
         lines = noted(params.folder / "log.txt")
         return sum(bool(re.match(r"epoch +\d+/", line)) for line in lines)
 
-    for inside in (False, True, True):
+    for inside in (False, True):
         before = epochs()
         process = subprocess.Popen(command, **options)
         if inside:
