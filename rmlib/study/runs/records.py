@@ -342,6 +342,8 @@ def measure(folder: Path, kind: str, settings: dict, compute, device: str, save:
     stored.measurements.append(
         Measurement(settings=settings, result=result, seconds=seconds, **environment(device))
     )
-    fields = stored.model_dump(mode="json")
-    atomic_write(folder / f"{kind}.json", in_rows(fields, "measurements"))
+    lines = ",\n  ".join(json.dumps(row) for row in stored.model_dump(mode="json")["measurements"])
+    head = json.dumps(stored.model_dump(mode="json", exclude={"measurements"}), indent=1)
+    text = f'{head[:-2]},\n "measurements": [\n  {lines}\n ]\n}}\n'
+    atomic_write(folder / f"{kind}.json", text.encode())
     return result

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from faulty import noted
-from made import make_record
+from made import make_record, measured
 from standins import counts, grid, run, stand_in, write
 
 from rmlib import UserError
@@ -164,15 +164,13 @@ def test_a_record_that_cannot_be_used_is_set_aside_and_its_run_begins_again(at_o
 def test_attacks_that_were_asked_for_belong_to_a_done_run(at_once):
     """It is partial until the last of them is stored, and again when that file is damaged."""
     (params,) = read_batch(grid(at_once, seed=[0], robustness=True), "out").runs
-    folder, what = params.folder, {"measure": "localization", "images": 3}
-    records.write(make_record(**params.config), folder)
-    (folder / records.WEIGHTS).write_bytes(b"weights")
-    states = []
+    record, states = make_record(**params.config), []
+    records.write(record, params.folder)
     for measure in ("localization", records.KEPT):
         states.append(batch().state(params))
-        records.measure(folder, "cam", what | {"measure": measure}, dict, "cpu", save=True)
+        measured(Path("out"), record, "cam", ({"measure": measure, "images": 3}, {}))
     states.append(batch().state(params))
-    (folder / "cam.json").write_text("{")
+    (params.folder / "cam.json").write_text("{")
     assert [*states, batch().state(params)] == ["partial", "partial", "done", "partial"]
 
 
