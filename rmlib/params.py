@@ -11,14 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args, get_origin
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from rmlib.paths import runs_dir
 
@@ -79,6 +72,8 @@ def eps_text(value) -> str:
 
 
 Eps = Annotated[str, BeforeValidator(eps_text)]
+Device = Literal["auto", "cpu", "cuda"]
+ROOT = "folder of the datasets (default: $RMLIB_DATA, then data/)"
 
 
 def nearest(name: str, valid) -> str:
@@ -99,12 +94,8 @@ class Params(BaseModel):
 class DataParams(Params):
     """Parameters of the notebooks that name a dataset."""
 
-    dataset: str = Field(
-        "shapes", description="shapes, cifar10, cifar100, tiny-imagenet or folder:PATH"
-    )
-    root: str | None = Field(
-        None, description="folder of the datasets (default: $RMLIB_DATA, then data/)"
-    )
+    dataset: str = Field("shapes", description=", ".join([*DATASETS, "folder:PATH"]))
+    root: str | None = Field(None, description=ROOT)
     allow_partial: bool = Field(False, description="accept a part of a named dataset, for lessons")
 
     @field_validator("dataset")
@@ -123,7 +114,7 @@ class TrainParams(DataParams):
     k: Int = Field(2, ge=1, description="region_mixup: tiles per side")
     alpha: Float = Field(1.0, gt=0, description="of Beta(alpha, alpha), the distribution of lam")
     regions: Literal["grid", "random"] = Field(
-        "grid", description="region_mixup: equal tiles or random borders"
+        "grid", description="region_mixup: equal or random tiles"
     )
     per_sample: bool = Field(False, description="region_mixup: other weights for every image")
     shared_partner: bool = Field(False, description="region_mixup: one partner for all tiles")
@@ -149,27 +140,19 @@ class TrainParams(DataParams):
     # on which images
     seed: Int = Field(0, ge=0, description="of initialisation, order, augmentation and mixing")
     train_images: Limit = Field(
-        2000, ge=2, description="class-balanced subset of the training images; None or all: all"
+        2000, ge=2, description="training images, balanced; None or all: all"
     )
-    test_images: Limit = Field(
-        None, ge=1, description="class-balanced subset of the test images; None or all: all"
-    )
+    test_images: Limit = Field(None, ge=1, description="test images, balanced; None or all: all")
     augment: bool = Field(True, description="zero-pad 2, random crop, random flip")
     holdout: bool = Field(False, description="evaluate on a tenth kept out of training: for tuning")
     # how it is measured and computed
     eval_every: Int = Field(1, ge=0, description="epochs between evaluations; 0: only the end")
     snapshots: list[Int] = Field([], description="epochs after which a full evaluation is stored")
-    bn_recalibration: bool = Field(
-        False, description="also evaluate with BatchNorm statistics of clean images"
-    )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of training; final evaluation is always fp32"
-    )
+    bn_recalibration: bool = Field(False, description="also with BatchNorm of clean images")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of training; the end is fp32")
     threads: Int = Field(1, ge=1, description="CPU threads of the run")
     # where and how long: not part of the run's identity
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: cuda where there is one"
-    )
+    device: Device = Field("auto", description="auto: cuda where there is one")
     compiled: bool = Field(False, description="compile network and mixing: faster on a GPU")
     out: str | None = Field(None, description="folder for the run's folder (default: runs/single)")
     max_minutes: Float | None = Field(None, gt=0, description="minutes until it is stopped")
@@ -178,37 +161,26 @@ class TrainParams(DataParams):
         None, ge=1, description="robustness: test images, drawn by seed 0; None or all: all"
     )
 
-    RUNTIME: ClassVar = (
-        "root",
-        "device",
-        "compiled",
-        "out",
-        "max_minutes",
-        "robustness",
-        "measured_images",
-    )
+    RUNTIME: ClassVar = {"root", "device", "compiled", "out", "max_minutes"}
+    RUNTIME |= {"robustness", "measured_images"}
 
     @model_validator(mode="after")
     def _fits_together(self):
-        wrong = [
-            f"{name}={getattr(self, name)} does nothing for mixer '{self.mixer}'"
-            f" (it belongs to '{owner}')"
-            for name, owner in OWNERS.items()
-            if owner != self.mixer and not self._is_default(name)
-        ]
-        if self.mixer == "none" and not self._is_default("alpha"):
+        wrong, mixer = [], self.mixer
+        for name, owner in OWNERS.items():
+            if owner != mixer and not self._is_default(name):
+                words = f"does nothing for mixer '{mixer}' (it belongs to '{owner}')"
+                wrong.append(f"{name}={getattr(self, name)} {words}")
+        if mixer == "none" and not self._is_default("alpha"):
             wrong.append(f"alpha={self.alpha} does nothing for mixer 'none'")
         if self.measured_images is not None and not self.robustness:
             wrong.append(f"measured_images={self.measured_images} does nothing without robustness")
         if any(not 0 < milestone < 1 for milestone in self.milestones):
-            wrong.append(
-                f"milestones={self.milestones}: expected shares of the schedule, e.g. [0.25, 0.375]"
-            )
-        wrong += [
-            f"snapshots: epoch {epoch} is not in 1..{self.epochs}"
-            for epoch in self.snapshots
-            if not 1 <= epoch <= self.epochs
-        ]
+            remedy = "expected shares of the schedule, e.g. [0.25, 0.375]"
+            wrong.append(f"milestones={self.milestones}: {remedy}")
+        for epoch in self.snapshots:
+            if not 1 <= epoch <= self.epochs:
+                wrong.append(f"snapshots: epoch {epoch} is not in 1..{self.epochs}")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -219,7 +191,7 @@ class TrainParams(DataParams):
     @property
     def config(self) -> dict:
         """What identifies the run: what can change its result, without paths of the machine."""
-        config = self.model_dump(exclude=set(self.RUNTIME))
+        config = self.model_dump(exclude=self.RUNTIME)
         if self.dataset.startswith("folder:"):
             name = Path(self.dataset.removeprefix("folder:")).name
             config["dataset"] = "folder:" + name.removesuffix(".zip")
@@ -239,19 +211,13 @@ class TrainParams(DataParams):
 class NetworksParams(Params):
     """Parameters of the notebooks that look at trained networks."""
 
-    runs: str | None = Field(
-        None, description="folder of finished runs with weights (default: results/quick)"
-    )
+    runs: str | None = Field(None, description="folder of trained runs (default: results/quick)")
     clean_weight: Annotated[float | None, BeforeValidator(_optional)] = Field(
         1.0, ge=0, description="only runs with this weight of the clean loss; None or all: all"
     )
     seed: Int = Field(0, ge=0, description="of the choice of images and of random measurements")
-    root: str | None = Field(
-        None, description="folder of the datasets (default: $RMLIB_DATA, then data/)"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: cuda where there is one"
-    )
+    root: str | None = Field(None, description=ROOT)
+    device: Device = Field("auto", description="auto: cuda where there is one")
     threads: Int = Field(1, ge=1, description="CPU threads")
     save: bool = Field(False, description="store results with the run, and load stored ones")
 

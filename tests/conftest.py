@@ -1,5 +1,6 @@
-"""Tests and notebooks run without network, data and GPU, in folders of their own; kernels started
-by nbval inherit this.
+"""Tests and notebooks run without network, data and GPU, in folders of their own.
+
+Kernels started by nbval inherit this.
 """
 
 import os
@@ -11,7 +12,8 @@ import pytest
 
 SCRATCH = Path(tempfile.mkdtemp(prefix="rmlib-tests-"))
 os.environ["RMLIB_RUNS"] = str(SCRATCH / "runs")
-os.environ["RMLIB_CACHE"] = str(SCRATCH / "cache")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the processes of xdist share what is decoded
+    os.environ["RMLIB_CACHE"] = str(SCRATCH / "cache")
 os.environ["RMLIB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run side by side
 for name in ("RMLIB_DATA", "RMLIB_MIRROR", "JPY_SESSION_NAME"):
@@ -22,19 +24,21 @@ def pytest_unconfigure(config):
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
+# the longest first; those at the top that need no drawn images let others draw them once
 SLOW = (
-    "test_ray.py",
-    "test_faults.py",
-    "test_batch.py",
-    "02_training.ipynb",
-    "test_recorded.py",
-    "test_attacks.py",
     "03_robustness.ipynb",
+    "test_faults.py",
+    "test_ray.py",
+    "02_training.ipynb",
+    "test_end_to_end.py",
+    "test_recorded.py",
+    "04_cam.ipynb",
+    "test_attacks.py",
 )
 
 
 def pytest_collection_modifyitems(items):
-    """The slow files first, so that nobody waits for the last one alone."""
+    """The slow files first, so that nothing waits for the last one alone."""
     items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 
@@ -55,21 +59,13 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """A folder dataset: 3 classes of 8 x 12 pixels, 20 training and 10 test images each, learnable
-    from the mean colour.
-    """
-    import numpy as np
-    from PIL import Image
+    """A folder dataset: 3 classes of 8 x 12 pixels, learnable from the mean colour.
 
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for split, count in (("train", 20), ("test", 10)):
-        for label, name in enumerate(("blue moon", "green", "red")):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 120, (8, 12, 3), dtype=np.uint8)
-                pixels[..., 2 - label] += 60
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
-    return root
+    Each has 20 training and 10 test images.
+    """
+    from standins import draw_pictures
+
+    return draw_pictures(tmp_path_factory.mktemp("pictures"), 20, 10)
 
 
 @pytest.fixture
@@ -89,23 +85,24 @@ def tiny_run(pictures, tmp_path):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project folder (with a space in its name) whose 02_training fails for seed 1, dies for seed
-    2, hangs for seed 3, trains and then fails for seed 5, and more (see standins.RECORD); a file
-    `mended` in it ends that.
-    """
-    import standins
+    """A project folder (with a space in its name) with a stand-in for 02_training."""
+    from standins import stand_in_project
 
     from rmlib.study.batch import plan
 
     root = tmp_path / "a project"
-    (root / "notebooks").mkdir(parents=True)
-    standins.stand_in(
-        root,
-        "02_training",
-        "seed = 0",
-        standins.STAND_IN,
-        standins.RECORD.format(tests=os.path.relpath(Path(__file__).parent, root), mended="mended"),
-    )
+    stand_in_project(root)
     monkeypatch.setattr(plan, "project_root", lambda: root)
     monkeypatch.chdir(root)
     return root
+
+
+@pytest.fixture
+def at_once(project, monkeypatch):
+    """The same, where notebooks are done in this process, without a kernel."""
+    import standins
+
+    from rmlib.study.batch import executors
+
+    monkeypatch.setattr(executors, "work", standins.at_once)
+    return project

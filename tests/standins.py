@@ -1,92 +1,124 @@
-"""Small stand-ins for the notebooks: they write records without training, and fail, die or hang
-where a test needs it.
-"""
+"""Batches of stand-ins: notebooks that write records without training, or that need no kernel."""
 
-import nbformat
-import yaml
-
-from rmlib.study.batch import batch as batches
-
-STAND_IN = """
-import os, time
-from rmlib.study import settings
-settings = settings.check("02_training", globals())
-"""
-RECORD = """
+import json
+import os
 import sys
-sys.path.insert(0, {tests!r})
+import time
+from pathlib import Path
+
+import faulty
+import nbformat
+import numpy as np
+import yaml
 from made import make_record
-with open("began.txt", "a") as file:
-    print(settings.seed, os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("OMP_NUM_THREADS"), os.getppid(), file=file)
-assert settings.seed != 1 or os.path.exists({mended!r}), "seed 1 does not work"
-if settings.seed == 2 and not os.path.exists({mended!r}):
-    os.kill(os.getpid(), 9)
-if settings.seed == 3:
-    try:
-        time.sleep(0 if os.path.exists({mended!r}) else 100)
-    except KeyboardInterrupt:
-        open("interrupted.txt", "w").close()
-        raise
-if settings.seed == 6 and not os.path.exists({mended!r}):  # deaf to everything but SIGKILL
-    import signal
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    while True:
-        with open("beat.txt", "a") as file:
-            print("beat", file=file)
-        time.sleep(0.1)
-if settings.seed == 7 and not os.path.exists({mended!r}):  # no room for a record
-    import resource
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-if settings.seed == 8 and not os.path.exists({mended!r}):  # no room for the notebook
-    import resource
-    resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (100, 100))
-if settings.seed == 9 and not os.path.exists({mended!r}):
-    import resource
-    resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
-    b"x" * 2**33
-if settings.seed >= 20:  # takes its time
-    print("half of it", flush=True)
-    time.sleep(1)
+from PIL import Image
+
 from rmlib.datasets import sources
-from rmlib.study.runs import records
-checksum = str(sources.arrays(settings.dataset)["checksum"])
-if not (settings.folder / records.RECORD).exists():  # as a training does
-    record = make_record(80.0 + settings.seed % 20, checksum=checksum, **settings.config)
-    with open("recorded.txt", "a") as file:
-        print(settings.seed, file=file)
-    records.write(record, settings.folder)
-assert settings.seed != 5, "out of memory"
+from rmlib.params import TrainParams
+from rmlib.study.batch import batch as batches
+from rmlib.study.batch.executors import Ended
+from rmlib.study.batch.plan import read_batch
+from rmlib.study.settings import CELL
+
+TRAINING = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import faulty
+from rmlib.study import settings
+faulty.train(settings.check("02_training", globals()), os.getppid())
 """
+# the command line of `rmlib batch` in a project of stand-ins
+COMMAND = """
+import sys
+from pathlib import Path
+from rmlib.study.batch import plan
+from rmlib.study.cli import main
+plan.project_root = lambda: Path.cwd()
+sys.exit(main(["batch", "grid.yaml", "--out", "out", *sys.argv[1:]]))
+"""
+BATCH = [sys.executable, "-c", COMMAND]
 
 
 def stand_in(root, name, *cells):
     """A notebook whose first cell is the one of parameters."""
     cells = [nbformat.v4.new_code_cell(text) for text in cells]
     cells[0].metadata["tags"] = ["parameters"]
-    kernel = {
-        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-        "language_info": {"name": "python"},
-    }
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / f"{name}.ipynb"
-    )
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
 
 
-def run_batch(batch, log=print, **options):
-    """Run a batch with options given by name."""
-    return batches.run_batch(batch, batches.Options(**options), log)
+def draw_pictures(root, train, test):
+    """A folder dataset with so many images of each of three classes; returns ``root``."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for label, name in enumerate(("blue moon", "green", "red")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 120, (8, 12, 3), dtype=np.uint8)
+                pixels[..., 2 - label] += 60
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+def stand_in_project(root):
+    """A project folder with a few pictures and a stand-in for notebook 02.
+
+    It needs neither torch nor pandas: see :func:`faulty.train`.
+    """
+    (root / "notebooks").mkdir(parents=True)
+    pets = f"folder:{draw_pictures(root / 'pets', 1, 1)}"
+    record = make_record(80.0, checksum=str(sources.arrays(pets)["checksum"]), dataset=pets)
+    (root / "template.json").write_text(record.model_dump_json())
+    tests = os.path.relpath(Path(__file__).parent, root)
+    stand_in(root, CELL, "seed = 0", TRAINING.format(tests=tests))
+
+
+def at_once(job, environment, stop):
+    """What :func:`rmlib.study.batch.executors.work` would do, without a process or a kernel."""
+    _, _, source, _, values = job.words
+    name, values = Path(source).stem, json.loads(values)
+    try:
+        if name == CELL:
+            gpu = environment.get("CUDA_VISIBLE_DEVICES")
+            faulty.train(TrainParams(**values), gpu, job.threads)
+        else:
+            seen = len(list(Path("out").glob("*/record.json")))
+            faulty.note("order.txt", name, seen, values.get("queries"))
+            assert name != "04_cam" or os.path.exists("mended"), "no map"
+    except AssertionError as error:
+        return Ended(1, f"some\nAssertionError: {error}\n")
+    return Ended(0, "")
+
+
+def run(lines=None, out="out", **options):
+    """Run grid.yaml; returns how many runs and notebooks are done, failed, stopped and left."""
+    log = (lambda line: None) if lines is None else lines.append
+    return batches.run_batch(read_batch("grid.yaml", out), batches.Options(**options), log)
+
+
+def counts(done, failed=0, stopped=0, left=0):
+    return {"done": done, "failed": failed, "stopped": stopped, "left": left}
 
 
 def grid(folder, notebooks=None, **block):
-    path = folder / "grid.yaml"
-    path.write_text(
-        yaml.safe_dump({"grid": [block]} | ({"notebooks": notebooks} if notebooks else {}))
-    )
-    return path
+    """A grid of one block in grid.yaml, on the few pictures; returns its path."""
+    block = {"dataset": "folder:pets"} | block
+    content = {"grid": [block]} | ({"notebooks": notebooks} if notebooks else {})
+    return write(folder, yaml.safe_dump(content), "grid.yaml")
 
 
-def write(tmp_path, text):
-    path = tmp_path / "b.yaml"
+def write(folder, text, name="b.yaml"):
+    path = folder / name
     path.write_text(text)
     return path
+
+
+def until(condition, process=None, seconds=300):
+    """Wait for something that happens soon, also on a busy machine, while a process lives."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        assert process is None or process.poll() is None, "the process has ended"
+        time.sleep(0.05)

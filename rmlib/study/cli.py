@@ -1,19 +1,19 @@
 """The command line: ``rmlib data | train | batch | report | explain | bench``.
 
-A user's mistake is answered by one line on stderr and an exit code: 2 for a wrong command line, 1
-for anything else that can be mended, 75 for what was stopped and can go on, 130 for an
-interruption. Torch is imported only by the commands that need it, after everything on the command
-line has been checked.
+A user's mistake is answered by one line on stderr and an exit code. It is 2 for a wrong command
+line, and 1 for anything else that can be mended. It is 75 for what was stopped and can go on, and
+130 for an interruption. Torch is imported only by the commands that need it, after everything on
+the command line has been checked.
 """
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from rmlib import STOPPED, UserError, __version__, paths
 from rmlib.params import choices, nearest
 from rmlib.study.guarded import Usage, guarded, needs
-from rmlib.study.runs import collection
 from rmlib.study.settings import BENCHED, CELL, NOTEBOOKS, parse
 
 
@@ -30,8 +30,7 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown option {wrong}: {nearest(wrong, options)}"
         elif "invalid choice: " in message and self._subparsers is not None:
             wrong = message.split("invalid choice: '")[-1].split("'")[0]
-            known = next(iter(self._subparsers._group_actions)).choices
-            message = f"unknown command {wrong!r}: {nearest(wrong, known)}"
+            message = f"unknown command {wrong!r}: {nearest(wrong, COMMANDS)}"
         raise Usage(f"{self.prog}: {message}")
 
 
@@ -88,37 +87,25 @@ def _train_options(parser):
 
 
 def _batch_options(parser):
-    add = parser.add_argument
+    """All but the first three are the fields of :class:`rmlib.study.batch.batch.Options`."""
+    add, yes_or_no = parser.add_argument, argparse.BooleanOptionalAction
     add("file", help="YAML file of the grid, e.g. notebooks/batches/quick.yaml")
     add("--out", help="folder of the results (default: runs/NAME)")
-    add(
-        "--workers",
-        type=int,
-        help="runs at the same time (default: what the cores carry; 1 on a GPU)",
-    )
     add("--dry-run", action="store_true", help="list what would run")
+    text = "runs at the same time (default: what the cores carry; 1 on a GPU)"
+    add("--workers", type=int, help=text)
     add("--only-failed", action="store_true", help="start only the runs that failed before")
-    add(
-        "--keep-going",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="after a failure run what else there is (the default), or start nothing more",
-    )
+    text = "after a failure run what else there is (the default), or start nothing more"
+    add("--keep-going", action=yes_or_no, default=True, help=text)
     add("--timeout", type=float, metavar="MINUTES", help="end a notebook after it, as failed")
-    add(
-        "--gpus",
-        metavar="LIST",
-        help="GPUs for one run each: all, or some such as 0,2 (default: the first)",
-    )
+    text = "GPUs for one run each: all, or some such as 0,2 (default: the first)"
+    add("--gpus", metavar="LIST", help=text)
     add("--per-gpu", type=int, default=1, help="runs at the same time on each GPU (default: 1)")
-    add(
-        "--executor",
-        choices=("local", "ray"),
-        default="local",
-        help="this machine (default), or a Ray cluster whose machines share the folder of results",
-    )
+    text = "this machine (default), or a Ray cluster whose machines share the folder of results"
+    add("--executor", choices=("local", "ray"), default="local", help=text)
     add("--address", help="of the Ray cluster, such as auto or 10.0.0.1:6379 (default: start one)")
-    add("--compile", action="store_true", help="compile every run: faster on a GPU")
+    text = "compile every run: faster on a GPU"
+    add("--compile", action="store_true", dest="compiled", help=text)
     add("--max-minutes", type=float, help="then stop with checkpoints; the same command goes on")
 
 
@@ -147,14 +134,8 @@ def _explain_options(parser):
 def _bench_options(parser):
     add = parser.add_argument
     add("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
-    add(
-        "--only",
-        nargs="+",
-        default=BENCHED,
-        choices=BENCHED,
-        metavar="|".join(BENCHED),
-        help="some of the tables (default: all)",
-    )
+    some = {"choices": BENCHED, "metavar": "|".join(BENCHED)}
+    add("--only", nargs="+", default=BENCHED, help="some of the tables (default: all)", **some)
     add("--rounds", type=int, default=60, help="interleaved repetitions (the median counts)")
     add("--width", type=int, help="of the trained network (default: 64 on CUDA, 8 on the CPU)")
     add("--compile", action="store_true", help="also measure the compiled blend and step")
@@ -209,30 +190,17 @@ def run_batch(options) -> int:
     _check_batch(options)
     needs("study", "papermill", "nbformat", "ipykernel")
     from rmlib.study.batch import batch as batches
-    from rmlib.study.batch import costs, executors, plan
+    from rmlib.study.batch import costs, plan
 
     batch = plan.read_batch(options.file, options.out)
+    names = [field.name for field in fields(batches.Options)]
+    chosen = batches.Options(**{name: getattr(options, name) for name in names})
     if options.dry_run:
-        gpus = executors.chosen_gpus(options.gpus) if options.gpus else ()
-        workers = options.workers or batches.default_workers(batch, gpus, options.per_gpu)
-        print(costs.describe(batch, workers))
+        print(costs.describe(batch, batches.local_places(batch, chosen)[0]))
         return 0
-    words = []  # what is right on another machine, too
-    if options.per_gpu != 1:
-        words += ["--per-gpu", str(options.per_gpu)]
-    if options.timeout is not None:
-        words += ["--timeout", f"{options.timeout:g}"]
-    if options.compile:
-        words += ["--compile"]
-    same = ("workers", "only_failed", "keep_going", "max_minutes", "timeout", "gpus", "per_gpu")
-    chosen = batches.Options(
-        **{name: getattr(options, name) for name in (*same, "executor", "address")},
-        compiled=options.compile,
-        words=tuple(words),
-    )
     counts = batches.run_batch(batch, chosen, _say)
     print(f"\n{', '.join(f'{count} {state}' for state, count in counts.items())}\n")
-    if any(batch.state(cell) == "done" for cell in batch.cells):
+    if any(batch.state(run) == "done" for run in batch.runs):
         make_report(batch.out, batch.out / "report")
     unlimited = counts["left"] and not counts["stopped"] and options.max_minutes is None
     if counts["failed"] or unlimited:
@@ -242,49 +210,50 @@ def run_batch(options) -> int:
 
 def _check_batch(options):
     """Refuse options of ``rmlib batch`` that make no sense."""
-    for name in ("workers", "per_gpu"):
-        _at_least_1(name, getattr(options, name))
+    _at_least_1(options, "workers", "per_gpu")
     for name in ("max_minutes", "timeout"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: above 0")
     if options.executor == "ray":
         needs("ray", "ray")
-        if options.gpus:
-            raise UserError(
-                f"--gpus {options.gpus}: Ray deals out the GPUs of its cluster itself; leave it out"
-            )
-    elif options.address:
+    if options.executor == "ray" and options.gpus:
+        reason = "Ray deals out the GPUs of its cluster itself; leave it out"
+        raise UserError(f"--gpus {options.gpus}: {reason}")
+    if options.executor != "ray" and options.address:
         raise UserError(f"--address {options.address} does nothing without --executor ray")
 
 
-def _at_least_1(name, value):
-    if value is not None and value < 1:
-        raise UserError(f"--{name.replace('_', '-')} {value}: at least 1")
+def _at_least_1(options, *names):
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: at least 1")
 
 
 def run_report(options) -> int:
     """``rmlib report``."""
+    if not options.into:
+        root = Path(options.folder) if options.folder else paths.runs_dir()
+        return 1 if make_report(root, Path(options.out) if options.out else root / "report") else 0
+    if options.folder or options.out:
+        raise Usage("rmlib report: --into takes its folders from the document: give it alone")
     from rmlib.study.report import report
     from rmlib.study.runs import records
 
-    if options.into:
-        if options.folder or options.out:
-            raise Usage("rmlib report: --into takes its folders from the document: give it alone")
-        path = Path(options.into)
-        records.atomic_write(path, report.fill(path.read_text(), path.parent).encode())
-        print(f"{path}: tables made anew")
-    else:
-        root = Path(options.folder) if options.folder else paths.runs_dir()
-        return 1 if make_report(root, Path(options.out) if options.out else root / "report") else 0
+    path = Path(options.into)
+    records.atomic_write(path, report.fill(path.read_text(), path.parent).encode())
+    print(f"{path}: tables made anew")
     return 0
 
 
 def make_report(root: Path, folder: Path) -> int:
-    """Print the table of accuracy and what is missing, write all tables and the HTML site; returns
-    how many files had to be left out, each named on stderr.
+    """Print the table of accuracy and what is missing; write all tables and the HTML site.
+
+    Returns how many files had to be left out, each named on stderr.
     """
     from rmlib.study.report import completeness, pages, report
+    from rmlib.study.runs import collection
 
     found = collection.gather(root)
     for problem in found.problems:
@@ -307,15 +276,13 @@ def run_explain(options) -> int:
 
 def run_bench(options) -> int:
     """``rmlib bench``."""
-    for name in ("rounds", "width"):
-        _at_least_1(name, getattr(options, name))
+    _at_least_1(options, "rounds", "width")
     from rmlib.study.bench import bench
+    from rmlib.study.runs import records
 
     text = bench.bench(options.device, options.rounds, options.compile, options.only, options.width)
     print(text)
     if options.out:
-        from rmlib.study.runs import records
-
         records.atomic_write(Path(options.out), text.encode())
     return 0
 
@@ -334,7 +301,3 @@ COMMANDS = {
 def console():
     """Entry point of the installed ``rmlib`` command."""
     sys.exit(main())
-
-
-if __name__ == "__main__":
-    console()

@@ -1,8 +1,11 @@
-"""What a user can mend becomes one line on stderr and an exit code."""
+"""What a user can mend becomes one line on stderr and an exit code; handlers of signals."""
 
+import contextlib
 import importlib.util
 import os
+import signal
 import sys
+import threading
 
 from rmlib import STOPPED, Stopped, UserError
 
@@ -39,6 +42,18 @@ def needs(extra: str, *modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} is missing: pip install 'rmlib[{extra}]'")
+
+
+@contextlib.contextmanager
+def handling(numbers, handler):
+    """Answer signals by a handler meanwhile; only the main thread gets any."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers if main}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _fail(message, code):

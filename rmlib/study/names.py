@@ -3,11 +3,8 @@
 from rmlib.params import TrainParams, complete
 
 LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mixup": "Region Mixup"}
-
-
-MAPS = {"gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}  # methods of explanation
-
-
+# methods of explanation
+MAPS = {"gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}
 # parameters of 02_training that make a method; runs that differ in these and the seed alone form
 # one experiment
 METHOD = (
@@ -22,38 +19,28 @@ METHOD = (
     "clean_weight",
     "average",
 )
-
-
 # parameters that leave the trained network as it is
 WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
 
 
 def experiment(config: dict) -> dict:
-    """What runs must share to be compared: everything but method, seed, and what leaves the network
-    as it is.
+    """What runs must share to be compared.
+
+    It is everything but method, seed, and what leaves the network as it is.
     """
-    return {
-        name: value
-        for name, value in complete(config).items()
-        if name not in (*METHOD, "seed", *WITHOUT_EFFECT)
-    }
+    others = {*METHOD, "seed", *WITHOUT_EFFECT}
+    return {name: value for name, value in complete(config).items() if name not in others}
 
 
 def method_name(config: dict) -> str:
-    """A method in words: its label, and every setting that is not the default, such as 'Region
-    Mixup, k=4, average'.
+    """A method in words: its label and every setting that is not the default.
+
+    Such as 'Region Mixup, k=4, average'.
     """
-    told = [
-        (
-            name
-            if config[name] is True
-            else (
-                f"{name}={config[name]:g}"
-                if isinstance(config[name], float)
-                else f"{name}={config[name]}"
-            )
-        )
-        for name in METHOD[1:]
-        if config[name] != TrainParams.model_fields[name].default
-    ]
-    return ", ".join([LABELS[config["mixer"]], *told])
+    words = [LABELS[config["mixer"]]]
+    for name in METHOD[1:]:
+        value = config[name]
+        if value != TrainParams.model_fields[name].default:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            words.append(name if value is True else f"{name}={text}")
+    return ", ".join(words)

@@ -79,12 +79,10 @@ def _explain(model, item):
 
 
 def check(notebook: str, namespace: dict) -> Params:
-    """Check the parameters of a running notebook; call it with ``globals()`` in the cell after the
-    parameters.
+    """Check the parameters of a running notebook, with ``globals()`` in the cell after them.
 
-    Every name set in the parameter cells just run must be a parameter: so a misspelt name in the
-    notebook, or one injected by papermill, which papermill itself only warns about, stops the
-    notebook here. The cell can be run again at any time.
+    Every name set in the parameter cells just run must be a parameter. So a misspelt name stops the
+    notebook here, also one injected by papermill, which only warns. The cell can be run again.
     """
     plain = (bool, int, float, str, list, tuple, dict, type(None))
     known = NOTEBOOKS[notebook].model_fields if notebook in NOTEBOOKS else {}
@@ -99,18 +97,17 @@ def check(notebook: str, namespace: dict) -> Params:
 
 
 def _names_just_set(history: list[str]) -> set[str]:
-    """Names assigned in the cells of literals alone (parameters, and what papermill injects) right
-    before the running cell.
+    """Names assigned right before the running cell, in cells that assign literals alone.
+
+    Those are the parameters, and what papermill injects.
     """
     names = set()
     for source in reversed(history[:-1]):
         try:
-            found = {
-                target.id
-                for node in ast.parse(source).body
-                for target in node.targets
-                if ast.literal_eval(node.value) or True
-            }
+            nodes = ast.parse(source).body
+            found = {target.id for node in nodes for target in node.targets}
+            for node in nodes:
+                ast.literal_eval(node.value)
         except (SyntaxError, ValueError, AttributeError):  # not a cell of plain assignments
             break
         if not found:

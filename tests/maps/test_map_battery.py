@@ -225,7 +225,7 @@ def test_cuda_measures_what_the_cpu_measures():
 def test_the_papers_batches_measure_what_a_training_would(name, tmp_path):
     """So that notebook 04 loads what was measured right after a training."""
     batch = read_batch(project_root() / f"notebooks/batches/{name}.yaml", tmp_path)
-    lesson, right_after = batch.lessons["04_cam"], CamParams(**FULL_CAM)
+    lesson, right_after = batch.notebooks["04_cam"], CamParams(**FULL_CAM)
     places = {"runs", "root", "device", "threads", "save", "clean_weight"}
     assert lesson.save and lesson.model_dump(exclude=places) == right_after.model_dump(
         exclude=places

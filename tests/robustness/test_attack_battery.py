@@ -76,7 +76,7 @@ def test_committed_measurements_are_known_again():
         json.loads(path.read_text())["measurements"] for path in sorted(root.glob("*/attacks.json"))
     ]
     data = some_images(10_000, stored[0][0]["settings"]["checksum"])
-    tasks = list(robustness.tasks(network(), data, batch.lessons["03_robustness"]))
+    tasks = list(robustness.tasks(network(), data, batch.notebooks["03_robustness"]))
     wanted = [task.settings for task in tasks if task.kind == "attacks"]
     assert len(stored) > 5
     for rows in stored:
@@ -88,7 +88,7 @@ def test_the_papers_batches_measure_what_a_training_would(name, tmp_path):
     """So that what was measured right after a training is loaded by notebook 03 and not computed
     again.
     """
-    lesson = read_batch(project_root() / f"notebooks/batches/{name}.yaml", tmp_path).lessons[
+    lesson = read_batch(project_root() / f"notebooks/batches/{name}.yaml", tmp_path).notebooks[
         "03_robustness"
     ]
     right_after = RobustnessParams(**FULL_ROBUSTNESS)

@@ -7,7 +7,6 @@ what was printed (log.txt), and error.txt if it failed. A failing run keeps no o
 
 import os
 import signal
-import threading
 from dataclasses import dataclass
 
 from rmlib import UserError
@@ -17,20 +16,20 @@ from rmlib.study.batch.costs import costs
 from rmlib.study.batch.jobs import Jobs
 from rmlib.study.batch.plan import Batch, source
 from rmlib.study.batch.progress import Progress
-from rmlib.study.guarded import needs
+from rmlib.study.guarded import handling, needs
 from rmlib.study.runs import records
 from rmlib.study.settings import CELL
 
-# SIGHUP: a closed terminal
+# signals that end the program count as Ctrl-C; SIGHUP: a closed terminal
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LOCK = ".batch.lock"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What one call of a batch may choose."""
+    """What one call of a batch may choose; the command line has the same names."""
 
-    # notebooks at the same time; None: :func:`default_workers`, on Ray what the cluster takes
+    # notebooks at the same time; None: :func:`local_places`, on Ray what the cluster takes
     workers: int | None = None
     # of the runs, start none but those that failed before
     only_failed: bool = False
@@ -49,21 +48,32 @@ class Options:
     # local, or ray with the address of a cluster
     executor: str = "local"
     address: str | None = None
-    # of the command line, for the plan's file
-    words: tuple[str, ...] = ()
+
+    def words(self) -> list[str]:
+        """The options that are right on another machine, too, for the plan's file."""
+        words = ["--per-gpu", str(self.per_gpu)] if self.per_gpu != 1 else []
+        words += ["--timeout", f"{self.timeout:g}"] if self.timeout is not None else []
+        return words + ["--compile"] * self.compiled
 
 
-def default_workers(batch: Batch, gpus: tuple = (), per_gpu: int = 1) -> int:
-    """How many runs at a time: the places on the GPUs, else what the cores carry."""
+def local_places(batch: Batch, options: Options) -> tuple[int, tuple[str, ...]]:
+    """How many runs at a time on this machine, and its GPUs that were chosen.
+
+    They are the places on the GPUs, else what the cores carry.
+    """
+    gpus = executors.chosen_gpus(options.gpus) if options.gpus else ()
+    first = batch.runs[0]
     if gpus:
-        return len(gpus) * per_gpu
-    if batch.cells[0].device != "cpu" and executors.visible_gpus():
-        return per_gpu
-    return max(1, min(8, (os.cpu_count() or 1) // batch.cells[0].threads))
+        places = len(gpus) * options.per_gpu
+    elif first.device != "cpu" and executors.visible_gpus():
+        places = options.per_gpu
+    else:
+        places = max(1, min(8, (os.cpu_count() or 1) // first.threads))
+    return options.workers or places, gpus
 
 
 def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[str, int]:
-    """Run what has no record, then the other notebooks that are not up to date.
+    """Do the runs without a record, then the other notebooks that are not up to date.
 
     Finished runs are skipped, those with a checkpoint go on from it. A record that cannot be read
     is set aside, and its run begins again. Ctrl-C, SIGTERM and a closed terminal end what runs with
@@ -82,92 +92,74 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
     options = options or Options()
     refusal = f"another batch works in {batch.out}: wait for it, or stop it first"
     with records.holding(batch.out / LOCK, refusal):
-        states = {cell.folder.name: batch.state(cell) for cell in batch.cells}
-        for cell in batch.cells:
-            if states[cell.folder.name] == "damaged":
-                log(_set_aside(batch, cell))
-        wanted = (
-            ("failed", "damaged")
-            if options.only_failed
-            else ("failed", "damaged", "partial", "new")
-        )
-        todo = [cell for cell in batch.cells if states[cell.folder.name] in wanted]
-        done = [cell for cell in batch.cells if states[cell.folder.name] == "done"]
+        states = [batch.state(run) for run in batch.runs]
+        wanted = {"failed", "damaged"} | (set() if options.only_failed else {"partial", "new"})
+        todo = [run for run, state in zip(batch.runs, states) if state in wanted]
+        done = [run for run, state in zip(batch.runs, states) if state == "done"]
+        for run, state in zip(batch.runs, states):
+            if state == "damaged":
+                log(_set_aside(batch, run))
         _check(batch, todo, done)
-        plan = batch.write(list(options.words) if todo else None)
-        places = _places(batch, options, plan)
-        around = f"; around them {', '.join(batch.lessons)}" if batch.lessons else ""
+        plan = batch.write(options.words() if todo else None)
+        executor = _executor(batch, options, plan)
+        around = f"; around them {', '.join(batch.notebooks)}" if batch.notebooks else ""
         log(
-            f"batch {batch.name}: {len(batch.cells)} runs, {len(done)} done already,"
-            f" {len(todo)} to run, {places.places} at a time, in {batch.out}{around}"
+            f"batch {batch.name}: {len(batch.runs)} runs, {len(done)} done already, {len(todo)} to"
+            f" run, {executor.places} at a time, in {batch.out}{around}"
         )
         counts = {"done": len(done), "failed": 0, "stopped": 0}
         known = costs(batch) if todo else {}
-        expected = {cell.folder.name: known.get(cell.folder.name) for cell in todo}
-        progress = Progress(counts, expected, places.places, log)
-        _until_the_end(Jobs(batch, places, progress, options), todo, places)
-    counts["left"] = len(batch.cells) + len(batch.lessons) - sum(counts.values())
+        expected = {run.run_id: known.get(run.run_id) for run in todo}
+        progress = Progress(counts, expected, executor.places, log)
+        try:
+            with handling(ENDING, _interrupt):
+                Jobs(batch, executor, progress, options).all(todo)
+        finally:
+            executor.close()
+    counts["left"] = len(batch.runs) + len(batch.notebooks) - sum(counts.values())
     return counts
-
-
-def _until_the_end(jobs, todo, places):
-    """Run everything; a signal that ends the program counts as Ctrl-C meanwhile."""
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, _interrupt) for number in ENDING if main}
-    try:
-        jobs.all(todo)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        places.close()
 
 
 def _interrupt(*_):
     raise KeyboardInterrupt
 
 
-def _places(batch, options, plan):
+def _executor(batch, options, plan):
     """The executor that the options name."""
-    if options.executor == "ray":
-        threads = max(cell.threads for cell in batch.cells)
-        device = batch.cells[0].device
-        return executors.Ray(
-            options.address, plan, threads, device, options.per_gpu, options.workers
-        )
-    gpus = executors.chosen_gpus(options.gpus) if options.gpus else ()
-    workers = options.workers or default_workers(batch, gpus, options.per_gpu)
-    return executors.Local(workers, gpus)
+    if options.executor == "local":
+        return executors.Local(*local_places(batch, options))
+    threads, device = max(run.threads for run in batch.runs), batch.runs[0].device
+    return executors.Ray(options.address, plan, threads, device, options.per_gpu, options.workers)
 
 
-def _set_aside(batch, cell):
+def _set_aside(batch, run):
     """Keep an unusable record under another name; returns one line of text."""
-    path = cell.folder / records.RECORD
+    path = run.folder / records.RECORD
+    aside = path.with_name(f"{path.name}.damaged")
     try:
-        batch.record(cell)
+        batch.record(run)
     except UserError as error:
         reason = str(error).split(": ")[0]
-    aside = path.with_name(f"{path.name}.damaged")
     try:
         os.replace(path, aside)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be set aside ({error.strerror}): choose another folder with --out"
-        ) from None
-    return f"damaged {batch.label(cell)}: {reason}; kept as {aside.name}, and it runs again"
+        reason = f"{path} cannot be set aside ({error.strerror})"
+        raise UserError(f"{reason}: choose another folder with --out") from None
+    return f"damaged {batch.label(run)}: {reason}; kept as {aside.name}, and it runs again"
 
 
 def _check(batch, todo, done):
     """What can be known before any kernel starts: libraries, parameters, and the same images."""
-    if any(cell.robustness for cell in todo):
+    if any(run.robustness for run in todo):
         needs("study", "torchattacks", "pytorch_grad_cam")
-    for name in [*([CELL] if todo else []), *batch.lessons]:
+    for name in [*([CELL] if todo else []), *batch.notebooks]:
         notebooks.check_parameters(source(name))
-    changeable = [cell for cell in done if cell.dataset not in sources.SIZES or cell.allow_partial]
-    asked = {(cell.dataset, cell.root, cell.allow_partial) for cell in (*todo, *changeable)}
-    found = {
-        images: sources.arrays(images[0], images[1], allow_partial=images[2])["checksum"]
-        for images in asked
-    }
-    for cell in changeable:
-        checksum = batch.kept[cell.folder.name].data["checksum"]
-        records.check_images(cell, found[cell.dataset, cell.root, cell.allow_partial], checksum)
+    changeable = [run for run in done if run.dataset not in sources.SIZES or run.allow_partial]
+    found = {}
+    for run in (*todo, *changeable):
+        images = run.dataset, run.root, run.allow_partial
+        if images not in found:
+            arrays = sources.arrays(run.dataset, run.root, allow_partial=run.allow_partial)
+            found[images] = arrays["checksum"]
+        if run in changeable:
+            records.check_images(run, found[images], batch.record(run).data["checksum"])

@@ -27,25 +27,28 @@ def costs(batch: Batch) -> dict[str, float]:
         try:  # not checked as a report checks it: a wrong one costs an estimate
             record = json.loads(path.read_text())
             config, seconds = complete(record["config"]), float(record["seconds"])
-            work = config["epochs"] * record["data"]["train_images"] * _forwards(config)
+            work = _work(config, record["data"]["train_images"])
             keys = _experiment(config), _speed(config)
         except (*records.DAMAGE, OSError):
             continue
         same[keys[0]].append(seconds)
         per_image[keys[1]].append(seconds / work)
     found = {}
-    for cell in batch.cells:
-        config = complete(cell.config)
+    for run in batch.runs:
+        config = complete(run.config)
         if known := same.get(_experiment(config)):
-            found[cell.folder.name] = mean(known)
-        elif cell.train_images and (known := per_image.get(_speed(config))):
-            work = cell.epochs * cell.train_images * _forwards(config)
-            found[cell.folder.name] = mean(known) * work
+            found[run.run_id] = mean(known)
+        elif run.train_images and (known := per_image.get(_speed(config))):
+            found[run.run_id] = mean(known) * _work(config, run.train_images)
     return found
 
 
 def _forwards(config):
     return 2 if config["clean_weight"] else 1
+
+
+def _work(config, images):
+    return config["epochs"] * images * _forwards(config)
 
 
 def _experiment(config):
@@ -70,14 +73,13 @@ def duration(seconds: float) -> str:
 def describe(batch: Batch, workers: int) -> str:
     """The plan for reading: every run and notebook with its state and time; nothing is run."""
     expected, lines, todo = costs(batch), [], []
-    for state, text, cell in batch.plan():
-        seconds = None
-        if cell and state != "done":
-            seconds = expected.get(cell.folder.name)
-            todo.append(seconds)
-        lines.append(f"{state:<8} {text}{f'  {duration(seconds)}' if seconds else ''}")
+    for state, text, run in batch.plan():
+        if run and state != "done":
+            todo.append(expected.get(run.run_id))
+            text += f"  {duration(todo[-1])}" if todo[-1] else ""
+        lines.append(f"{state:<8} {text}")
     known = [seconds for seconds in todo if seconds]
-    count = len(batch.cells)
+    count = len(batch.runs)
     text = f"{count} runs: {count - len(todo)} done, {len(todo)} to run, {workers} at a time"
     if known:
         time = duration(sum(known) / min(workers, len(known)))

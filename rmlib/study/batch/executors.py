@@ -2,8 +2,8 @@
 
 An executor has ``places``, the number of jobs it takes at the same time; ``run(job)``, which waits
 for one and is called from as many threads; ``stop()``, after which running jobs end with a
-checkpoint; and ``close()``. Both run a job by :func:`work`: a process of its own that is told its
-threads and its GPU before it starts.
+checkpoint; and ``close()``. Both run a job by :func:`work`, in a separate process. Its threads and
+its GPU are set before it starts.
 
 Ray rather than a scheduler of our own: it knows the GPUs of many machines and fractions of them,
 sets CUDA_VISIBLE_DEVICES, and says what was lost with a worker or a node. What a job has done lies
@@ -12,7 +12,6 @@ in files, so being run twice is being resumed.
 
 import collections
 import contextlib
-import json
 import os
 import queue
 import re
@@ -42,11 +41,11 @@ class Job:
     """A module of this package to run in a process of its own."""
 
     words: tuple[str, ...]  # module and arguments
-    threads: int  # of its computations, however many jobs run beside it
+    threads: int  # of its computations, however many jobs there are
     log: Path  # gets what it prints, as it is printed
-    locks: tuple[Path, ...]  # held while it runs
-    minutes: float | None = None  # after this time it is told to end
-    folder: str = "."  # it runs there
+    lock: Path  # held while it runs
+    minutes: float | None  # after this time it is asked to end
+    folder: str  # it runs there
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,15 @@ class Ended:
 def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
     """Run a job to its end in a process of its own.
 
-    It is told to end (SIGTERM; a training writes its checkpoint) after its time limit or when
+    It is asked to end (SIGTERM; a training writes its checkpoint) after its time limit or when
     ``stop`` is set, and killed when it has not after GRACE seconds. It ends by itself when this
     process is killed.
 
     Args:
-        environment: variables beside those of this process and the numbers of threads.
+        environment: variables in addition to those of this process and the numbers of threads.
     """
-    begun, told, late = time.monotonic(), None, False
-    process = _start(job, environment)
-    lines = collections.deque(maxlen=200)
+    begun, asked, late = time.monotonic(), None, False
+    process, lines = _start(job, environment), collections.deque(maxlen=200)
     log = Path(job.folder, job.log)
     reader = threading.Thread(target=_listen, args=(process.stdout, log, lines), daemon=True)
     reader.start()
@@ -83,10 +81,10 @@ def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
                     stop.set()
             now = time.monotonic()
             over = job.minutes is not None and now - begun > 60 * job.minutes
-            if told is None and (stop.is_set() or over):
-                told, late = now, not stop.is_set()
+            if asked is None and (stop.is_set() or over):
+                asked, late = now, not stop.is_set()
                 process.terminate()
-            elif told is not None and now - told > GRACE:
+            elif asked is not None and now - asked > GRACE:
                 _kill(process)
     finally:
         _kill(process)
@@ -102,16 +100,13 @@ def _start(job, environment):
     environment = {**os.environ, **threads, "PYTHONUNBUFFERED": "1", **environment}
     # a batch started from a notebook is not watched there
     environment.pop("JPY_SESSION_NAME", None)
-    locks = json.dumps([str(lock) for lock in job.locks])
     return subprocess.Popen(
-        [sys.executable, "-m", child.__name__, locks, *job.words],
+        [sys.executable, "-m", child.__name__, str(job.lock), *job.words],
         cwd=job.folder,
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
         start_new_session=True,
     )
 
@@ -125,27 +120,19 @@ def _kill(process):
 
 def _listen(stream, log, lines):
     """Keep the last lines of a stream, and all in a file: a full disk costs only the log."""
-    with contextlib.ExitStack() as held:
-        file = None
+    for line in stream:
+        lines.append(line.decode(errors="replace").rstrip())
         with contextlib.suppress(OSError):
             log.parent.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context(open(log, "ab", buffering=0))
-        for line in stream:
-            lines.append(line.rstrip())
-            if file is not None:
-                with contextlib.suppress(OSError):
-                    file.write(line.encode(errors="replace"))
+            with open(log, "ab") as file:
+                file.write(line)
 
 
 class Local:
-    """Processes on this machine, each with its place: a GPU of its own or a share of one, or none
-    in particular.
-    """
+    """Processes on this machine, each with its place: a GPU or a share of one, or nothing."""
 
     def __init__(self, workers: int, gpus: tuple[str, ...] = ()):
-        """``workers`` jobs at the same time, dealt out over ``gpus`` (as CUDA_VISIBLE_DEVICES names
-        them).
-        """
+        """``gpus``: as CUDA_VISIBLE_DEVICES names them; the jobs are dealt out over them."""
         self.places, self.stopping, self.free = workers, threading.Event(), queue.SimpleQueue()
         for number in range(workers):
             self.free.put({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
@@ -165,17 +152,14 @@ class Local:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a new process may use, as CUDA_VISIBLE_DEVICES names them: those it names
-    already, else all that the driver knows.
-    """
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
-        return [name.strip() for name in told.split(",") if name.strip()]
+    """The GPUs that a new process may use: of CUDA_VISIBLE_DEVICES, else all of the driver's."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
     if not shutil.which("nvidia-smi"):
         return []
-    answer = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True
-    )
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True)
     return answer.stdout.split() if answer.returncode == 0 else []
 
 
@@ -186,15 +170,11 @@ def chosen_gpus(words: str) -> tuple[str, ...]:
         UserError: there is none, or no such one.
     """
     visible = visible_gpus()
-    chosen = (
-        visible if words == "all" else [word.strip() for word in words.split(",") if word.strip()]
-    )
-    unknown = [name for name in chosen if name not in visible]
-    if unknown or not chosen:
+    chosen = visible if words == "all" else [word.strip() for word in words.split(",")]
+    if not chosen or not set(chosen) <= set(visible):
         shown = f"the GPUs {','.join(visible)}" if visible else "no GPU"
-        raise UserError(
-            f"--gpus {words}: this machine shows {shown}; leave it out to take what there is"
-        )
+        remedy = "leave it out to take the first"
+        raise UserError(f"--gpus {words}: this machine shows {shown}; {remedy}")
     return tuple(chosen)
 
 
@@ -228,10 +208,8 @@ class Ray:
         needs("ray", "ray")
         import ray
 
-        self.ray = ray
-        self.plan = plan
-        self.stopping = threading.Event()
-        self.running = set()
+        self.ray, self.plan = ray, plan
+        self.stopping, self.running = threading.Event(), set()
         _connect(ray, address)
         found = ray.cluster_resources()
         cpus, gpus = found.get("CPU", 0), found.get("GPU", 0)
@@ -284,16 +262,12 @@ class Ray:
 
 def _connect(ray, address):
     """Join a cluster, or start one on this machine."""
+    own = {} if address else {"include_dashboard": False}
     try:
         # Ray itself would try for minutes
         if found := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address or ""):
             socket.create_connection((found[1], int(found[2])), timeout=10).close()
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level="ERROR",
-            **({} if address else {"include_dashboard": False}),
-        )
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0][:100]});"
@@ -305,19 +279,14 @@ def _connect(ray, address):
 def _on_a_node(job, environment, plan, content, patience=10.0):
     """A job on a node of the cluster, if the node sees project and folder of the batch."""
     if not Path(job.folder).is_dir():
-        return Ended(
-            1,
-            f"a machine of the cluster has no folder {job.folder}: project and --out must lie under"
-            " one path on all machines",
-        )
+        remedy = "project and --out must lie under one path on all machines"
+        return Ended(1, f"a machine of the cluster has no folder {job.folder}: {remedy}")
     begun = time.monotonic()
     while time.monotonic() - begun < patience:  # a network file system may be late by some seconds
         with contextlib.suppress(OSError):
             if Path(plan).read_bytes() == content:
                 return work(job, environment, threading.Event())
         time.sleep(0.1)
-    return Ended(
-        1,
-        f"a machine of the cluster does not see {Path(plan).name} of this batch: give --out a"
-        " folder that all machines share under one path",
-    )
+    remedy = "give --out a folder that all machines share under one path"
+    problem = f"a machine of the cluster does not see {Path(plan).name} of this batch"
+    return Ended(1, f"{problem}: {remedy}")

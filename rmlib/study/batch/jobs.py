@@ -1,4 +1,4 @@
-"""The work of one call of a batch: runs and notebooks, each after what it needs."""
+"""The work of one call of a batch: runs and other notebooks, each after what it needs."""
 
 import contextlib
 import json
@@ -6,21 +6,18 @@ import os
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import nbformat
 
 from rmlib import UserError
-from rmlib.params import Params
 from rmlib.study.batch import executors, notebooks
-from rmlib.study.batch.plan import LESSONS, NEEDS, source
-from rmlib.study.batch.progress import last_line
+from rmlib.study.batch.plan import NEEDS, OTHERS, source
 from rmlib.study.runs import records
 from rmlib.study.settings import CELL
 
 
 class Jobs:
-    """Units of work on an executor, within the time there is."""
+    """Runs and notebooks on an executor, within the time there is."""
 
     def __init__(self, batch, executor, progress, options):
         self.batch = batch
@@ -32,60 +29,49 @@ class Jobs:
         self.halted = False
         self.stopping = False
 
-    def all(self, cells):
-        """Run some cells, and the lessons after what they need."""
-        work = {cell.folder.name: cell for cell in cells}
-        order = TopologicalSorter({**{unit: () for unit in work}, **self._lessons(work)})
+    def all(self, runs):
+        """Do some runs, and the other notebooks after what they need."""
+        work = {run.run_id: run for run in runs}
+        needs = {run_id: () for run_id in work} | self._needs(work)
+        order = TopologicalSorter(needs)
         order.prepare()
         pool = ThreadPoolExecutor(max(self.executor.places, 1))
         futures = {}
         try:
             while order.is_active():
-                for unit in order.get_ready():
-                    futures[pool.submit(self._unit, unit, work.get(unit))] = unit
+                for name in order.get_ready():
+                    futures[pool.submit(self._do, name, work.get(name))] = name
                 ended, _ = wait(futures, return_when=FIRST_COMPLETED)
                 for future in ended:
-                    unit = futures.pop(future)
                     future.result()
-                    order.done(unit)
+                    order.done(futures.pop(future))
         except BaseException as reason:
             self.stopping = True
             # also after an error of this program: what runs is not waited for until its end
             self.executor.stop()
             if isinstance(reason, KeyboardInterrupt):
-                self.progress.tell("interrupted: what runs ends with a checkpoint")
+                self.progress.say("interrupted: what runs ends with a checkpoint")
             raise
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _lessons(self, work):
-        """What each lesson waits for: name -> units of work."""
-        lessons = self.batch.lessons
-        return {
-            name: [
-                *(work if CELL in NEEDS[name] else ()),
-                *(need for need in NEEDS[name] if need in lessons),
-            ]
-            for name in LESSONS
-            if name in lessons
-        }
+    def _needs(self, work):
+        """What each of the other notebooks waits for."""
+        needs = {}
+        for name in (name for name in OTHERS if name in self.batch.notebooks):
+            others = [need for need in NEEDS[name] if need in self.batch.notebooks]
+            needs[name] = others + (list(work) if CELL in NEEDS[name] else [])
+        return needs
 
-    def _unit(self, unit, cell):
-        """Run one unit of work, a cell or the lesson of that name, and tell its end."""
-        if cell is not None:
-            log = cell.folder / "log.txt"
-            self._told(unit, self.batch.label(cell), lambda: self._run_cell(cell, log))
-            return
-        states = (self.batch.state(each) for each in self.batch.cells)
-        if CELL in NEEDS[unit] and "done" not in states:
-            return  # there is nothing to look at
-        if self.batch.lesson_state(unit) == "done":
-            self.progress.end(unit, unit, "done", "is up to date")
-        else:
-            self._told(unit, unit, lambda: self._run_lesson(unit))
-
-    def _told(self, unit, label, function):
-        """Run a unit of work unless there is a reason not to, and tell what became of it."""
+    def _do(self, name, run):
+        """Do a run, or the other notebook of that name, unless there is a reason not to."""
+        batch = self.batch
+        if run is None:
+            if CELL in NEEDS[name] and not any(batch.state(each) == "done" for each in batch.runs):
+                return  # there is nothing to look at
+            if batch.notebook_state(name) == "done":
+                self.progress.end(name, name, "done", "is up to date")
+                return
         if self.stopping:
             outcome, text = "stopped", "not started"
         elif self.halted:
@@ -93,117 +79,113 @@ class Jobs:
         elif self.deadline is not None and time.monotonic() >= self.deadline:
             outcome, text = "left", "not started: the time is up"
         else:
-            self.progress.begin(unit)
-            outcome, text = function()
+            self.progress.begin(name)
+            outcome, text = self._attempt(name, run)
         if outcome == "failed" and not self.options.keep_going:
             self.halted = True
-        self.progress.end(unit, label, outcome, text)
+        self.progress.end(name, batch.label(run) if run else name, outcome, text)
 
-    def limited(self, cell):
-        """The parameters of a cell with what this call says of all of them."""
+    def _attempt(self, name, run):
+        """Do a run or another notebook; returns (outcome, one line of text)."""
+        try:
+            return self._run(run) if run else self._notebook(name)
+        except UserError as error:  # a full disk
+            return "failed", str(error)
+        except OSError as error:
+            where = run.folder if run else self.batch.out
+            reason = f"{where} cannot be written ({error.strerror})"
+            return "failed", f"{reason}: choose another --out"
+
+    def limited(self, run):
+        """The parameters of a run with what this call says of all of them."""
         update = {"compiled": True} if self.options.compiled else {}
         if self.deadline is not None:
             left = max((self.deadline - time.monotonic()) / 60, 1e-3)
-            update["max_minutes"] = min(left, cell.max_minutes or left)
-        return cell.model_copy(update=update)
+            update["max_minutes"] = min(left, run.max_minutes or left)
+        return run.model_copy(update=update)
 
-    def execute(self, name: str, target: Path, parameters: Params, log: Path, lock: Path):
-        """Execute a notebook into ``target``; returns how it ended."""
-        # all parameters, defaults too: what runs is what was hashed, whatever the notebook says
-        values = json.dumps(parameters.model_dump())
-        words = (notebooks.__name__, "run", os.path.relpath(source(name)), str(target), values)
-        threads = getattr(parameters, "threads", self.batch.cells[0].threads)
-        return self.executor.run(
-            executors.Job(words, threads, log, (lock,), self.options.timeout, os.getcwd())
-        )
-
-    def _run_cell(self, cell, log):
-        """Run the notebook of one cell; returns (outcome, one line of text)."""
+    def _run(self, run):
+        """Execute the notebook of one run."""
+        folder, begun = run.folder, time.monotonic()
+        executed, error = folder / f"{CELL}.ipynb", folder / records.ERROR
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / records.UNFINISHED).touch()
+        places = executed, error, folder / "log.txt", folder / ".run.lock"
+        ended = self._execute(CELL, self.limited(run), *places)
+        if ended.code:  # perhaps after its training, as when an attack fails
+            return self._failure(ended, executed, error)
+        try:
+            record = self.batch.record(run)
+        except UserError as reason:
+            reason = f"{reason}; does a cell of the notebook change its parameters?"
+            return self._failure(ended, executed, error, reason)
+        (folder / records.UNFINISHED).unlink(missing_ok=True)
+        if record.status != "done":
+            return "failed", f"the run {record.status}; see {executed}"
         from rmlib.study.report import paper
 
-        folder, executed = cell.folder, cell.folder / f"{CELL}.ipynb"
-        begun = time.monotonic()
-        try:
-            _begin(folder, executed)
-        except OSError as error:
-            return "failed", f"{folder} cannot be made ({error.strerror}): choose another --out"
-        ended = self.execute(CELL, executed, self.limited(cell), log, folder / ".cell.lock")
-        otherwise = last_line(ended.output)
-        try:
-            record = self.batch.record(cell)
-        except UserError as error:
-            if not ended.code:
-                otherwise = f"{error}; does a cell of the notebook change its parameters?"
-            return self._failure(ended, executed, folder / records.ERROR, otherwise)
-        if ended.code:  # trained, and then something went wrong, such as an attack
-            return self._failure(ended, executed, folder / records.ERROR, otherwise)
-        with contextlib.suppress(OSError):
-            (folder / records.UNFINISHED).unlink(missing_ok=True)
-        if record.status != "done":
-            # the record and its state say so: the notebook itself came to its end
-            return "failed", f"the run {record.status}; see {executed}"
         text = f"{record.metrics['accuracy']:.2f} % after {time.monotonic() - begun:.0f} s"
         low = paper.below_band(record)
         return "done", f"{text}; {low}" if low else text
 
-    def _run_lesson(self, name):
-        """Run one of the other notebooks; it gets its mark at its end."""
-        out = self.batch.out
-        begun = time.monotonic()
+    def _notebook(self, name):
+        """Execute one of the other notebooks; its fingerprint is stored at its end."""
+        out, begun = self.batch.out, time.monotonic()
         executed, error = out / f"{name}.ipynb", out / f"{name}.{records.ERROR}"
         fingerprint = self.batch.fingerprint(name)
-        try:
-            for path in (error, executed):
-                path.unlink(missing_ok=True)
-            log, lock = out / f"{name}.log", out / f".{name}.lock"
-            ended = self.execute(name, executed, self.batch.lessons[name], log, lock)
-            if ended.code:
-                return self._failure(ended, executed, error, last_line(ended.output))
-            records.atomic_write(out / f"{name}.done", fingerprint.encode())
-        except UserError as reason:  # a full disk
-            return "failed", str(reason)
-        except OSError as reason:
-            return "failed", f"{out} cannot be written ({reason.strerror}): choose another --out"
+        places = executed, error, out / f"{name}.log", out / f".{name}.lock"
+        ended = self._execute(name, self.batch.notebooks[name], *places)
+        if ended.code:
+            return self._failure(ended, executed, error)
+        records.atomic_write(out / f"{name}.done", fingerprint.encode())
         return "done", f"after {time.monotonic() - begun:.0f} s"
 
-    def _failure(self, ended, executed, file, otherwise):
+    def _execute(self, name, parameters, executed, error, log, lock):
+        """Execute a notebook into ``executed``; returns how it ended."""
+        for path in (error, executed):  # of an earlier attempt
+            path.unlink(missing_ok=True)
+        # all parameters, defaults too: what runs is what was hashed, whatever the notebook says
+        values = json.dumps(parameters.model_dump())
+        words = (notebooks.__name__, "run", os.path.relpath(source(name)), str(executed), values)
+        threads = getattr(parameters, "threads", self.batch.runs[0].threads)
+        minutes = self.options.timeout
+        return self.executor.run(executors.Job(words, threads, log, lock, minutes, os.getcwd()))
+
+    def _failure(self, ended, executed, error, reason=None):
         """What became of a notebook that did not come to its end; the whole story goes to a file.
 
         Returns:
             (outcome, one line of text).
         """
-        reason = _last_error(executed, ended) or otherwise
         if ended.late:
             reason = f"longer than --timeout {self.options.timeout:g} minutes: ended"
         elif not reason:
-            reason = "no reason was given"
-            if ended.code < 0:
-                reason = f"its process was killed (signal {-ended.code})"
+            reason = _last_error(executed, ended) or _last_line(ended.output)
+        if not reason and ended.code < 0:
+            reason = f"its process was killed (signal {-ended.code})"
+        reason = reason or "no reason was given"
         if self.stopping or (reason.startswith("Stopped:") and not ended.late):
             return "stopped", reason
-        with contextlib.suppress(OSError):  # a full disk: the reason is in the log all the same
-            file.write_text(f"{reason}\n\n{ended.output}\n")
-        return "failed", f"{reason}  (see {executed if executed.exists() else file})"
+        with contextlib.suppress(OSError):  # a full disk: the reason is printed all the same
+            error.write_text(f"{reason}\n\n{ended.output}\n")
+        return "failed", f"{reason}  (see {executed if executed.exists() else error})"
 
 
-def _begin(folder, executed):
-    """Mark a run as unfinished, and take away what an earlier attempt left."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / records.UNFINISHED).touch()
-    for path in (folder / records.ERROR, executed):
-        path.unlink(missing_ok=True)
+def _last_line(output):
+    """The last line of a text that says something, cut at 200 characters, or ''."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else ""
 
 
-def _last_error(executed: Path, ended):
+def _last_error(executed, ended):
     """'Kind: message' of the exception in a notebook that was just executed, or None."""
-    if ended.code <= 0:  # a killed process leaves none
+    if ended.code < 0:  # a killed process leaves none
         return None
     try:
         cells = nbformat.read(executed, as_version=4).cells
     except (OSError, ValueError, nbformat.validator.NotebookValidationError):
         return None  # it could not be written, or not to its end
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    for output in outputs:
+    for output in (output for cell in cells for output in cell.get("outputs", [])):
         if output.output_type == "error":
             return f"{output.ename}: {output.evalue}".splitlines()[0]
     return None

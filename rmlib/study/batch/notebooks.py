@@ -22,7 +22,7 @@ import psutil
 
 from rmlib import Stopped, UserError
 from rmlib.params import nearest
-from rmlib.study.guarded import Usage, guarded
+from rmlib.study.guarded import Usage, guarded, handling
 from rmlib.study.runs import records
 from rmlib.study.settings import NOTEBOOKS
 
@@ -56,30 +56,10 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    if not Path(source).exists():
+    source, target = Path(source), Path(target)
+    if not source.exists():
         raise UserError(f"there is no notebook {source}")
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with _ending_kernels() as ending:
-            _execute(Path(source), Path(target), parameters, ending)
-    except DeadKernelError:
-        raise UserError(
-            f"the kernel of {target} was killed or crashed, and left no message (memory full? see"
-            " the system's log)"
-        ) from None
-    except papermill.PapermillExecutionError as error:
-        raise UserError(
-            f"{error.ename}: {error.evalue} (cell {error.exec_count} of {target})"
-        ) from error
-    finally:
-        # it may not be written to its end: what stopped it says so
-        with contextlib.suppress(ValueError, OSError):
-            tidy(Path(target))
-
-
-@contextlib.contextmanager
-def _ending_kernels():
-    """An event that SIGTERM and Ctrl-C set; they also end what the kernel executes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     ending = threading.Event()
 
     def end(*_):
@@ -87,14 +67,19 @@ def _ending_kernels():
             ending.set()
             threading.Thread(target=_end_kernel, daemon=True).start()
 
-    main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
-    before = {number: signal.signal(number, end) for number in numbers}
     try:
-        yield ending
+        with handling((signal.SIGTERM, signal.SIGINT), end):
+            _execute(source, target, parameters, ending)
+    except DeadKernelError:
+        reason = "was killed or crashed, and left no message (memory full? see the system's log)"
+        raise UserError(f"the kernel of {target} {reason}") from None
+    except papermill.PapermillExecutionError as error:
+        place = f"cell {error.exec_count} of {target}"
+        raise UserError(f"{error.ename}: {error.evalue} ({place})") from error
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        # it may not be written to its end: what stopped it says so
+        with contextlib.suppress(ValueError, OSError):
+            tidy(target)
 
 
 def _execute(source, target, parameters, ending):
@@ -113,19 +98,12 @@ def _execute(source, target, parameters, ending):
         if ending.is_set():
             raise Stopped("stopped between two cells of the notebook")
 
+    options = {"kernel_name": "python3", "progress_bar": False, "config": kernels}
+    options |= {"stdout_file": sys.stdout, "stderr_file": sys.stdout}
+    options["on_cell_start"] = not_after_the_end
     for attempt, pause in enumerate((*BACKOFF, None), 1):
         try:
-            papermill.execute_notebook(
-                os.path.relpath(source),
-                str(target),
-                parameters,
-                kernel_name="python3",
-                progress_bar=False,
-                config=kernels,
-                stdout_file=sys.stdout,
-                stderr_file=sys.stdout,
-                on_cell_start=not_after_the_end,
-            )
+            papermill.execute_notebook(os.path.relpath(source), str(target), parameters, **options)
             return
         except (RuntimeError, ZMQError) as error:
             if ending.is_set():
@@ -134,17 +112,17 @@ def _execute(source, target, parameters, ending):
                 raise
             reason = str(error).splitlines()[0]
             if pause is None:
-                raise UserError(
-                    f"the kernel of {target} did not start in {attempt} attempts: {reason}"
-                ) from error
+                problem = f"the kernel of {target} did not start in {attempt} attempts"
+                raise UserError(f"{problem}: {reason}") from error
             print(f"the kernel did not start ({reason}): again in {pause} s", flush=True)
             time.sleep(pause)
 
 
 def _end_kernel():
-    """Interrupt what the kernel executes, as Ctrl-C would: a training ends with a checkpoint, and
-    papermill sees a cell that failed. (An exception in this process instead would tear papermill's
-    event loop at a random place, with the kernel left behind.) A kernel deaf to it is killed.
+    """Interrupt what the kernel executes, as Ctrl-C would; a kernel deaf to it is killed.
+
+    A training ends with a checkpoint, and papermill sees a cell that failed. (An exception in this
+    process would tear papermill's event loop at a random place, with the kernel left behind.)
     """
     # the second for one that fell between two cells
     for pause, number in ((0, signal.SIGINT), (15, signal.SIGINT), (45, signal.SIGKILL)):
@@ -157,32 +135,25 @@ def _end_kernel():
 def _never_began(target):
     """Whether no cell of a notebook was executed: then trying again repeats nothing."""
     try:
-        return not any(
-            cell.get("execution_count") for cell in nbformat.read(target, as_version=4).cells
-        )
+        cells = nbformat.read(target, as_version=4).cells
     except OSError:
         return True
+    return not any(cell.get("execution_count") for cell in cells)
 
 
 def check_parameters(path: Path) -> None:
-    """Refuse a notebook in which papermill could not set the parameters of its name, before any
-    kernel starts.
+    """Refuse a notebook in which papermill could not set the parameters, before any kernel starts.
 
     Raises:
         UserError: it is not there or damaged, not exactly one cell has the tag `parameters`, or a
             name in it is no parameter.
     """
-    path = Path(path)
     try:
-        cells = [
-            cell
-            for cell in nbformat.read(path, as_version=4).cells
-            if "parameters" in cell.metadata.get("tags", [])
-        ]
-    except FileNotFoundError:
-        raise UserError(f"there is no notebook {path}") from None
+        found = nbformat.read(path, as_version=4).cells
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}): restore it") from error
+        problem = f"{path} is missing or damaged ({str(error).splitlines()[0]})"
+        raise UserError(f"{problem}: restore it") from error
+    cells = [cell for cell in found if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         raise UserError(
             f"{path}: {len(cells) or 'no'} cells have the tag `parameters`, expected one: without"
@@ -191,17 +162,13 @@ def check_parameters(path: Path) -> None:
     try:
         names = [target.id for node in ast.parse(cells[0].source).body for target in node.targets]
     except (SyntaxError, AttributeError):
-        raise UserError(
-            f"{path}: its cell of parameters holds more than assignments of values: move the rest"
-            " into the next cell"
-        ) from None
+        problem = f"{path}: its cell of parameters holds more than assignments of values"
+        raise UserError(f"{problem}: move the rest into the next cell") from None
     known = NOTEBOOKS[path.stem].model_fields
     for name in names:
         if name not in known:
-            raise UserError(
-                f"{path}: unknown parameter {name!r} in its cell of parameters:"
-                f" {nearest(name, known)}"
-            )
+            problem = f"{path}: unknown parameter {name!r} in its cell of parameters"
+            raise UserError(f"{problem}: {nearest(name, known)}")
 
 
 def tidy(path: Path, reset: bool = False) -> None:
@@ -211,20 +178,16 @@ def tidy(path: Path, reset: bool = False) -> None:
     """
     notebook = nbformat.read(path, as_version=4)
     papermills = notebook.metadata.get("papermill", {})
-    for name in ("input_path", "output_path"):
-        if name in papermills:
-            papermills[name] = Path(papermills[name]).name
+    for name in {"input_path", "output_path"} & papermills.keys():
+        papermills[name] = Path(papermills[name]).name
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         data = output.get("data", {})
         if "image/png" in data:
             small = in_few_colours(base64.b64decode(data["image/png"]))
             data["image/png"] = base64.b64encode(small).decode()
     if reset:
-        kept = {
-            "kernelspec": KERNEL,
-            "language_info": {"name": "python"},
-            "rmlib": {FRESH: source_hash(notebook)},
-        }
+        kept = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+        kept["rmlib"] = {FRESH: source_hash(notebook)}
         notebook.metadata = nbformat.from_dict(kept)
         for cell in notebook.cells:
             tags = cell.metadata.get("tags", [])
@@ -233,8 +196,9 @@ def tidy(path: Path, reset: bool = False) -> None:
 
 
 def in_few_colours(png: bytes) -> bytes:
-    """A figure in a palette of at most 256 colours, of fewer where that changes pixels by less than
-    a third of a level on average: a quarter of the size.
+    """A figure in a palette of at most 256 colours: a quarter of the size.
+
+    Of fewer colours where that changes pixels by less than a third of a level on average.
     """
     import numpy as np
     from PIL import Image
@@ -262,17 +226,11 @@ def save_figure(figure, path: Path) -> None:
 
 def refresh(paths) -> None:
     """Execute notebooks with their defaults, from scratch, and store the outputs in them."""
-    before = os.environ.get("RMLIB_RUNS")
     for path in map(Path, paths):
         with tempfile.TemporaryDirectory() as scratch:
             executed = Path(scratch) / path.name
             os.environ["RMLIB_RUNS"] = scratch  # no earlier run is loaded instead of trained
-            try:
-                run(path, executed)
-            finally:
-                del os.environ["RMLIB_RUNS"]
-                if before is not None:
-                    os.environ["RMLIB_RUNS"] = before
+            run(path, executed)
             tidy(executed, reset=True)
             records.atomic_write(path, executed.read_bytes())
         print(f"{path}: refreshed, {path.stat().st_size / 1000:.0f} kB")
@@ -281,10 +239,8 @@ def refresh(paths) -> None:
 def main(words) -> None:
     """The command in the words after ``-m``."""
     match words:
-        case ["run", source, target]:
-            run(source, target)
-        case ["run", source, target, parameters]:
-            run(source, target, json.loads(parameters))
+        case ["run", source, target, *parameters] if len(parameters) <= 1:
+            run(source, target, *map(json.loads, parameters))
         case ["refresh", _, *_]:
             refresh(words[1:])
         case _:

@@ -16,13 +16,7 @@ from rmlib.study.runs.run import pick_device
 from rmlib.study.settings import BENCHED
 
 
-def bench(
-    device: str = "cpu",
-    rounds: int = 60,
-    compiled: bool = False,
-    only=BENCHED,
-    width: int | None = None,
-) -> str:
+def bench(device: str, rounds: int, compiled: bool, only=BENCHED, width: int | None = None) -> str:
     """Measure and return the Markdown tables; one CPU thread.
 
     Args:

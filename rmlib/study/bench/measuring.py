@@ -29,24 +29,14 @@ def _network(classes: int, width: int, device):
         return preact_resnet18(classes, width).eval().to(device)
 
 
-class Forwards(torch.nn.Module):
-    """A network that notes the size of every batch that it is asked about."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.asked = model, []
-        # torchattacks puts a network that it finds in train mode back into it, and this one with it
-        self.eval()
-
-    def forward(self, images):
-        self.asked.append(len(images))
-        return self.model(images)
+def _images(count, size):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def _forwards(model, images, sizes):
-    for size in sizes:
-        model(images[:size])
+def _forwards(model, batches):
+    for images in batches:
+        model(images)
 
 
 def _gradients(model, batches):
@@ -55,9 +45,12 @@ def _gradients(model, batches):
         torch.autograd.grad(F.cross_entropy(model(images), labels), images)
 
 
-def _library(attack, batches):
+def _library(make, model, batches):
+    """An attack of torchattacks, on every batch."""
     with torch.random.fork_rng():
-        return [attack(images, labels) for images, labels in batches]
+        attack = make(model)
+        for images, labels in batches:
+            attack(images, labels)
 
 
 def attack_table(device, rounds) -> list[str]:
@@ -68,8 +61,7 @@ def attack_table(device, rounds) -> list[str]:
     """
     count, few, width = ATTACKED[device.type]
     model = _network(10, width, device).to(memory_format=torch.channels_last)
-    images = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    images = images.to(memory_format=torch.channels_last)
+    images = _images(count, 32).to(memory_format=torch.channels_last)
     labels = predict(model, (images * 255).to(torch.uint8)).argmax(1)
     many, some = max(5, rounds // 3), max(3, rounds // 20)
     rows = _fgsm_rows(model, images, labels, device, many)
@@ -87,15 +79,19 @@ def attack_table(device, rounds) -> list[str]:
     ]
 
 
+def _batches(images, labels, device):
+    return list(zip(images.to(device).split(BATCH), labels.to(device).split(BATCH)))
+
+
 def _fgsm_rows(model, images, labels, device, rounds):
     """Rows (attack, seconds, what it is compared with, seconds of that)."""
-    batches = list(zip(images.to(device).split(BATCH), labels.to(device).split(BATCH)))
-    library = torchattacks.FGSM(model, eps=8 / 255)
+    batches = _batches(images, labels, device)
+    library = partial(torchattacks.FGSM, eps=8 / 255)
     bare = "forward + gradient"
     calls = {
         bare: partial(_gradients, model, batches),
         "FGSM": partial(attacks.perturb, model, images, labels, "fgsm", batch_size=BATCH),
-        "FGSM, torchattacks alone": partial(_library, library, batches),
+        "FGSM, torchattacks alone": partial(_library, library, model, batches),
     }
     seconds = interleaved(calls, rounds, device)
     return [(name, seconds[name], bare, seconds[bare]) for name in list(calls)[1:]]
@@ -103,22 +99,21 @@ def _fgsm_rows(model, images, labels, device, rounds):
 
 def _square_rows(model, images, labels, device, rounds, eps):
     """Rows as of :func:`_fgsm_rows`; the forwards are counted first."""
-    on_device = images.to(device)
-    batches = list(zip(on_device.split(BATCH), labels.to(device).split(BATCH)))
-
-    def ours(model):
-        attacks.perturb(model, images, labels, "square", eps, batch_size=BATCH)
-
-    def library(model):
-        _library(torchattacks.Square(model, eps=eps, n_queries=100), batches)
-
+    batches, pixels = _batches(images, labels, device), images.to(device)
+    library = partial(torchattacks.Square, eps=eps, n_queries=100)
+    named = {
+        "Square": lambda: attacks.perturb(model, images, labels, "square", eps, batch_size=BATCH),
+        "Square, torchattacks alone": partial(_library, library, model, batches),
+    }
     calls, asked = {}, {}
-    for name, attack in (("Square", ours), ("Square, torchattacks alone", library)):
-        watched = Forwards(model)
-        attack(watched)
-        asked[name] = watched.asked
-        calls[name] = partial(attack, model)
-        calls[f"forwards of {name}"] = partial(_forwards, model, on_device, watched.asked)
+    for name, attack in named.items():
+        sizes = asked[name] = []
+        note = lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0]))  # noqa: E731
+        with model.register_forward_pre_hook(note):
+            attack()
+        calls[name] = attack
+        forwards = [pixels[:size] for size in sizes]
+        calls[f"forwards of {name}"] = partial(_forwards, model, forwards)
     seconds = interleaved(calls, rounds, device, warmup=1)
     rows = []
     for name, sizes in asked.items():
@@ -152,27 +147,19 @@ def map_table(device, rounds) -> list[str]:
 def _map_seconds(size, classes, device, rounds) -> dict[str, float]:
     """Seconds per image."""
     count, batch_size, width = MAPPED[device.type]
-    images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
-    images = images.to(device)
-    true = torch.arange(count, device=device) % classes
-    model = _network(classes, width, device)
-
-    @torch.no_grad()
-    def forward():
-        for pixels in images.split(batch_size):
-            model(pixels)
+    images, true = _images(count, size).to(device), torch.arange(count, device=device) % classes
+    batches, model = images.split(batch_size), _network(classes, width, device)
 
     def library(explainer):
-        for pixels, labels in zip(images.split(batch_size), true.split(batch_size)):
+        for pixels, labels in zip(batches, true.split(batch_size)):
             explainer(pixels, [ClassifierOutputTarget(int(label)) for label in labels])
 
-    calls = {"bare forward": forward}
+    calls = {"bare forward": partial(_forwards, model, batches)}
     for layer in ("layer4", "layer3"):
+        ours = partial(cam.maps, model, images, true, layer, batch_size=batch_size)
+        calls[f"ours, {layer}"] = ours
         own = copy.deepcopy(model)  # an explainer's hooks slow every pass of its network down
         explainer = GradCAMPlusPlus(own, [own.get_submodule(layer)])
-        calls[f"ours, {layer}"] = partial(
-            cam.maps, model, images, true, layer, batch_size=batch_size
-        )
         calls[f"grad-cam, {layer}"] = partial(library, explainer)
     seconds = interleaved(calls, rounds, device, warmup=1)
     few = min(count, 16)

@@ -10,6 +10,7 @@ from rmlib.study.bench.timing import interleaved
 
 SHAPES = ((128, 3, 32, 32), (128, 3, 64, 64))
 CLASSES = 100
+IMAGES = 2560  # of the loader
 # what each of ours is compared with
 PEERS = {
     "Mixup": "torchvision v2.MixUp",
@@ -82,7 +83,7 @@ def _calls(shape, device, compiled):
 def loader_table(device, rounds) -> list[str]:
     """The loader next to a DataLoader with torchvision's transforms on PIL images, no workers."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (2560, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.arange(len(pixels)) % 10
     ours = Loader(ImageSet(pixels, labels, tuple("0123456789"), ""), 128, seed=0, device=device)
     theirs = _pil_loader(pixels, labels)
@@ -98,7 +99,7 @@ def loader_table(device, rounds) -> list[str]:
     seconds = interleaved(calls, max(3, rounds // 10), device, warmup=1)
     slow = seconds["PIL + DataLoader"]
     return [
-        "| loader, 2560 images of 32 x 32, batch 128 | images/s | times the PIL loader |",
+        f"| loader, {IMAGES} images of 32 x 32, batch 128 | images/s | times the PIL loader |",
         "|---|---:|---:|",
         *(f"| {k} | {len(pixels) / v:.0f} | {slow / v:.2f} |" for k, v in seconds.items()),
     ]

@@ -76,14 +76,9 @@ def forest(groups: list):
             Columns paired_low and paired_high make a thin line; p is written next to its row.
     """
     heights = [len(table) + 1.2 for _, table in groups]
-    figure, axes = plt.subplots(
-        len(groups),
-        1,
-        figsize=(6.2, 0.5 + 0.25 * sum(heights)),
-        squeeze=False,
-        height_ratios=heights,
-        layout="constrained",
-    )
+    size = (6.2, 0.5 + 0.25 * sum(heights))
+    look = {"height_ratios": heights, "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(len(groups), 1, figsize=size, **look)
     for axis, (title, table) in zip(axes[:, 0], groups):
         _forest(axis, table, title)
     axes[-1, 0].set_xlabel("difference in accuracy (points)", fontsize=9)
@@ -162,12 +157,5 @@ def _papers_numbers(axis, group, values):
     words = "paper: " + ", ".join(f"{LABELS[mixer]} {mean:g}" for mixer, mean in means.items())
     if not len(paper.under_protocol(group)):
         words += "\n(another experiment: width 64, 400 epochs, all images)"
-    axis.annotate(
-        words,
-        (0.01, min(means.values())),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -3),
-        textcoords="offset points",
-        va="top",
-        fontsize=7.5,
-    )
+    place, below = (0.01, min(means.values())), {"xytext": (0, -3), "textcoords": "offset points"}
+    axis.annotate(words, place, xycoords=("axes fraction", "data"), va="top", fontsize=7.5, **below)

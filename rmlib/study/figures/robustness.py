@@ -73,10 +73,8 @@ def intervals(groups: dict):
     figure, axes = panels(count, count, 2.5, 2.8, margin=0.6, sharey=True)
     for axis, (title, methods) in zip(axes[0], groups.items()):
         for place, ((mixer, _), values) in enumerate(methods.items()):
-            places = (place, place + 0.2)
-            dots_and_interval(
-                axis, places, values, *interval(values), colour=COLOURS[mixer], size=5
-            )
+            look = {"colour": COLOURS[mixer], "size": 5}
+            dots_and_interval(axis, (place, place + 0.2), values, *interval(values), **look)
         axis.set(xticks=range(len(methods)), xlim=(-0.5, len(methods) - 0.3))
         axis.set_xticklabels([name.replace(" ", "\n", 1) for _, name in methods], fontsize=7)
         axis.set_title(title, fontsize=8)

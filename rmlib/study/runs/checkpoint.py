@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 
 import torch
 
 from rmlib import UserError
+from rmlib.study.guarded import handling
 from rmlib.study.runs import records
 from rmlib.study.runs.records import CHECKPOINT, PREVIOUS, WEIGHTS, check_images
 
@@ -116,12 +116,5 @@ def noticing_signals():
             raise KeyboardInterrupt
         received.append(signal.Signals(number).name)
 
-    if threading.current_thread() is not threading.main_thread():
+    with handling((signal.SIGTERM, signal.SIGINT), notice):
         yield received
-        return
-    before = {number: signal.signal(number, notice) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -22,8 +22,8 @@ RECORD = "record.json"  # of a run that has ended
 CHECKPOINT = "checkpoint.pt"  # of a run that goes on
 PREVIOUS = "checkpoint.previous.pt"  # the one before
 WEIGHTS = "weights.safetensors"
-PLAN = "plan.json"  # beside the runs' folders: the runs of the batch that was run there
-ERROR = "error.txt"  # of a run or a lesson that failed: why, and what was printed
+PLAN = "plan.json"  # next to the runs' folders: the runs of the batch
+ERROR = "error.txt"  # of a run or a notebook that failed: why, and what was printed
 UNFINISHED = ".unfinished"  # of a run whose notebook has begun and not come to its end
 KINDS = ("attacks", "cam", "corruptions")  # of measurements on a trained network
 KEPT = "maps"  # the measure in cam.json that is taken last: small maps for figures
@@ -225,13 +225,16 @@ def write(record: Record, folder: Path) -> Path:
     """Store the record of a run as ``folder/record.json``, a list of numbers on one line."""
     fields = record.model_dump(mode="json")
     fields |= {name: fields.pop(name) for name in Provenance.model_fields}  # at the end of the file
-    rows = ",\n    ".join(json.dumps(row) for row in fields["history"])
-    fields["history"] = "HISTORY"
-    history = f"[\n    {rows}\n ]" if rows else "[]"
-    text = json.dumps(fields, indent=1).replace('"HISTORY"', history)
     path = folder / RECORD
-    atomic_write(path, (text + "\n").encode())
+    atomic_write(path, in_rows(fields, "history"))
     return path
+
+
+def in_rows(fields: dict, name: str) -> bytes:
+    """JSON in which each element of the list ``name`` has a line."""
+    rows = ",\n    ".join(json.dumps(row) for row in fields[name])
+    text = json.dumps(fields | {name: "ROWS"}, indent=1)
+    return (text.replace('"ROWS"', f"[\n    {rows}\n ]" if rows else "[]") + "\n").encode()
 
 
 def _first_line(error):

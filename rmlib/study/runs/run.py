@@ -31,8 +31,7 @@ from rmlib.train import learning_rate, make_run, training
 def training_set(params: TrainParams) -> ImageSet:
     """The images a run is trained on."""
     options = {"holdout": params.holdout, "allow_partial": params.allow_partial}
-    images = load(params.dataset, params.root, "train", **options)
-    return images.subset(params.train_images)
+    return load(params.dataset, params.root, "train", **options).subset(params.train_images)
 
 
 def evaluation_set(params: TrainParams) -> ImageSet:
@@ -45,7 +44,7 @@ def evaluation_set(params: TrainParams) -> ImageSet:
 class StoredRun:
     """A run with its folder: from its checkpoint, if there is one, to its record.
 
-    ``core``: see :class:`rmlib.train.Run`. ``progress``: what the checkpoint keeps besides.
+    ``core``: see :class:`rmlib.train.Run`. ``progress``: what else the checkpoint keeps.
     """
 
     def __init__(self, params: TrainParams, log=print):
@@ -57,8 +56,8 @@ class StoredRun:
         test_set = evaluation_set(params)
         self.test_set = dataclasses.replace(test_set, images=test_set.images.to(self.device))
         self.core = make_run(params, self.train_set, self.device)
-        self.progress = {"history": [], "snapshots": {}, "restarts": 0}
-        self.progress |= {"seconds": 0.0, "checkpoint_seconds": 0.0}
+        zeros = {"restarts": 0, "seconds": 0.0, "checkpoint_seconds": 0.0}
+        self.progress = {"history": [], "snapshots": {}, **zeros}
         self.final = None  # evaluation after the last epoch
         self.checkpoints = Checkpoints(self)
         self.checkpoints.restore(log)
@@ -229,27 +228,24 @@ def _stop_if_asked(run, signals):
 
 
 def _with_bars(core, steps):
-    """The same steps, with a bar of progress for every epoch."""
-    bar = None
-    for _ in steps:
-        if core.step and bar is None:
-            name, done = f"epoch {core.epoch + 1}", core.step - 1
-            bar = tqdm(desc=name, total=len(core.loader), initial=done, leave=False)
-        if core.step:
-            bar.update()
-        elif bar is not None:
-            bar.close()
-            bar = None
-        yield
+    """The same steps, with a bar of progress that begins again with every epoch."""
+    with tqdm(total=len(core.loader), leave=False) as bar:
+        for _ in steps:
+            bar.set_description(f"epoch {core.epoch + 1}", refresh=False)
+            bar.update(core.step - bar.n)
+            if not core.step:
+                bar.clear()  # a line of the log follows
+            yield
 
 
 def epoch_line(row: dict, epochs: int, seconds: float, speed: float) -> str:
     """One line of the log for one row of the history, ``seconds`` after the start."""
-    names = {"clean_accuracy": "clean", "mixed_accuracy": "mixed", "test_accuracy": "test"}
     left = seconds / row["epoch"] * (epochs - row["epoch"])
     place = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
     parts = [place, f"lr {row['lr']:.4f}", f"loss {row['loss']:.3f}"]
-    parts += [f"{label} {row[name]:.1f} %" for name, label in names.items() if name in row]
+    for name in ("clean", "mixed", "test"):
+        if f"{name}_accuracy" in row:
+            parts.append(f"{name} {row[f'{name}_accuracy']:.1f} %")
     return "  ".join([*parts, f"{speed:.0f} images/s", f"{left:.0f} s left"])
 
 

@@ -1,243 +1,183 @@
-"""The same batch on a Ray cluster of two nodes with a GPU each that is only counted, on this
-machine: what is lost is made again, once.
-"""
+"""The same batch on a Ray cluster: what is lost is made again, once."""
 
 import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
-from standins import grid, run_batch
+from faulty import noted
+from standins import BATCH, counts, grid, run, until
 
 from rmlib import UserError
 from rmlib.study.batch import executors
-from rmlib.study.batch.plan import read_batch
-from rmlib.study.runs import collection, records
+from rmlib.study.runs import collection
 
 ray = pytest.importorskip("ray")
-DRIVER = [
-    sys.executable,
-    "-c",
-    (
-        "import sys; from pathlib import Path; from rmlib.study.batch import plan; from rmlib.study.cli import"
-        " main; plan.project_root = lambda: Path.cwd(); sys.exit(main(['batch', 'grid.yaml',"
-        " '--out', 'out', '--executor', 'ray', '--address', *sys.argv[1:]]))"
-    ),
-]
+DRIVER = [*BATCH, "--executor", "ray"]
 
 
-def two_nodes():
-    """A cluster whose head has no room for a cell, and two nodes for one cell each; a node that is
-    silent for some seconds is lost.
-    """
-    from ray.cluster_utils import Cluster
+def patiently(start):
+    """Start a cluster or a node, again where Ray's 30 seconds were too short for a busy machine."""
+    for _ in range(9):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out" not in str(error):
+                raise
+            ray.shutdown()
+    return start()
 
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 0,
-            "include_dashboard": False,
-            "_system_config": {
-                "health_check_initial_delay_ms": 0,
-                "health_check_period_ms": 500,
-                "health_check_failure_threshold": 4,
-            },
-        },
-    )
-    return cluster, [cluster.add_node(num_cpus=2, num_gpus=1) for _ in range(2)]
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patches.setenv("RAY_AUTH_MODE", "disabled")  # else Ray writes a token into the user's home
+        patches.delenv("RAY_ADDRESS", raising=False)
+        yield
 
 
 @pytest.fixture
-def quiet(monkeypatch):
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray writes a token into the user's home
+def two_nodes():
+    """A cluster whose head has no room for a run, and two nodes for one run each.
+
+    They have a GPU each that is only counted. A node that is silent for some seconds is lost.
+    """
+    from ray.cluster_utils import Cluster
+
+    health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
+    system = health | {"health_check_failure_threshold": 4}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": system}
+    cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+    try:
+        node = {"num_cpus": 2, "num_gpus": 1}
+        yield cluster, [patiently(lambda: cluster.add_node(**node)) for _ in range(2)]
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A cluster that the executor started on this machine."""
+    plan = tmp_path_factory.mktemp("ray") / "plan.json"
+    plan.write_text("plan")
+    executor = patiently(lambda: executors.Ray(None, plan, 1, "cpu", workers=2))
+    yield executor
+    executor.close()
+
+
+@pytest.fixture
+def own_cluster(cluster, monkeypatch):
+    """The same, for batches that ask for one."""
+
+    def ray_of(address, plan, *_):
+        assert address is None
+        monkeypatch.setattr(cluster, "plan", plan)
+        return cluster
+
+    monkeypatch.setattr(executors, "Ray", ray_of)
+    monkeypatch.setattr(cluster, "close", lambda: None)
+    return cluster
 
 
 def began():
-    """[(seed, CUDA_VISIBLE_DEVICES, parent process)] of every kernel that began."""
-    lines = Path("began.txt").read_text().splitlines() if Path("began.txt").exists() else []
-    return [(int(seed), gpu, int(process)) for seed, gpu, _, process in map(str.split, lines)]
+    """[(seed, parent process)] of every kernel that began."""
+    return [tuple(map(int, line.split())) for line in noted("began.txt")]
 
 
-def until(condition, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.1)
+def test_what_was_lost_with_a_worker_or_a_node_is_made_again(project, two_nodes):
+    """A worker is killed in the middle of a run, then a node goes. Then Ctrl-C ends a run."""
+    cluster, (_, second) = two_nodes
+    seeds = [20, 21, 22]
+    grid(project, seed=seeds)
+    command, pipes = [*DRIVER, "--address", cluster.address], {"stderr": subprocess.PIPE}
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **pipes)
+    until(lambda: len(began()) >= 2, driver)
+    seed, process = began()[0]
+    psutil.Process(process).parent().kill()
+    until(lambda: [each for each, _ in began()].count(seed) == 2, driver)
+    cluster.remove_node(second, allow_graceful=False)
+    Path("go").touch()
+    output, errors = driver.communicate(timeout=600)
+    assert driver.returncode == 0, output + errors
+    assert f"{len(seeds)} to run, 2 at a time" in output
+    assert Counter(noted("recorded.txt")) == Counter(map(str, seeds))
+    assert len(collection.find(Path("out"))) == len(seeds)
+
+    grid(project, seed=[3])
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True, **pipes)
+    until(lambda: began()[-1][0] == 3, driver)
+    process = psutil.Process(began()[-1][1])
+    driver.send_signal(signal.SIGINT)
+    _, errors = driver.communicate(timeout=300)
+    assert driver.returncode == 130 and "the same command goes on" in errors
+    until(lambda: not process.is_running())
+    assert Path("interrupted.txt").exists(), "a training hears it and writes its checkpoint"
 
 
-def recorded():
-    return (
-        Counter(Path("recorded.txt").read_text().split())
-        if Path("recorded.txt").exists()
-        else Counter()
-    )
-
-
-def test_a_worker_and_a_node_are_lost_and_then_the_cluster(project, quiet):
-    """A worker is killed in the middle of a cell, then a node goes, then all of it; a new cluster
-    ends the batch. Every cell is recorded once.
-    """
-    seeds = [str(seed) for seed in range(20, 26)]
-    grid(project, seed=[*map(int, seeds)])
-    cluster, (first, second) = two_nodes()
-    try:
-        driver = subprocess.Popen(
-            [*DRIVER, cluster.address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        until(lambda: len(began()) >= 2)
-        (seed, gpu, process), *_ = began()
-        assert gpu == "0", "each node has one, and the kernel was told"
-        psutil.Process(process).parent().kill()
-        until(lambda: [each for each, *_ in began()].count(seed) == 2)
-        cluster.remove_node(second, allow_graceful=False)
-        until(lambda: len(recorded()) >= 3)
-    finally:
-        cluster.shutdown()
-    try:
-        driver.wait(5)
-    except subprocess.TimeoutExpired:  # it still hopes for the cluster
-        driver.kill()
-    driver.communicate()
-    before = {path: path.stat().st_mtime_ns for path in Path("out").glob("*/record.json")}
-    assert 3 <= len(before) < len(seeds)
-    done = sum(
-        not (path.parent / records.UNFINISHED).exists() for path in before
-    )  # the notebook of others was lost after its record, and is made again from that
-
-    cluster, nodes = two_nodes()
-    try:
-        answer = subprocess.run(
-            [*DRIVER, cluster.address], capture_output=True, text=True, timeout=180
-        )
-    finally:
-        cluster.shutdown()
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert f"{done} done already, {len(seeds) - done} to run, 2 at a time" in answer.stdout
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()), (
-        "what was finished stays as it was"
-    )
-    assert recorded() == Counter(seeds) and {
-        str(record.config["seed"]) for record in collection.find(Path("out"))
-    } == set(seeds)
-
-
-def test_on_a_cluster_of_its_own_failures_are_told_and_ctrl_c_ends_well(
-    project, quiet, monkeypatch
-):
-    """Without an address; a failing cell beside a good one; then a cell that hangs, ended by
-    Ctrl-C, which leaves no process behind.
-    """
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_a_cluster_of_its_own_is_started_without_an_address(project, own_cluster):
+    """A failing run beside a good one."""
     grid(project, seed=[0, 1])
     lines = []
-    try:
-        counts = run_batch(
-            read_batch("grid.yaml", "out"), executor="ray", workers=2, log=lines.append
-        )
-    finally:
-        ray.shutdown()
-    assert counts == {"done": 1, "failed": 1, "stopped": 0, "left": 0} and any(
-        "AssertionError: seed 1 does not work" in line for line in lines
-    )
-    grid(project, seed=[3])
-    driver = subprocess.Popen(
-        [word for word in DRIVER[:2]] + [DRIVER[2].replace(", '--address'", "")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until(lambda: any(seed == 3 for seed, *_ in began()))
-    process = psutil.Process(began()[-1][2])
-    driver.send_signal(signal.SIGINT)
-    _, errors = driver.communicate(timeout=90)
-    assert driver.returncode == 130 and "the same command goes on" in errors
-    until(lambda: not process.is_running(), 30)
-    assert Path("interrupted.txt").exists(), (
-        "a training hears it and writes its checkpoint; it is not killed"
-    )
+    assert run(lines, executor="ray", workers=2) == counts(1, failed=1)
+    assert any("AssertionError: seed 1 does not work" in line for line in lines)
 
 
-def test_what_a_cluster_cannot_do_is_told_in_one_line(project, quiet):
-    grid(project, seed=[0], threads=64)
+def test_a_cluster_that_does_not_answer_is_named(project):
+    grid(project, seed=[0])
     with pytest.raises(UserError, match="no Ray cluster answers") as error:
-        run_batch(
-            read_batch("grid.yaml", "out"),
-            executor="ray",
-            address="127.0.0.1:1",
-            log=lambda line: None,
-        )
+        run(executor="ray", address="127.0.0.1:1")
     assert "\n" not in str(error.value)
 
 
-def test_a_machine_that_sees_another_folder_is_told(tmp_path):
+def test_a_machine_that_sees_another_folder_says_so(tmp_path):
     """What a node does with a job whose plan it does not see, or sees with other contents."""
-    (tmp_path / "plan.json").write_text("another")
-    for path in (tmp_path / "plan.json", tmp_path / "no" / "plan.json"):
+    plan = tmp_path / "plan.json"
+    plan.write_text("another")
+    for path in (plan, tmp_path / "no" / "plan.json"):
         ended = executors._on_a_node(job(tmp_path), {}, str(path), b"this one", patience=0.1)
-        assert ended.code == 1 and re.search(
-            "does not see plan.json of this batch: give --out a folder that all machines share",
-            ended.output,
-        )
-    ended = executors._on_a_node(
-        job(tmp_path / "elsewhere"), {}, str(tmp_path / "plan.json"), b"another"
-    )
-    assert (
-        ended.code == 1
-        and "has no folder" in ended.output
-        and "under one path on all machines" in ended.output
-    )
+        words = "does not see plan.json of this batch: give --out a folder that all machines share"
+        assert ended.code == 1 and words in ended.output
+    ended = executors._on_a_node(job(tmp_path / "elsewhere"), {}, str(plan), b"another")
+    assert ended.code == 1 and "has no folder" in ended.output
+    assert "under one path on all machines" in ended.output
 
 
 def job(folder, word="rmlib"):
-    return executors.Job((word,), 1, Path("log.txt"), (), folder=str(folder))
+    return executors.Job((word,), 1, Path("log.txt"), Path("lock"), None, str(folder))
 
 
-@pytest.mark.parametrize("memory", [True, False])
-def test_what_ray_cannot_do_is_told_and_tried_as_often_as_is_said(
-    tmp_path, memory, quiet, monkeypatch
+def test_what_ray_cannot_do_is_named_and_tried_as_often_as_is_said(
+    tmp_path, own_cluster, monkeypatch
 ):
-    """A machine without memory (Ray's own retries would never end); an error of the executor
-    itself, and a worker that dies each time (three more attempts).
+    """An error of the executor itself, and a worker that dies each time: three more attempts.
+
+    A machine without memory is not asked again: Ray's own retries would never end.
     """
-    (tmp_path / "plan.json").write_text("plan")
-    if memory:  # any use of it is then too much
-        monkeypatch.setenv("RAY_memory_usage_threshold", "0.0001")
-        monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
 
     def broken(job, *_):
-        with open(f"{job.folder}/attempts", "a") as file:
+        with open(f"{job.folder}/{job.words[0]}", "a") as file:
             file.write(".")
-        if job.words[0] == "memory":
-            time.sleep(60)
         if job.words[0] == "worker":
             os._exit(1)
         raise LookupError("no such thing")
 
-    monkeypatch.setattr(executors, "_on_a_node", broken)
-    monkeypatch.setattr(executors, "LOST", (1, 1, 1))
-    places = executors.Ray(None, tmp_path / "plan.json", 1, "cpu")
-    try:
-        for kind, words, attempts in (
-            [("memory", "no memory left", (0, 1))]
-            if memory
-            else [
-                ("error", "cannot run it: .*no such thing", (1,)),
-                ("worker", "lost with its worker or machine 4 times", (4,)),
-            ]
-        ):
-            (tmp_path / "attempts").write_text("")
-            ended = places.run(job(tmp_path, kind))
-            assert (
-                ended.code == 1
-                and re.search(words, ended.output)
-                and (tmp_path / "attempts").stat().st_size in attempts
-            )
-    finally:
-        places.close()
+    def no_memory(reference):
+        raise ray.exceptions.OutOfMemoryError("")
+
+    monkeypatch.setattr(own_cluster, "start", ray.remote(max_retries=0)(broken).remote)
+    monkeypatch.setattr(executors, "LOST", (0.1, 0.1, 0.1))
+    for kind, words, attempts in (
+        ("error", "cannot run it: .*no such thing", 1),
+        ("worker", "lost with its worker or machine 4 times", 4),
+    ):
+        ended = own_cluster.run(job(tmp_path, kind))
+        assert ended.code == 1 and re.search(words, ended.output)
+        assert (tmp_path / kind).stat().st_size == attempts
+    monkeypatch.setattr(ray, "get", no_memory)
+    ended = own_cluster.run(job(tmp_path, "memory"))
+    assert ended.code == 1 and "no memory left" in ended.output

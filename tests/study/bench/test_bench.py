@@ -1,12 +1,10 @@
-"""The benchmark of training: what it counts must be what it says, so its numbers are checked where
-they can be known.
-"""
+"""The benchmarks: what is counted must be what is said, so it is checked where it can be known."""
 
 import pytest
 import torch
 
 from rmlib.params import TrainParams
-from rmlib.study.bench import timing
+from rmlib.study.bench import measuring, mixing, timing
 from rmlib.study.bench import training as bench
 from rmlib.study.cli import main
 
@@ -62,10 +60,14 @@ def test_the_bare_step_trains_on_its_one_batch():
     assert len(seen) == 2 and all(each is images for each in seen)
 
 
-def test_the_training_table(capsys, monkeypatch):
-    """Every row that the command promises, each with its numbers."""
+def test_every_table_has_its_rows(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(mixing, "SHAPES", ((8, 3, 8, 8),))
+    monkeypatch.setattr(mixing, "IMAGES", 128)
+    monkeypatch.setattr(bench, "BATCH", 16)
     monkeypatch.setitem(bench.SIZES, "cpu", (1, 2))
-    assert main(["bench", "--only", "training", "--rounds", "1"]) == 0
+    monkeypatch.setitem(measuring.ATTACKED, "cpu", (4, 1, 1))
+    monkeypatch.setitem(measuring.MAPPED, "cpu", (2, 1, 1))
+    assert main(["bench", "--rounds", "1", "--out", str(tmp_path / "bench.md")]) == 0
     text = capsys.readouterr().out
     rows = [
         f"full step, {mixer}, {words}"
@@ -77,30 +79,39 @@ def test_the_training_table(capsys, monkeypatch):
         rate, share = line.split("|")[2:4]
         assert float(rate) > 0 and float(share.rstrip("% ")) > 0
         assert row != "bare step" or share == " 100.0 % "
-    assert "width 1, fp32, batch 128, 256 random images" in text
-
-
-def test_a_part_that_does_not_exist(capsys):
-    assert main(["bench", "--only", "trainin"]) == 2 and "trainin" in capsys.readouterr().err
+    assert "width 1, fp32, batch 16, 32 random images" in text
+    for name in (
+        "naive loop k=4",
+        "torchvision v2.MixUp",
+        "on-device loader",
+        "PIL + DataLoader",
+        "FGSM",
+        "Square, no image falls",
+        "Square, eps 8/255, torchattacks alone",
+        "ours, layer4",
+        "grad-cam, layer3",
+    ):
+        assert f"| {name} |" in text
+    assert "| 8x3x8x8 | Region Mixup k=4 |" in text
+    assert (tmp_path / "bench.md").read_text().strip() == text.strip()
+    assert "103 bare forwards per image" in text, "the library asks 103 times for a budget of 100"
 
 
 @pytest.mark.cuda
 def test_an_epoch_on_cuda_does_not_wait_for_the_host():
-    """All steps of an epoch are sent off in a fraction of the time that they take, so the host read
-    nothing back in between.
-    """
+    """All steps are sent off in a fraction of their time, so the host read nothing in between."""
     import time
 
-    params = TrainParams(
-        mixer="region_mixup", width=64, precision="bf16", epochs=10, batch_size=128
-    )
-    step = bench.make_run(params, bench.random_set(128 * 50), torch.device("cuda"))
-    list(step.steps(0))
-    step.begin(step.draw(1))
-    step.wait()
+    from rmlib.recorded import recording_of
+
+    params = TrainParams(width=64, precision="bf16", epochs=10, batch_size=128)
+    run = bench.make_run(params, bench.random_set(128 * 50), torch.device("cuda"))
+    recording = recording_of(run)
+    recording.begin(run.draw(0), 0)
+    recording.wait()
     begun = time.perf_counter()
-    for number in range(len(step.loader)):
-        step.launch(number)
+    for number in range(len(run.loader)):
+        recording.replay(number)
     sent = time.perf_counter() - begun
-    step.wait()
+    recording.wait()
     assert sent < 0.5 * (time.perf_counter() - begun)

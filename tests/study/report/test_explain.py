@@ -303,7 +303,7 @@ def test_code_of_another_time_and_the_batch_are_named(tmp_path):
         == f"or all of its batch: rmlib batch 'my batches/b.yaml' --out {tmp_path} --compile"
     )
     words = shlex.split(lines[2].split(": rmlib ")[1])
-    assert build_parser()[0].parse_args(words).compile
+    assert build_parser()[0].parse_args(words).compiled
     record.compiled = True
     assert "--compiled" in train_words(record)
     (tmp_path / record.run_id / "02_training.ipynb").write_text("{}")

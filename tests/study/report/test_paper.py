@@ -46,7 +46,7 @@ def test_the_protocol_names_real_parameters_and_the_batches_follow_it():
     assert set(paper.PROTOCOL) <= set(TrainParams.model_fields)
     counts = []
     for name in paper.DATASETS:
-        cells = read_batch(project_root() / "notebooks" / "batches" / f"{name}.yaml").cells
+        cells = read_batch(project_root() / "notebooks" / "batches" / f"{name}.yaml").runs
         off = {
             key
             for cell in cells

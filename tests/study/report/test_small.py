@@ -34,7 +34,7 @@ REGION_MIXUP = "Region Mixup, clean_weight=1 minus Mixup, clean_weight=1"
 def test_the_batches_follow_the_protocol():
     for name, seeds in small.SEEDS.items():
         path = project_root() / "notebooks" / "batches" / f"{name}-small.yaml"
-        cells = read_batch(path).cells
+        cells = read_batch(path).runs
         assert {cell.train_images for cell in cells} == {small.TRAIN_IMAGES[name]}
         wanted = {(mixer, 1.0) for mixer in ("none", "mixup", "cutmix", "region_mixup")}
         for method in wanted:

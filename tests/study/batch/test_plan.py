@@ -1,0 +1,177 @@
+"""The plan of a batch: what a file means, which mistakes are named, and what it will take."""
+
+import json
+
+import pytest
+from made import make_record
+from standins import grid, write
+
+from rmlib import UserError
+from rmlib.paths import project_root
+from rmlib.study.batch import costs
+from rmlib.study.batch.plan import read_batch
+from rmlib.study.runs import records
+
+
+def planned(tmp_path, text):
+    return read_batch(write(tmp_path, text), tmp_path / "out")
+
+
+def test_a_grid_is_expanded_and_checked(tmp_path):
+    text = """
+common: {epochs: 4, lr: 1e-2, snapshots: [2, 4]}
+grid:
+  - {mixer: [mixup, region_mixup], clean_weight: [1, 0], seed: [0, 1, 2]}
+  - {mixer: region_mixup, k: [1, 2], seed: 0}
+"""
+    batch = planned(tmp_path, text)
+    assert len(batch.runs) == 12 + 1, "k = 2, seed 0 is in both blocks and counts once"
+    assert {run.lr for run in batch.runs} == {0.01}, "YAML reads 1e-2 as text"
+    assert all(run.snapshots == [2, 4] for run in batch.runs), "a list that is one value"
+    assert batch.label(batch.runs[0]) == "mixup k=2 clean_weight=1.0 seed=0"
+    assert {run.folder.parent for run in batch.runs} == {tmp_path / "out"}
+
+
+ONE = "grid: [{seed: 0}]\n"
+MISTAKES = {
+    "grid: [{sed: [0, 1]}]": "unknown parameter 'sed': did you mean 'seed'",
+    "grid: [{seed: [0, one]}]": "seed='one'",
+    "grid: [{mixer: [mixup, cutmx]}]": "did you mean 'cutmix'",
+    "grid: [{mixer: mixup, k: 4}]": "k=4 does nothing",
+    "grids: [{seed: 0}]": "did you mean 'grid'",
+    "grid: []": "grid",
+    "": "grid: Field required",
+    "grid: [{seed: []}]": "empty list",
+    "common: {seed: []}\ngrid: [{lr: 0.1}]": "empty list",
+    "grid: [{1: 2}]": "grid.0.1",
+    ONE + "notebooks: {05_results: {1: 2}}": "notebooks.05_results.1",
+    "grid: [{lr: 0.1, lr: 0.2}]": "lr is given twice",
+    "grid: [{dataset: ['folder:a/pets', 'folder:b/pets']}]": "different folder names",
+    "grid: [{": "is not YAML",
+    "some text": "is not YAML of a batch",
+    ONE + "notebook: 01_method": "did you mean .notebooks",
+    ONE + "notebooks: {03_robustnes: {}}": "did you mean '03_robustness'",
+    ONE + "notebooks: {02_training: {}}": "expected one of 01_method, 03_robustness",
+    "grid: [{seed: 0, clean_weight: 0.5}]\nnotebooks: {03_robustness: {}}": (
+        "clean_weight=1 selects no run of the grid: set it to one of 0.5"
+    ),
+    ONE + "notebooks: {03_robustness: {quieries: 5}}": "did you mean 'queries'",
+    ONE + "notebooks: {03_robustness: {eps: [8]}}": "scale of pixels",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_mistakes_in_a_batch_file(tmp_path, text):
+    with pytest.raises(UserError, match=MISTAKES[text]) as error:
+        planned(tmp_path, text)
+    assert "\n" not in str(error.value)
+
+
+def test_blocks_may_share_what_they_have_in_common(tmp_path):
+    """YAML's merge keys; what stands in the block itself counts more, and is not given twice."""
+    text = "grid:\n- &short {epochs: 3, lr: 0.1}\n- {<<: *short, lr: 0.2, seed: 1}\n"
+    runs = planned(tmp_path, text).runs
+    assert [(run.epochs, run.lr, run.seed) for run in runs] == [(3, 0.1, 0), (3, 0.2, 1)]
+
+
+def test_an_unknown_batch_file_names_the_known_ones():
+    with pytest.raises(UserError, match="quick"):
+        read_batch("notebooks/batches/quik.yaml")
+
+
+def test_the_plan_says_what_runs_will_take(tmp_path, monkeypatch):
+    """From runs of the same experiment with as many forwards.
+
+    Else it is scaled by epochs, images and forwards; else nothing is said.
+    """
+    monkeypatch.setattr(costs, "results_dir", lambda: tmp_path / "none")
+    text = """
+common: {width: 8, epochs: 4, train_images: 1000, mixer: mixup}
+grid: [{seed: [0, 1, 2, 3]}, {clean_weight: 0}, {epochs: 8}, {width: 9}]
+"""
+    batch = planned(tmp_path, text)
+    *finished, fourth, plain, longer, wider = batch.runs
+    for run, seconds in zip(finished, (100.0, 120.0, 200.0)):
+        record = make_record(80.0, checksum="00", **run.config)
+        records.write(record.model_copy(update={"seconds": seconds}), run.folder)
+    found = costs.costs(batch)
+    assert found[fourth.run_id] == pytest.approx(140), "the mean"
+    assert found[plain.run_id] == pytest.approx(70), "one forward instead of two"
+    assert found[longer.run_id] == pytest.approx(280) and wider.run_id not in found
+    text = costs.describe(batch, 2)
+    assert "7 runs: 3 done, 4 to run, 2 at a time; about 4 min of training" in text
+    assert "1 like none before" in text
+    assert f"new      {fourth.run_id}  {batch.label(fourth)}  2 min" in text
+    stray = finished[0].folder / "record.json"
+    whole = stray.read_text()
+    assert '"seconds": 100.0' in whole
+    stray.write_text(whole.replace('"seconds": 100.0', '"seconds": null'))
+    assert costs.costs(batch)[fourth.run_id] == 160, "a foreign record costs its part alone"
+
+
+def test_the_plan_knows_what_waits_for_what(tmp_path):
+    text = "grid: [{seed: [0, 1]}]\nnotebooks: {01_method: , 03_robustness: , 05_results: }"
+    lines = costs.describe(planned(tmp_path, text), 1).splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines[2:5]] == [
+        "01_method",
+        "03_robustness  after 2 runs",
+        "05_results  after 2 runs, 03_robustness",
+    ]
+
+
+def test_the_plan_is_kept_beside_the_results(project):
+    """plan.json names runs, notebooks, the batch's file and options, and no path of the machine."""
+    batch = read_batch(grid(project, seed=[0, 1]), "out")
+    path = batch.write(["--compile"])
+    content = json.loads(path.read_text())
+    cells = content.pop("cells")
+    assert [cell["run_id"] for cell in cells] == [run.run_id for run in batch.runs]
+    assert cells[1]["config"] == batch.runs[1].config
+    assert content == {
+        "schema_version": 1,
+        "name": "grid",
+        "file": "grid.yaml",
+        "options": ["--compile"],
+        "notebooks": [],
+    }
+    assert "/" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(35.4, "35 s"), (100, "2 min"), (3600 * 3.4, "3 h 24 min"), (3600 * 52, "2 d 4 h")],
+)
+def test_durations_in_words(seconds, text):
+    assert costs.duration(seconds) == text
+
+
+def test_what_the_grid_says_reaches_the_other_notebooks(tmp_path):
+    text = """
+common: {dataset: tiny-imagenet, root: somewhere, allow_partial: true, device: cpu, threads: 2}
+grid: [{mixer: [mixup, cutmix]}]
+notebooks: {01_method: {k: 3}, 03_robustness: {eps: [0, 8/255]}, 05_results: }
+"""
+    found, out = planned(tmp_path, text).notebooks, str(tmp_path / "out")
+    assert list(found) == ["01_method", "03_robustness", "05_results"]
+    method, robustness = found["01_method"], found["03_robustness"]
+    assert (method.dataset, method.root, method.k) == ("tiny-imagenet", "somewhere", 3)
+    assert method.allow_partial and robustness.save
+    assert (robustness.runs, robustness.root) == (out, "somewhere")
+    assert (robustness.device, robustness.threads) == ("cpu", 2)
+    assert robustness.eps == ["0", "8/255"] and found["05_results"].runs == out
+    text = "grid: [{dataset: 'folder:my/pets'}]\nnotebooks: {04_cam: }"
+    root = planned(tmp_path, text).notebooks["04_cam"].root
+    assert root == "my/pets", "a record keeps no path, so the notebook gets it here"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_papers_batches_begin_with_one_of_each(tmp_path, name):
+    """Seed 0 of every method with the clean loss, then the primary claim to six seeds."""
+    runs = read_batch(project_root() / f"notebooks/batches/{name}.yaml", tmp_path).runs
+    mixers = ("none", "mixup", "cutmix", "region_mixup")
+    first = [(run.mixer, run.seed, run.clean_weight) for run in runs[:4]]
+    assert first == [(mixer, 0, 1) for mixer in mixers]
+    primary = {(mixer, seed) for mixer in ("mixup", "region_mixup") for seed in range(1, 6)}
+    assert {(run.mixer, run.seed) for run in runs[4:14]} == primary
+    assert len(runs) == 33 and all(run.robustness and run.epochs == 400 for run in runs)
+    assert all(run.snapshots == [200] for run in runs)
