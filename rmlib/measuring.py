@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import math
+from collections.abc import Collection, Iterator
 
 import torch
 
@@ -12,7 +13,7 @@ from rmlib.evaluate import eval_mode, full_precision
 
 
 @contextlib.contextmanager
-def with_gradients(model):
+def with_gradients(model: torch.nn.Module) -> Iterator[None]:
     """Eval mode with gradients, in full precision, whatever the caller has switched on.
 
     Afterwards all is as it was, also after an error: modes, ``.grad`` and torch's random state.
@@ -38,7 +39,10 @@ def with_gradients(model):
 
 
 def as_pixels(
-    model, images: torch.Tensor, labels: torch.Tensor, kinds=(torch.float32, torch.float64)
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    kinds: Collection[torch.dtype] = (torch.float32, torch.float64),
 ) -> torch.Tensor:
     """Check what an attack or a map is asked about; returns the images as float in [0, 1].
 

@@ -1,10 +1,14 @@
 """PreAct ResNet-18 for small images, wide or narrow, with the normalisation as its first layer."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmlib import UserError
+
+Floats = Sequence[float]  # three values, one per channel
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -23,7 +27,7 @@ class Conv1x1(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__(in_channels, out_channels, 1, stride=stride, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         step = self.stride[0]
         if step == 1 or x.device.type != "cpu":
             return super().forward(x)
@@ -43,8 +47,8 @@ class PreActBlock(nn.Module):
         if stride != 1 or in_channels != channels:
             self.shortcut = nn.Sequential(Conv1x1(in_channels, channels, stride))
 
-    def forward(self, x):
-        out = F.relu(self.bn1(x))
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = F.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(out)
         out = self.conv1(out)
         out = self.conv2(F.relu(self.bn2(out)))
@@ -54,13 +58,24 @@ class PreActBlock(nn.Module):
 class PreActResNet18(nn.Module):
     """Stem, four stages of two blocks, pooling, linear head; see :func:`preact_resnet18`."""
 
-    def __init__(self, num_classes, width, stem_stride, mean, std, final_norm):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        width: int,
+        stem_stride: int,
+        mean: Floats,
+        std: Floats,
+        final_norm: bool,
+    ):
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
-            values = torch.tensor(values, dtype=torch.float32)
-            if values.shape != (3,):
-                raise UserError(f"{name}={values.tolist()}: expected three values, one per channel")
-            self.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
+            buffer = torch.tensor(values, dtype=torch.float32)
+            if buffer.shape != (3,):
+                raise UserError(f"{name}={buffer.tolist()}: expected three values, one per channel")
+            self.register_buffer(name, buffer.view(1, 3, 1, 1), persistent=False)
         self.conv1 = conv3x3(3, width, stem_stride)
         self.layer1 = self._stage(width, width, stride=1)
         self.layer2 = self._stage(width, 2 * width, stride=2)
@@ -70,12 +85,12 @@ class PreActResNet18(nn.Module):
         self.linear = nn.Linear(8 * width, num_classes)
 
     @staticmethod
-    def _stage(in_channels, channels, stride):
+    def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
         return nn.Sequential(
             PreActBlock(in_channels, channels, stride), PreActBlock(channels, channels, 1)
         )
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         x = (images - self.mean) / self.std
         x = self.conv1(x)
         x = self.layer1(x)
@@ -84,16 +99,16 @@ class PreActResNet18(nn.Module):
         x = self.layer4(x)
         if self.final_bn is not None:
             x = F.relu(self.final_bn(x))
-        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
-        return self.linear(x)
+        logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
 
 
 def preact_resnet18(
     num_classes: int,
     width: int = 64,
     stem_stride: int = 1,
-    mean=None,
-    std=None,
+    mean: Floats | None = None,
+    std: Floats | None = None,
     final_norm: bool = False,
 ) -> PreActResNet18:
     """PreAct ResNet-18 as in kuangliu/pytorch-cifar: plain stem, no BN-ReLU before the pooling.

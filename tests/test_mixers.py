@@ -278,7 +278,7 @@ def test_the_global_generator_is_the_default():
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 4.0])
 def test_weights_follow_the_beta_distribution(alpha):
-    lam = mixers._beta(alpha, (40_000,), generator(), "cpu")
+    lam = mixers._beta(alpha, (40_000,), generator())
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(lam.mean().item() - 0.5) < 5 * (variance / 40_000) ** 0.5
     assert abs(lam.var().item() - variance) < 0.02 * variance + 0.002
@@ -286,7 +286,7 @@ def test_weights_follow_the_beta_distribution(alpha):
 
 
 def test_tiny_alpha_gives_no_nan():
-    lam = mixers._beta(1e-4, (10_000,), generator(), "cpu")
+    lam = mixers._beta(1e-4, (10_000,), generator())
     assert lam.isfinite().all() and 0.45 < lam.mean() < 0.55
 
 

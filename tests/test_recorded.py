@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from rmlib import UserError, mixers, recorded, train
-from rmlib.choices import Choices
+from rmlib.choices import Choices, learning_rate
 from rmlib.data import ImageSet, stream
 from rmlib.mixers import Plan
 from rmlib.models import preact_resnet18
 from rmlib.params import TrainParams
 from rmlib.recorded import Recording
-from rmlib.train import Run, learning_rate, losses, make_mixer, make_optimizer, make_run, training
+from rmlib.train import Run, losses, make_mixer, make_optimizer, make_run, training
 
 COUNT, BATCH, CLASSES = 40, 16, 3  # the last batch has 8 images
 CLASS_NAMES = ("a", "b", "c")

@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from rmlib import choices, data, train
+from rmlib.choices import learning_rate
 from rmlib.data import ImageSet, stream
 from rmlib.params import TrainParams
 from rmlib.train import (
-    learning_rate,
     losses,
     make_mixer,
     make_model,

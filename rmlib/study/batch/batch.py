@@ -24,6 +24,8 @@ from rmlib.study.settings import CELL
 # SIGHUP: a closed terminal
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LOCK = ".batch.lock"
+# what a notebook needs besides the extra "study"
+EXTRA = {"03_robustness": "robustness", "04_cam": "maps", "05_results": "maps"}
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,8 @@ def _set_aside(batch, cell):
 
 def _check(batch, todo, done):
     """What can be known before any kernel starts: libraries, parameters, and the same images."""
-    if any(cell.robustness for cell in todo):
-        needs("study", "torchattacks", "pytorch_grad_cam")
+    measured = any(cell.robustness for cell in todo)
+    needs(*(extra for name, extra in EXTRA.items() if measured or name in batch.lessons))
     for name in [*([CELL] if todo else []), *batch.lessons]:
         notebooks.check_parameters(source(name))
     changeable = [cell for cell in done if cell.dataset not in sources.SIZES or cell.allow_partial]

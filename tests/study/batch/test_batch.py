@@ -627,7 +627,7 @@ def test_a_missing_extra_is_named_before_any_kernel_starts(project, monkeypatch,
     batch = read_batch(grid(project, seed=[0], **asked), "out")
     if asked:
         with pytest.raises(
-            UserError, match=r"torchattacks is missing: pip install 'rmlib\[study\]'"
+            UserError, match=r"not installed: torchattacks; pip install '\.\[robustness\]'"
         ):
             run_batch(batch, log=lambda _: None)
     else:
