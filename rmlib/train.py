@@ -6,7 +6,7 @@ of the same augmented batch, the clean one first, both in train mode: each updat
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ def training_step(run: Run, choices: Choices) -> None:
     run.sums += totals(clean_logits, labels, mixed_logits, targets, loss, *parts)
 
 
-def training(run: Run, recording: Any = None) -> Iterator[None]:
+def training(run: Run, recording: Any = None) -> Generator[None, None, None]:
     """Train from where a run stands to the end of its schedule; it may stop at every ``yield``.
 
     It yields after every step, and once more after every epoch, then with ``run.step`` at 0.
