@@ -125,8 +125,7 @@ class Loader:
         data: the training set.
         batch_size: images per step; the last batch of an epoch is smaller, none is dropped.
         seed: of order and augmentation, the same on every device and for every mixer.
-        augment: zero-pad 2 pixels, crop back at a random place, flip with probability 1/2.
-            The padding is black, before normalisation.
+        augment: pad 2 black pixels, crop back at a random place, flip with probability 1/2.
         device: where the images lie and the batches appear.
     """
 
@@ -161,11 +160,7 @@ class Loader:
         return min(self.batch_size, len(self.labels) - step * self.batch_size)
 
     def draw(self, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All random choices of an epoch, each (N,) on the CPU: order, dy, dx, flip.
-
-        That is the order of the images, the place of each crop in [0, 2 pad], and whether it is
-        flipped.
-        """
+        """Order, dy, dx and flip of an epoch, each (N,) on the CPU; dy and dx in [0, 2 pad]."""
         count, random = len(self.labels), stream(self.seed, "augmentation", epoch)
         order = torch.randperm(count, generator=stream(self.seed, "order", epoch))
         dy, dx = torch.randint(0, 2 * self.pad + 1, (2, count), generator=random)

@@ -46,10 +46,7 @@ def full_precision() -> Iterator[None]:
 
 
 def sample(count: int, size: int | None, seed: int, purpose: str) -> Tensor:
-    """Sorted indices of ``size`` of ``count`` images, drawn from a stream of the seed.
-
-    None, or more than there are: all of them.
-    """
+    """Sorted indices of ``size`` of ``count`` images (None: all), from a stream of the seed."""
     order = torch.randperm(count, generator=stream(seed, purpose))
     return order[:size].sort().values
 

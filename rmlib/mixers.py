@@ -239,7 +239,7 @@ def _on_host(boxes: Tensor) -> bool:
     return boxes.device.type == "cpu"
 
 
-def _beta(alpha: float, shape: Sequence[int], generator: Generator) -> Tensor:
+def beta(alpha: float, shape: Sequence[int], generator: Generator) -> Tensor:
     """Beta(alpha, alpha) draws, float32, in logarithms so that none ends in 0 / 0."""
     device = generator.device
     if alpha == 1:
@@ -254,7 +254,8 @@ def _beta(alpha: float, shape: Sequence[int], generator: Generator) -> Tensor:
     return torch.sigmoid(log_gamma[0] - log_gamma[1]).float()
 
 
-def _check_alpha(alpha: float) -> float:
+def checked_alpha(alpha: float) -> float:
+    """alpha of Beta(alpha, alpha), refused unless positive and finite."""
     if not 0 < alpha < float("inf"):
         raise UserError(f"alpha={alpha}: Beta needs alpha > 0; to train without mixing use NoMix")
     return float(alpha)
@@ -285,10 +286,10 @@ class CutMix(Mixer):
         super().__init__(num_classes)
         if not 0 <= prob <= 1:
             raise UserError(f"prob={prob}: a probability lies in [0, 1]")
-        self.alpha, self.prob = _check_alpha(alpha), float(prob)
+        self.alpha, self.prob = checked_alpha(alpha), float(prob)
 
     def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
-        device, lam = generator.device, _beta(self.alpha, (), generator).item()
+        device, lam = generator.device, beta(self.alpha, (), generator).item()
         u, v, gate = torch.rand(3, dtype=torch.float64, device=device, generator=generator).tolist()
         half = 0.5 * math.sqrt(1 - lam)
         half_width, half_height = int(half * width), int(half * height)
@@ -335,7 +336,7 @@ class RegionMixup(Mixer):
             raise UserError(f"k={k}: the grid needs a whole number of tiles per side, at least 1")
         if regions not in ("grid", "random"):
             raise UserError(f"regions={regions!r}: expected 'grid' or 'random'")
-        self.k, self.alpha, self.regions = int(k), _check_alpha(alpha), regions
+        self.k, self.alpha, self.regions = int(k), checked_alpha(alpha), regions
         self.per_sample = per_sample
         self.shared_partner, self.shared_weight = shared_partner, shared_weight
 
@@ -353,7 +354,7 @@ class RegionMixup(Mixer):
         device = generator.device
         ys, xs = self._borders(height, generator), self._borders(width, generator)
         shape = 1 if self.shared_weight else tiles, count if self.per_sample else 1
-        lam = _beta(self.alpha, shape, generator)
+        lam = beta(self.alpha, shape, generator)
         orders = 1 if self.shared_partner else tiles
         partners = torch.stack(
             [torch.randperm(count, generator=generator, device=device) for _ in range(orders)]

@@ -43,6 +43,7 @@ def method_name(config: dict) -> str:
     """A method in words: its label, and every setting that is not the default, such as 'Region
     Mixup, k=4, average'.
     """
+    config = complete(config)
     told = [
         (
             name
