@@ -1,7 +1,7 @@
 """Mixup, CutMix and Region Mixup as one formula on tiles.
 
-A plan is a list of disjoint tiles. In tile t the original image keeps the weight ``lam[t]`` and the
-image ``partners[t]`` gets the rest; outside every tile the original stays as it is:
+A plan is a list of disjoint tiles. In tile t the original image keeps the weight ``lam[t]``, and
+the image ``partners[t]`` gets the rest. Outside every tile the original stays as it is:
 
     mixed   = W * images + (1 - W) * partners         W(pixel) = lam of the pixel's tile, 1 outside
     targets = w * one_hot(labels) + sum_t w_t * one_hot(labels[partners[t]])
@@ -100,7 +100,7 @@ class Mixer:
             labels: (N,) int64 in [0, num_classes); on CUDA the values are not checked, since that
                 would stall the step.
             plan: its tensors may lie on the CPU. With all of them on CUDA nothing waits for the
-                host and no shape depends on a value, so that a CUDA graph can record the call.
+                host and no shape depends on a value. So a CUDA graph can record the call.
 
         Returns mixed images like ``images`` in new memory, and targets (N, num_classes) float32
         whose rows sum to 1. Raises UserError, a ValueError.

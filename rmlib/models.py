@@ -19,9 +19,9 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 class Conv1x1(nn.Conv2d):
     """1 x 1 convolution without bias; on the CPU it takes every stride-th pixel first.
 
-    That is the same sum, and it avoids a mistake of oneDNN (its issue 6035; also in torch 2.15):
-    the weights' gradient of a strided 1 x 1 convolution in channels_last with fewer than 16
-    channels writes past its workspace. Narrow networks crashed with it on 64 x 64 pixels.
+    That is the same sum, and it avoids a mistake of oneDNN (its issue 6035; also in torch 2.15).
+    There the weights' gradient writes past its workspace. This needs a strided 1 x 1 convolution
+    in channels_last with fewer than 16 channels. Narrow networks crashed on 64 x 64 pixels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
@@ -116,9 +116,9 @@ def preact_resnet18(
     Paper: He et al. 2016, "Identity mappings in deep residual networks",
     https://arxiv.org/abs/1603.05027. Public networks of this name differ in stem, shortcut and
     final normalisation. Weights published for kuangliu's load here: module names and parameters are
-    the same (11 171 146 / 11 217 316 / 11 268 616 for 10 / 100 / 200 classes at width 64). What
-    differs: global average pooling, so that 32- and 64-pixel images both work, and the
-    normalisation inside.
+    the same. At width 64 there are 11 171 146 parameters for 10 classes, 11 217 316 for 100, and
+    11 268 616 for 200. What differs: global average pooling, so that 32- and 64-pixel images both
+    work, and the normalisation inside.
 
     Args:
         num_classes: length of the logits.
