@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from rmlib.data import load, to_float
+from rmlib.data import stream, to_float
 from rmlib.models import preact_resnet18
 from rmlib.paths import project_root
 from rmlib.study.cli import build_parser
@@ -150,19 +150,20 @@ class Seen(nn.Module):
 
 @pytest.fixture
 def names():
-    """What the snippets take for granted: ten built-in images and a small network."""
-    data = load("shapes", split="test").subset(20)[torch.arange(0, 20, 2)]
-    images = to_float(data.images)
+    """What the snippets take for granted: ten images of noise and a small network."""
+    noise = stream(0, "noise")
+    pixels = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8, generator=noise)
+    images, labels = to_float(pixels), torch.arange(10)
     model = Seen(preact_resnet18(10, width=2))
     return {
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), 0.1),
-        "dataset": list(zip(images, data.labels)),
-        "loader": [(images, data.labels)],
+        "dataset": list(zip(images, labels)),
+        "loader": [(images, labels)],
         "images": images,
-        "labels": data.labels,
-        "pixels": data.images,
-        "masks": data.masks,
+        "labels": labels,
+        "pixels": pixels,
+        "masks": pixels[:, 0] > 200,
     }
 
 
