@@ -48,8 +48,9 @@ class ImageSet:
         smallest = int(torch.bincount(self.labels, minlength=len(self.classes)).min())
         if rest or not 0 < per_class <= smallest:
             raise UserError(
-                f"a class-balanced subset of {count} images cannot be taken: take a multiple of"
-                f" {len(self.classes)}, here at most {smallest * len(self.classes)}, or all"
+                f"a class-balanced subset of {count} images cannot be taken: take a multiple of the"
+                f" number of classes ({len(self.classes)}), here at most"
+                f" {smallest * len(self.classes)}, or all"
             )
         return self[rank_in_class(self.labels) < per_class]
 
