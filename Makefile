@@ -7,6 +7,7 @@ BIN = $(ENV)/bin/python
 BATCHES = notebooks/batches
 COMPILE = $(if $(shell command -v c++),--compile)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+FAST = mixers models evaluate params train documents floors
 
 .PHONY: study test check gpu grid notebooks readme lab lock clean env
 
@@ -16,10 +17,12 @@ study: env  ## the whole study on the built-in images: five notebooks, a grid of
 test: env  ## pytest, and nbval over the notebooks
 	$(BIN) -m pytest tests notebooks --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=180
 
-check: env  ## before a commit: format, lint, and the tests of the core
+check: env  ## before a commit: format, lint, spelling, types of the core, and the fast tests
 	$(BIN) -m ruff format --check rmlib tests
 	$(BIN) -m ruff check rmlib tests
-	$(BIN) -m pytest -q tests/test_mixers.py tests/test_models.py tests/test_evaluate.py tests/test_params.py tests/test_train.py
+	git ls-files -z | xargs -0 $(BIN) -m codespell_lib
+	$(BIN) -m mypy rmlib/*.py
+	$(BIN) -m pytest -q --numprocesses 2 -m "not slow" $(wildcard $(FAST:%=tests/test_%.py))
 
 MINUTES =
 gpu: env  ## on a GPU: its tests, what is fast there, then `make grid`; MINUTES=25 limits the grid alone: what trains then stops with a checkpoint
@@ -33,10 +36,9 @@ grid: env  ## the paper's CIFAR-10 grid, or what is left of it; stopped by the l
 notebooks: env  ## run every notebook with its defaults and store the outputs in it
 	$(BIN) -m rmlib.study.batch.notebooks refresh $(NOTEBOOKS)
 
-readme: env  ## make picture and tables of README.md and results/README.md anew, from records
+readme: env  ## make picture and tables of all documents anew, from records
 	$(BIN) -m rmlib.study.figures results/mixers.png
-	$(BIN) -m rmlib report --into README.md
-	$(BIN) -m rmlib report --into results/README.md
+	git grep -lz '^<!-- report ' -- '*.md' | xargs -0 -n 1 $(BIN) -m rmlib report --into
 
 lab: env  ## JupyterLab on the notebooks
 	$(BIN) -m jupyter lab notebooks
@@ -52,7 +54,7 @@ $(ENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' || \
 	  { echo "this Python has no venv module: install it (on Debian and Ubuntu the package python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(ENV)
-	$(BIN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[study,test]'
+	$(BIN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'
 	touch $(ENV)/ready
 
 clean:

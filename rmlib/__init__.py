@@ -16,7 +16,7 @@ class UserError(ValueError):
     and the remedy.
     """
 
-    def _render_traceback_(self):
+    def _render_traceback_(self) -> list[str]:
         """What IPython shows in a notebook: that line, not the way through the library."""
         return [f"{type(self).__name__}: {self}"]
 

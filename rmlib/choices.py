@@ -4,9 +4,12 @@ The tables are drawn on the CPU, from the streams of the seed, with one row for 
 go to a device once an epoch, and every device and every mixer sees the same clean batches.
 """
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rmlib.data import Loader, stream
@@ -23,16 +26,16 @@ class Choices(NamedTuple):
     Where the last batch is smaller, its row is filled up with zeros.
     """
 
-    order: torch.Tensor
-    dy: torch.Tensor
-    dx: torch.Tensor
-    flip: torch.Tensor
-    boxes: torch.Tensor
-    lam: torch.Tensor
-    partners: torch.Tensor
-    lr: torch.Tensor
+    order: Tensor
+    dy: Tensor
+    dx: Tensor
+    flip: Tensor
+    boxes: Tensor
+    lam: Tensor
+    partners: Tensor
+    lr: Tensor
 
-    def to(self, device) -> "Choices":
+    def to(self, device: torch.device) -> "Choices":
         """The same on another device."""
         return Choices(*(values.to(device) for values in self))
 
@@ -42,36 +45,47 @@ class Choices(NamedTuple):
 
     def first(self, size: int) -> "Choices":
         """Of one step: the choices of the first ``size`` images."""
-        return Choices(
-            *(values[:size] for values in self[:4]),
-            self.boxes,
-            self.lam[:, :size],
-            self.partners[:, :size],
-            self.lr,
-        )
+        order, dy, dx, flip = (values[:size] for values in self[:4])
+        lam, partners = self.lam[:, :size], self.partners[:, :size]
+        return Choices(order, dy, dx, flip, self.boxes, lam, partners, self.lr)
 
     def plan(self, height: int, width: int) -> Plan:
         """Of one step: how its images are mixed."""
         return Plan(self.boxes, self.lam, self.partners, height, width)
 
 
-def draw(params: TrainParams, loader: Loader, mixer: Mixer, epoch: int, rate) -> Choices:
-    """The choices of one epoch, on the CPU, a function of the run's seed and the epoch alone.
+def learning_rate(params: TrainParams, step: int, steps: int) -> float:
+    """Learning rate of one of ``steps`` steps of the whole schedule, counted from 0.
 
-    Args:
-        rate: called with params, number of the step and steps of the schedule: its learning rate.
+    "multistep" divides by 10 at every milestone, a share of the schedule rounded up to a step.
+    "onecycle" rises linearly from 4 % of the peak over the first fifth and falls linearly to zero.
     """
+    if params.schedule == "multistep":
+        passed = sum(step >= math.ceil(milestone * steps) for milestone in params.milestones)
+        return params.lr * 0.1**passed
+    warm = max(1, steps // 5)
+    if step < warm:
+        return params.lr * (0.04 + 0.96 * step / warm)
+    return params.lr * ((steps - step) / (steps - warm))
+
+
+def draw(params: TrainParams, loader: Loader, mixer: Mixer, epoch: int) -> Choices:
+    """The choices of one epoch, on the CPU, a function of the run's seed and the epoch alone."""
     size, steps = loader.batch_size, len(loader)
     numbers = range(epoch * steps, (epoch + 1) * steps)
-    rates = [rate(params, number, params.epochs * steps) for number in numbers]
+    rates = [learning_rate(params, number, params.epochs * steps) for number in numbers]
     augmentation = loader.draw(epoch)
     missing = steps * size - len(augmentation[0])
     mixing = stream(params.seed, "mixing", epoch)
     plans = [
         mixer.draw((loader.size_of(step), *loader.image_shape), mixing) for step in range(steps)
     ]
+    order, dy, dx, flip = (F.pad(values, (0, missing)).view(steps, size) for values in augmentation)
     return Choices(
-        *(F.pad(values, (0, missing)).view(steps, size) for values in augmentation),
+        order,
+        dy,
+        dx,
+        flip,
         torch.stack([plan.boxes for plan in plans]),
         _stacked([plan.lam for plan in plans]),
         _stacked([plan.partners for plan in plans]),
@@ -79,7 +93,7 @@ def draw(params: TrainParams, loader: Loader, mixer: Mixer, epoch: int, rate) ->
     )
 
 
-def _stacked(tensors):
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     """Stack the tables of all steps; those of the last, smaller batch get the width of the rest."""
     width = tensors[0].shape[-1]
     return torch.stack([F.pad(tensor, (0, width - tensor.shape[-1])) for tensor in tensors])

@@ -1,9 +1,12 @@
 """Datasets as uint8 tensors, the random streams of a run, and the loader on its device."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rmlib import UserError
@@ -18,17 +21,17 @@ class ImageSet:
     ``boxes`` (N, 4) int64 x1, y1, x2, y2 half open, ``masks`` (N, H, W) bool.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     classes: tuple[str, ...]
     checksum: str
-    boxes: torch.Tensor | None = None
-    masks: torch.Tensor | None = None
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index) -> "ImageSet":
+    def __getitem__(self, index: Tensor) -> "ImageSet":
         """The images of an index tensor or mask, as another set."""
         parts = {
             name: getattr(self, name)[index]
@@ -57,7 +60,7 @@ class ImageSet:
         return pixels.mean(1).tolist(), pixels.std(1, correction=0).tolist()
 
 
-def rank_in_class(labels: torch.Tensor) -> torch.Tensor:
+def rank_in_class(labels: Tensor) -> Tensor:
     """For labels sorted by class: the position of every image within its class, (N,) int64."""
     counts = torch.bincount(labels)
     return torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels]
@@ -65,7 +68,7 @@ def rank_in_class(labels: torch.Tensor) -> torch.Tensor:
 
 def load(
     name: str,
-    root=None,
+    root: str | Path | None = None,
     split: str = "train",
     *,
     holdout: bool = False,
@@ -84,9 +87,6 @@ def load(
         split: "train", "val" or "test".
         offline: never download.
         allow_partial: accept a part of a named dataset.
-
-    Raises:
-        UserError: see :func:`rmlib.datasets.sources.arrays`.
     """
     # the one door from the core to the datasets
     from rmlib.datasets import sources
@@ -126,11 +126,8 @@ class Loader:
         data: the training set.
         batch_size: images per step; the last batch of an epoch is smaller, none is dropped.
         seed: of order and augmentation, the same on every device and for every mixer.
-        augment: zero-pad ``pad`` pixels, crop back at a random place, flip with probability 1/2.
-            The padding is black, before normalisation.
+        augment: pad 2 black pixels, crop back at a random place, flip with probability 1/2.
         device: where the images lie and the batches appear.
-
-    ``image_shape``: (3, H, W).
     """
 
     def __init__(
@@ -140,24 +137,22 @@ class Loader:
         seed: int,
         *,
         augment: bool = True,
-        pad: int = 2,
-        device="cpu",
+        device: str | torch.device = "cpu",
     ):
         # once, for every later step
         low, high, classes = int(data.labels.min()), int(data.labels.max()), len(data.classes)
         if low < 0 or high >= classes:
             raise UserError(f"labels lie in [{low}, {high}], but there are {classes} classes")
         self.batch_size, self.seed, self.augment = batch_size, seed, augment
-        self.pad = pad if augment else 0
+        self.pad = 2 if augment else 0
         self.device = torch.device(device)
         self.labels = data.labels.to(self.device)
-        self.image_shape = tuple(data.images.shape[1:])
-        height, width = self.image_shape[1:]
+        self.image_shape = _, height, width = tuple(data.images.shape[1:])
         padded = F.pad(data.images, [self.pad] * 4).to(self.device)
         # (N, 3, 2 pad + 1, 2 pad + 1, H, W), a view
         self._windows = padded.unfold(2, height, 1).unfold(3, width, 1)
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Steps per epoch."""
         return -(-len(self.labels) // self.batch_size)
 
@@ -165,19 +160,15 @@ class Loader:
         """Images in the batch of a step, counted from 0: fewer in the last one."""
         return min(self.batch_size, len(self.labels) - step * self.batch_size)
 
-    def draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """All random choices of an epoch, each (N,) on the CPU: order, dy, dx, flip.
-
-        That is the order of the images, the place of each crop in [0, 2 pad], and whether it is
-        flipped.
-        """
+    def draw(self, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Order, dy, dx and flip of an epoch, each (N,) on the CPU; dy and dx in [0, 2 pad]."""
         count, random = len(self.labels), stream(self.seed, "augmentation", epoch)
         order = torch.randperm(count, generator=stream(self.seed, "order", epoch))
         dy, dx = torch.randint(0, 2 * self.pad + 1, (2, count), generator=random)
         flip = torch.rand(count, generator=random) < (0.5 if self.augment else 0)
         return order, dy, dx, flip
 
-    def batch(self, order, dy, dx, flip) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, order: Tensor, dy: Tensor, dx: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:
         """The images and labels of one step from its share (B,) of the choices, on the device.
 
         Images are (B, 3, H, W) float32 in [0, 1], channels_last. Nothing waits for the host.
@@ -186,13 +177,13 @@ class Loader:
         images = torch.where(flip[:, None, None, None], images.flip(3), images)
         return to_float(images), self.labels[order]
 
-    def epoch(self, epoch: int):
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, labels) of all steps of an epoch, see :meth:`batch`."""
         choices = [values.to(self.device) for values in self.draw(epoch)]
         for step in zip(*(values.split(self.batch_size) for values in choices)):
             yield self.batch(*step)
 
 
-def to_float(images: torch.Tensor) -> torch.Tensor:
+def to_float(images: Tensor) -> Tensor:
     """uint8 images as float32 in [0, 1], channels_last, which convolutions like best."""
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)

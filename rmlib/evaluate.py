@@ -1,8 +1,11 @@
 """Accuracy, calibration and the verdict on every single image."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmlib.data import ImageSet, stream, to_float
@@ -10,7 +13,7 @@ from rmlib.packed import pack_bits
 
 
 @contextlib.contextmanager
-def eval_mode(model):
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode; afterwards every module has the mode it had (a frozen BatchNorm stays frozen)."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -22,16 +25,16 @@ def eval_mode(model):
 
 
 @contextlib.contextmanager
-def evaluating(model):
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards everything is as it was."""
     with eval_mode(model), torch.no_grad():
         yield
 
 
 @contextlib.contextmanager
-def full_precision():
+def full_precision() -> Iterator[None]:
     """float32 means float32: TF32 off, whatever the caller allows; restored afterwards."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    backends: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn
     allowed = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:
@@ -42,16 +45,13 @@ def full_precision():
             backend.allow_tf32 = value
 
 
-def sample(count: int, size: int | None, seed: int, purpose: str) -> torch.Tensor:
-    """Sorted indices of ``size`` of ``count`` images, drawn from a stream of the seed.
-
-    None, or more than there are: all of them.
-    """
+def sample(count: int, size: int | None, seed: int, purpose: str) -> Tensor:
+    """Sorted indices of ``size`` of ``count`` images (None: all), from a stream of the seed."""
     order = torch.randperm(count, generator=stream(seed, purpose))
     return order[:size].sort().values
 
 
-def predict(model, images: torch.Tensor, batch_size: int = 500, bf16: bool = False) -> torch.Tensor:
+def predict(model: nn.Module, images: Tensor, batch_size: int = 500, bf16: bool = False) -> Tensor:
     """Logits (N, C) float32 on the CPU for uint8 images (N, 3, H, W), in eval mode, in batches."""
     device = next(model.parameters()).device
     bf16_allowed = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
@@ -60,15 +60,11 @@ def predict(model, images: torch.Tensor, batch_size: int = 500, bf16: bool = Fal
         return torch.cat([model(to_float(part.to(device))).float() for part in parts]).cpu()
 
 
-def metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """``accuracy`` and ``top5`` in percent, ``nll`` in nats, ``ece`` in percent.
 
-    ``top5`` with fewer than 5 classes counts all of them. ``nll`` is the mean negative
-    log-likelihood, ``ece`` the expected calibration error.
-
-    Args:
-        logits: (N, C) float.
-        labels: (N,) int64.
+    Logits are (N, C) float, labels (N,) int64. ``top5`` with fewer than 5 classes counts all of
+    them. ``nll`` is the mean negative log-likelihood, ``ece`` the expected calibration error.
     """
     top5 = logits.topk(min(5, logits.shape[1])).indices
     hits = top5 == labels[:, None]
@@ -80,7 +76,7 @@ def metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     }
 
 
-def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
+def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Expected calibration error in percent: mean |accuracy - confidence| of bins of confidence.
 
     Paper: Guo et al. 2017, "On calibration of modern neural networks",
@@ -94,7 +90,7 @@ def expected_calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins:
     return 100 * gap.abs().sum().item() / len(labels)
 
 
-def evaluate(model, data: ImageSet, bf16: bool = False) -> dict:
+def evaluate(model: nn.Module, data: ImageSet, bf16: bool = False) -> dict[str, Any]:
     """Metrics of a model on a set, and ``correct``, the packed verdicts in the set's order."""
     logits = predict(model, data.images, bf16=bf16)
     return metrics(logits, data.labels) | {"correct": pack_bits(logits.argmax(1) == data.labels)}

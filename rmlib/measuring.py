@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ class Task(NamedTuple):
 
 
 @contextlib.contextmanager
-def with_gradients(model):
+def with_gradients(model: torch.nn.Module) -> Iterator[None]:
     """Eval mode with gradients, in full precision, whatever the caller has switched on.
 
     Afterwards all is as it was, also after an error: modes, ``.grad`` and torch's random state.
@@ -53,7 +53,10 @@ def with_gradients(model):
 
 
 def as_pixels(
-    model, images: torch.Tensor, labels: torch.Tensor, kinds=(torch.float32, torch.float64)
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    kinds: Collection[torch.dtype] = (torch.float32, torch.float64),
 ) -> torch.Tensor:
     """Check what an attack or a map is asked about; returns the images as float in [0, 1].
 

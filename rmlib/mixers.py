@@ -1,7 +1,7 @@
 """Mixup, CutMix and Region Mixup as one formula on tiles.
 
-A plan is a list of disjoint tiles. In tile t the original image keeps the weight ``lam[t]`` and the
-image ``partners[t]`` gets the rest; outside every tile the original stays as it is:
+A plan is a list of disjoint tiles. In tile t the original image keeps the weight ``lam[t]``, and
+the image ``partners[t]`` gets the rest. Outside every tile the original stays as it is:
 
     mixed   = W * images + (1 - W) * partners         W(pixel) = lam of the pixel's tile, 1 outside
     targets = w * one_hot(labels) + sum_t w_t * one_hot(labels[partners[t]])
@@ -17,11 +17,17 @@ This file needs torch alone.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Generator, Tensor
 
 from . import UserError
+
+Parts = tuple[Tensor, Tensor, Tensor]  # boxes, lam and partners of a plan
+Boxes = Sequence[Sequence[int]]  # x1, y1, x2, y2 of every box
 
 
 @dataclass(frozen=True)
@@ -33,20 +39,20 @@ class Plan:
     or one per image. ``partners`` (T, N) int64: which image of the batch is mixed in.
     """
 
-    boxes: torch.Tensor
-    lam: torch.Tensor
-    partners: torch.Tensor
+    boxes: Tensor
+    lam: Tensor
+    partners: Tensor
     height: int
     width: int
 
-    def weight_map(self) -> torch.Tensor:
+    def weight_map(self) -> Tensor:
         """W of the formula: weight of the original per pixel, (1 or N, height, width) float32."""
         weights = torch.ones(self.lam.shape[1], self.height, self.width)
         for (x1, y1, x2, y2), lam in zip(self.boxes.tolist(), self.lam.cpu()):
             weights[:, y1:y2, x1:x2] = lam[:, None, None]
         return weights
 
-    def label_weights(self) -> torch.Tensor:
+    def label_weights(self) -> Tensor:
         """Weights of the original label, then of each tile's partner: (T + 1, 1 or N) float32."""
         pixels = self.height * self.width
         x1, y1, x2, y2 = self.boxes.double().unbind(1)
@@ -69,7 +75,7 @@ class Mixer:
             raise UserError(f"num_classes={num_classes}: at least 2 classes are needed")
         self.num_classes = int(num_classes)
 
-    def draw(self, shape, generator: torch.Generator | None = None) -> Plan:
+    def draw(self, shape: Sequence[int], generator: Generator | None = None) -> Plan:
         """Draw the plan for one batch.
 
         Args:
@@ -80,14 +86,13 @@ class Mixer:
         if len(shape) != 4 or min(shape) < 1:
             raise UserError(f"expected a shape (N, C, H, W), got {tuple(shape)}; did you batch?")
         count, _, height, width = shape
-        device = generator.device if generator is not None else torch.device("cpu")
-        boxes, lam, partners = self._draw(count, height, width, generator, device)
-        return Plan(boxes, lam, partners, height, width)
+        generator = torch.default_generator if generator is None else generator
+        return Plan(*self._draw(count, height, width, generator), height, width)
 
-    def _draw(self, count, height, width, generator, device):
+    def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
         raise TypeError("Mixer is the base class: use NoMix, Mixup, CutMix or RegionMixup")
 
-    def apply(self, images: torch.Tensor, labels: torch.Tensor, plan: Plan):
+    def apply(self, images: Tensor, labels: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         """Mix a batch as the plan says; the inputs stay untouched.
 
         Args:
@@ -95,7 +100,7 @@ class Mixer:
             labels: (N,) int64 in [0, num_classes); on CUDA the values are not checked, since that
                 would stall the step.
             plan: its tensors may lie on the CPU. With all of them on CUDA nothing waits for the
-                host and no shape depends on a value, so that a CUDA graph can record the call.
+                host and no shape depends on a value. So a CUDA graph can record the call.
 
         Returns mixed images like ``images`` in new memory, and targets (N, num_classes) float32
         whose rows sum to 1. Raises UserError, a ValueError.
@@ -110,11 +115,11 @@ class Mixer:
         boxes = plan.boxes.tolist() if _on_host(plan.boxes) else plan.boxes
         return blend(images, boxes, lam, partners), targets
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
 
-    def __call__(self, *inputs, generator: torch.Generator | None = None):
+    def __call__(self, *inputs: Any, generator: Generator | None = None) -> Any:
         """``(images, labels)``, or a mapping with one 4-d tensor and one key with "label"."""
         sample = inputs[0] if len(inputs) == 1 else inputs
         if isinstance(sample, dict):
@@ -128,7 +133,7 @@ class Mixer:
         mixed, targets = self.apply(images, labels, self.draw(images.shape, generator))
         return (mixed, targets, *rest)
 
-    def _check(self, images, labels, plan):
+    def _check(self, images: Tensor, labels: Tensor, plan: Plan) -> None:
         _check_images(images)
         count, _, height, width = images.shape
         if not torch.is_tensor(labels):
@@ -146,7 +151,7 @@ class Mixer:
             raise UserError(f"the plan is for (N, H, W) = {drawn}, not {asked}: draw a new one")
 
 
-def _keys(sample):
+def _keys(sample: dict[Any, Any]) -> tuple[Any, Any]:
     """The names of images and labels in a mapping."""
     labels = [key for key in sample if "label" in str(key).lower()]
     images = [key for key, value in sample.items() if torch.is_tensor(value) and value.ndim == 4]
@@ -155,7 +160,7 @@ def _keys(sample):
     return images[0], labels[0]
 
 
-def _check_images(images):
+def _check_images(images: Tensor) -> None:
     got = tuple(images.shape) if torch.is_tensor(images) else type(images).__name__
     if not torch.is_tensor(images) or images.ndim != 4 or min(images.shape) < 1:
         raise UserError(f"expected images (N, C, H, W), got {got}; did you batch?")
@@ -163,7 +168,7 @@ def _check_images(images):
         raise UserError(f"expected floating point images, got {images.dtype}; use x.float() / 255")
 
 
-def blend(images: torch.Tensor, boxes, lam: torch.Tensor, partners: torch.Tensor) -> torch.Tensor:
+def blend(images: Tensor, boxes: Tensor | Boxes, lam: Tensor, partners: Tensor) -> Tensor:
     """W * images + (1 - W) * partners, tile by tile, in new memory of the same format.
 
     With ``boxes`` as Python numbers each tile is cut out before it is gathered: a pixel is read
@@ -193,7 +198,7 @@ def blend(images: torch.Tensor, boxes, lam: torch.Tensor, partners: torch.Tensor
     return mixed.permute(0, 3, 1, 2) if channels_last else mixed
 
 
-def _blend_tiles(source, boxes, lam, partners, rows):
+def _blend_tiles(source: Tensor, boxes: Boxes, lam: Tensor, partners: Tensor, rows: int) -> Tensor:
     """The same tile by tile; ``rows`` is the axis of the rows, before that of the columns."""
     height, width = source.shape[rows : rows + 2]
     covered = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes) == height * width
@@ -210,7 +215,7 @@ def _blend_tiles(source, boxes, lam, partners, rows):
     return mixed
 
 
-def _blend_map(images, boxes, lam, partners):
+def _blend_map(images: Tensor, boxes: Tensor, lam: Tensor, partners: Tensor) -> Tensor:
     """The same for boxes in a tensor: a map of the tile, and so partner and weight, of a pixel."""
     if not len(boxes):
         return images.clone()
@@ -229,13 +234,14 @@ def _blend_map(images, boxes, lam, partners):
     return mixed.contiguous(memory_format=kept)
 
 
-def _on_host(boxes):
+def _on_host(boxes: Tensor) -> bool:
     """Whether the host can read the boxes without waiting for a device."""
     return boxes.device.type == "cpu"
 
 
-def _beta(alpha: float, shape, generator, device) -> torch.Tensor:
+def beta(alpha: float, shape: Sequence[int], generator: Generator) -> Tensor:
     """Beta(alpha, alpha) draws, float32, in logarithms so that none ends in 0 / 0."""
+    device = generator.device
     if alpha == 1:
         return torch.rand(shape, generator=generator, device=device)
     concentration = torch.full((2, *shape), alpha + 1.0, dtype=torch.float64, device=device)
@@ -248,7 +254,8 @@ def _beta(alpha: float, shape, generator, device) -> torch.Tensor:
     return torch.sigmoid(log_gamma[0] - log_gamma[1]).float()
 
 
-def _check_alpha(alpha):
+def checked_alpha(alpha: float) -> float:
+    """alpha of Beta(alpha, alpha), refused unless positive and finite."""
     if not 0 < alpha < float("inf"):
         raise UserError(f"alpha={alpha}: Beta needs alpha > 0; to train without mixing use NoMix")
     return float(alpha)
@@ -257,11 +264,11 @@ def _check_alpha(alpha):
 class NoMix(Mixer):
     """The batch as it is, with one-hot targets: the baseline, in the same loop."""
 
-    def _draw(self, count, height, width, generator, device):
+    def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
         return (
-            torch.empty(0, 4, dtype=torch.int64, device=device),
-            torch.empty(0, 1, device=device),
-            torch.empty(0, count, dtype=torch.int64, device=device),
+            torch.empty(0, 4, dtype=torch.int64, device=generator.device),
+            torch.empty(0, 1, device=generator.device),
+            torch.empty(0, count, dtype=torch.int64, device=generator.device),
         )
 
 
@@ -279,12 +286,11 @@ class CutMix(Mixer):
         super().__init__(num_classes)
         if not 0 <= prob <= 1:
             raise UserError(f"prob={prob}: a probability lies in [0, 1]")
-        self.alpha, self.prob = _check_alpha(alpha), float(prob)
+        self.alpha, self.prob = checked_alpha(alpha), float(prob)
 
-    def _draw(self, count, height, width, generator, device):
-        lam = _beta(self.alpha, (), generator, device).item()
-        uniform = torch.rand(3, dtype=torch.float64, device=device, generator=generator)
-        u, v, gate = uniform.tolist()
+    def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
+        device, lam = generator.device, beta(self.alpha, (), generator).item()
+        u, v, gate = torch.rand(3, dtype=torch.float64, device=device, generator=generator).tolist()
         half = 0.5 * math.sqrt(1 - lam)
         half_width, half_height = int(half * width), int(half * height)
         x, y = int(u * width), int(v * height)
@@ -292,8 +298,8 @@ class CutMix(Mixer):
         y1, y2 = max(y - half_height, 0), min(y + half_height, height)
         # else an empty box: this batch stays as it is
         box = (x1, y1, x2, y2) if gate < self.prob else (0, 0, 0, 0)
-        boxes, lam = torch.tensor([box], device=device), torch.zeros(1, 1, device=device)
-        return boxes, lam, torch.randperm(count, generator=generator, device=device)[None]
+        partners = torch.randperm(count, generator=generator, device=device)[None]
+        return torch.tensor([box], device=device), torch.zeros(1, 1, device=device), partners
 
 
 class RegionMixup(Mixer):
@@ -330,25 +336,25 @@ class RegionMixup(Mixer):
             raise UserError(f"k={k}: the grid needs a whole number of tiles per side, at least 1")
         if regions not in ("grid", "random"):
             raise UserError(f"regions={regions!r}: expected 'grid' or 'random'")
-        self.k, self.alpha, self.regions = int(k), _check_alpha(alpha), regions
+        self.k, self.alpha, self.regions = int(k), checked_alpha(alpha), regions
         self.per_sample = per_sample
         self.shared_partner, self.shared_weight = shared_partner, shared_weight
 
-    def _borders(self, size, generator, device):
+    def _borders(self, size: int, generator: Generator) -> list[int]:
         """k + 1 increasing borders from 0 to size."""
         if self.regions == "grid":
             return [i * size // self.k for i in range(self.k + 1)]
-        inner = 1 + torch.randperm(size - 1, generator=generator, device=device)[: self.k - 1]
-        return [0, *sorted(inner.tolist()), size]
+        places = torch.randperm(size - 1, generator=generator, device=generator.device)
+        return [0, *sorted((1 + places[: self.k - 1]).tolist()), size]
 
-    def _draw(self, count, height, width, generator, device):
+    def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
         k, tiles, most = self.k, self.k * self.k, min(height, width)
         if k > most:
             raise UserError(f"k={k} tiles do not fit into {height} x {width}: use k <= {most}")
-        ys = self._borders(height, generator, device)
-        xs = self._borders(width, generator, device)
+        device = generator.device
+        ys, xs = self._borders(height, generator), self._borders(width, generator)
         shape = 1 if self.shared_weight else tiles, count if self.per_sample else 1
-        lam = _beta(self.alpha, shape, generator, device)
+        lam = beta(self.alpha, shape, generator)
         orders = 1 if self.shared_partner else tiles
         partners = torch.stack(
             [torch.randperm(count, generator=generator, device=device) for _ in range(orders)]

@@ -1,10 +1,14 @@
 """PreAct ResNet-18 for small images, wide or narrow, with the normalisation as its first layer."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rmlib import UserError
+
+Floats = Sequence[float]  # three values, one per channel
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -15,15 +19,15 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 class Conv1x1(nn.Conv2d):
     """1 x 1 convolution without bias; on the CPU it takes every stride-th pixel first.
 
-    That is the same sum, and it avoids a mistake of oneDNN (its issue 6035; also in torch 2.15):
-    the weights' gradient of a strided 1 x 1 convolution in channels_last with fewer than 16
-    channels writes past its workspace. Narrow networks crashed with it on 64 x 64 pixels.
+    That is the same sum, and it avoids a mistake of oneDNN (its issue 6035; also in torch 2.15).
+    There the weights' gradient writes past its workspace. This needs a strided 1 x 1 convolution
+    in channels_last with fewer than 16 channels. Narrow networks crashed on 64 x 64 pixels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__(in_channels, out_channels, 1, stride=stride, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         step = self.stride[0]
         if step == 1 or x.device.type != "cpu":
             return super().forward(x)
@@ -43,8 +47,8 @@ class PreActBlock(nn.Module):
         if stride != 1 or in_channels != channels:
             self.shortcut = nn.Sequential(Conv1x1(in_channels, channels, stride))
 
-    def forward(self, x):
-        out = F.relu(self.bn1(x))
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = F.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(out)
         out = self.conv1(out)
         out = self.conv2(F.relu(self.bn2(out)))
@@ -54,13 +58,24 @@ class PreActBlock(nn.Module):
 class PreActResNet18(nn.Module):
     """Stem, four stages of two blocks, pooling, linear head; see :func:`preact_resnet18`."""
 
-    def __init__(self, num_classes, width, stem_stride, mean, std, final_norm):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        width: int,
+        stem_stride: int,
+        mean: Floats,
+        std: Floats,
+        final_norm: bool,
+    ):
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
-            values = torch.tensor(values, dtype=torch.float32)
-            if values.shape != (3,):
-                raise UserError(f"{name}={values.tolist()}: expected three values, one per channel")
-            self.register_buffer(name, values.view(1, 3, 1, 1), persistent=False)
+            buffer = torch.tensor(values, dtype=torch.float32)
+            if buffer.shape != (3,):
+                raise UserError(f"{name}={buffer.tolist()}: expected three values, one per channel")
+            self.register_buffer(name, buffer.view(1, 3, 1, 1), persistent=False)
         self.conv1 = conv3x3(3, width, stem_stride)
         self.layer1 = self._stage(width, width, stride=1)
         self.layer2 = self._stage(width, 2 * width, stride=2)
@@ -70,12 +85,12 @@ class PreActResNet18(nn.Module):
         self.linear = nn.Linear(8 * width, num_classes)
 
     @staticmethod
-    def _stage(in_channels, channels, stride):
+    def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
         return nn.Sequential(
             PreActBlock(in_channels, channels, stride), PreActBlock(channels, channels, 1)
         )
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         x = (images - self.mean) / self.std
         x = self.conv1(x)
         x = self.layer1(x)
@@ -84,16 +99,16 @@ class PreActResNet18(nn.Module):
         x = self.layer4(x)
         if self.final_bn is not None:
             x = F.relu(self.final_bn(x))
-        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
-        return self.linear(x)
+        logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
 
 
 def preact_resnet18(
     num_classes: int,
     width: int = 64,
     stem_stride: int = 1,
-    mean=None,
-    std=None,
+    mean: Floats | None = None,
+    std: Floats | None = None,
     final_norm: bool = False,
 ) -> PreActResNet18:
     """PreAct ResNet-18 as in kuangliu/pytorch-cifar: plain stem, no BN-ReLU before the pooling.
@@ -101,9 +116,9 @@ def preact_resnet18(
     Paper: He et al. 2016, "Identity mappings in deep residual networks",
     https://arxiv.org/abs/1603.05027. Public networks of this name differ in stem, shortcut and
     final normalisation. Weights published for kuangliu's load here: module names and parameters are
-    the same (11 171 146 / 11 217 316 / 11 268 616 for 10 / 100 / 200 classes at width 64). What
-    differs: global average pooling, so that 32- and 64-pixel images both work, and the
-    normalisation inside.
+    the same. At width 64 there are 11 171 146 parameters for 10 classes, 11 217 316 for 100, and
+    11 268 616 for 200. What differs: global average pooling, so that 32- and 64-pixel images both
+    work, and the normalisation inside.
 
     Args:
         num_classes: length of the logits.

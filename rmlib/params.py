@@ -7,16 +7,19 @@ here imports torch, so that a mistake is answered in a fraction of a second.
 import difflib
 import hashlib
 import json
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from rmlib.paths import runs_dir
 
 DATASETS = ("shapes", "cifar10", "cifar100", "tiny-imagenet")
-MIXERS = ("none", "mixup", "cutmix", "region_mixup")
+MixerName = Literal["none", "mixup", "cutmix", "region_mixup"]
+MIXERS: tuple[str, ...] = get_args(MixerName)
 OWNERS = {  # parameter -> the one mixer for which it does something
     "k": "region_mixup",
     "regions": "region_mixup",
@@ -27,7 +30,7 @@ OWNERS = {  # parameter -> the one mixer for which it does something
 }
 
 
-def _number(value):
+def _number(value: Any) -> Any:
     """Accept 8/255 and 1e-3 as text, as papermill and YAML deliver them; refuse yes and no."""
     if isinstance(value, bool):
         raise ValueError("expected a number")
@@ -39,7 +42,7 @@ def _number(value):
     return value
 
 
-def _optional(value):
+def _optional(value: Any) -> Any:
     """Accept the words none and all for "no limit", as a command line says it."""
     return None if isinstance(value, str) and value.lower() in ("none", "all") else _number(value)
 
@@ -49,7 +52,7 @@ Int = Annotated[int, BeforeValidator(_number)]
 Limit = Annotated[int | None, BeforeValidator(_optional)]
 
 
-def eps_text(value) -> str:
+def eps_text(value: object) -> str:
     """A perturbation size as text: n/255 where it is one, so that 8/255 stays 8/255.
 
     Raises:
@@ -76,7 +79,7 @@ Device = Literal["auto", "cpu", "cuda"]
 ROOT = "folder of the datasets (default: $RMLIB_DATA, then data/)"
 
 
-def nearest(name: str, valid) -> str:
+def nearest(name: object, valid: Iterable[str]) -> str:
     """Remedy for a misspelt name: the closest valid one, or all of them."""
     for spelling in (str(name).lower().replace("-", "_"), str(name)):
         close = difflib.get_close_matches(spelling, list(valid), n=1, cutoff=0.5)
@@ -100,7 +103,7 @@ class DataParams(Params):
 
     @field_validator("dataset")
     @classmethod
-    def _known_dataset(cls, name):
+    def _known_dataset(cls, name: str) -> str:
         if name not in DATASETS and not (name.startswith("folder:") and len(name) > len("folder:")):
             raise ValueError(nearest(name, (*DATASETS, "folder:PATH")))
         return name
@@ -110,7 +113,7 @@ class TrainParams(DataParams):
     """Parameters of 02_training: one run of one mixer."""
 
     # what is learned
-    mixer: Literal[MIXERS] = Field("region_mixup", description=", ".join(MIXERS))
+    mixer: MixerName = Field("region_mixup", description=", ".join(MIXERS))
     k: Int = Field(2, ge=1, description="region_mixup: tiles per side")
     alpha: Float = Field(1.0, gt=0, description="of Beta(alpha, alpha), the distribution of lam")
     regions: Literal["grid", "random"] = Field(
@@ -165,7 +168,7 @@ class TrainParams(DataParams):
     RUNTIME |= {"robustness", "measured_images"}
 
     @model_validator(mode="after")
-    def _fits_together(self):
+    def _fits_together(self) -> "TrainParams":
         wrong, mixer = [], self.mixer
         for name, owner in OWNERS.items():
             if owner != mixer and not self._is_default(name):
@@ -185,11 +188,11 @@ class TrainParams(DataParams):
             raise ValueError("; ".join(wrong))
         return self
 
-    def _is_default(self, name):
-        return getattr(self, name) == type(self).model_fields[name].default
+    def _is_default(self, name: str) -> bool:
+        return bool(getattr(self, name) == type(self).model_fields[name].default)
 
     @property
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         """What identifies the run: what can change its result, without paths of the machine."""
         config = self.model_dump(exclude=self.RUNTIME)
         if self.dataset.startswith("folder:"):
@@ -226,12 +229,12 @@ class NetworksParams(Params):
 ADDED = {"allow_partial": False}
 
 
-def complete(config: dict) -> dict:
+def complete(config: dict[str, Any]) -> dict[str, Any]:
     """A stored training configuration with the parameters that have been added since."""
     return {**ADDED, **config}
 
 
-def config_id(config: dict) -> str:
+def config_id(config: dict[str, Any]) -> str:
     """Hash of a training configuration.
 
     A younger parameter counts only where it differs, so that older ids stay.
@@ -242,6 +245,6 @@ def config_id(config: dict) -> str:
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def choices(field) -> tuple:
+def choices(field: FieldInfo) -> tuple[Any, ...]:
     """The allowed words of a field, or ()."""
     return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()

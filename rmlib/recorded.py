@@ -11,7 +11,9 @@ import gc
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +30,7 @@ compile_whole = functools.partial(torch.compile, dynamic=False)
 
 
 @contextlib.contextmanager
-def fastest_kernels():
+def fastest_kernels() -> Iterator[None]:
     """cuDNN tries its kernels on every new shape and takes the fastest; afterwards as before."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
@@ -59,11 +61,11 @@ class Recording:
     def __init__(self, run: Run):
         self.run, self.device = run, run.loader.device
         self.index = torch.zeros(1, dtype=torch.int64, device=self.device)  # of the next step
-        self.tables = None  # choices of the epoch, on the device
+        self.tables: Any = None  # choices of the epoch, on the device
         # a step of every size of batch: partners of other rows lie outside a smaller one
         loader = run.loader
         self.rows = {loader.size_of(row): row for row in (0, len(loader) - 1)}
-        self.graphs = {}  # size of a batch -> its recording
+        self.graphs: dict[int, Any] = {}  # size of a batch -> its recording
         self.stream = torch.cuda.Stream() if self.device.type == "cuda" else None
         if run.params.compiled:
             compile_steps(run)
@@ -135,7 +137,7 @@ class Recording:
                 for tensor, value in zip(changing, before):
                     tensor.copy_(value)
 
-    def capture(self, size: int):
+    def capture(self, size: int) -> Any:
         """A recording of :meth:`compute`, which its ``replay()`` repeats on the tensors of then."""
         gc.collect()  # graphs of steps that are gone must not go during a recording
         graph = torch.cuda.CUDAGraph()
@@ -143,7 +145,7 @@ class Recording:
             self.compute(size)
         return graph
 
-    def _on_stream(self):
+    def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
 
@@ -162,12 +164,12 @@ def compile_steps(run: Run, batches: bool = True) -> None:
     run.network = lambda images: (network if len(images) == whole else model)(images)
     if batches:
         batch = compile_whole(make_batch)
-        run.crop_flip_mix = lambda choices: (batch if len(choices.order) == whole else make_batch)(
-            choices
-        )
+        run.crop_flip_mix = lambda choices: (  # type: ignore[method-assign]
+            batch if len(choices.order) == whole else make_batch
+        )(choices)
 
 
-def _share_compiled():
+def _share_compiled() -> None:
     """Keep what is compiled in the project's cache, in place of torch's own default."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
@@ -176,7 +178,7 @@ def _share_compiled():
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir() / "compiled")
 
 
-def _need_compiler(device):
+def _need_compiler(device: str) -> None:
     compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
     # Triton's launchers need them
     headers = device == "cpu" or Path(sysconfig.get_paths()["include"], "Python.h").exists()

@@ -5,18 +5,22 @@ of the same augmented batch, the clean one first, both in train mode: each updat
 """
 
 import contextlib
-import math
 import time
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rmlib.choices import Choices, draw
 from rmlib.data import ImageSet, Loader, stream
 from rmlib.mixers import CutMix, Mixer, Mixup, NoMix, RegionMixup
-from rmlib.models import PreActResNet18, preact_resnet18
+from rmlib.models import Floats, PreActResNet18, preact_resnet18
 from rmlib.params import TrainParams
+
+Maybe = Tensor | None  # None where there is no clean loss
 
 
 @dataclass
@@ -32,13 +36,13 @@ class Run:
     optimizer: torch.optim.SGD
     mixer: Mixer
     loader: Loader
-    network: torch.nn.Module
-    sums: torch.Tensor
+    network: Callable[[Tensor], Tensor]
+    sums: Tensor
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
 
-    def crop_flip_mix(self, choices: Choices):
+    def crop_flip_mix(self, choices: Choices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images and labels of one step, and the mixed images with their soft targets."""
         choices = choices.to(self.loader.device)
         images, labels = self.loader.batch(choices.order, choices.dy, choices.dx, choices.flip)
@@ -47,7 +51,7 @@ class Run:
 
     def draw(self, epoch: int) -> Choices:
         """The random choices and learning rates of all steps of an epoch, on the CPU."""
-        return draw(self.params, self.loader, self.mixer, epoch, learning_rate)
+        return draw(self.params, self.loader, self.mixer, epoch)
 
 
 def training_step(run: Run, choices: Choices) -> None:
@@ -68,7 +72,7 @@ def training_step(run: Run, choices: Choices) -> None:
     run.sums += totals(clean_logits, labels, mixed_logits, targets, loss, *parts)
 
 
-def training(run: Run, recording=None):
+def training(run: Run, recording: Any = None) -> Generator[None, None, None]:
     """Train from where a run stands to the end of its schedule; it may stop at every ``yield``.
 
     It yields after every step, and once more after every epoch, then with ``run.step`` at 0.
@@ -97,7 +101,7 @@ def training(run: Run, recording=None):
 
 
 @contextlib.contextmanager
-def busy(run: Run, recording=None):
+def busy(run: Run, recording: Any = None) -> Iterator[None]:
     """Count the seconds until everything within is done, also when the training is stopped."""
     begun = time.perf_counter()
     try:
@@ -108,7 +112,9 @@ def busy(run: Run, recording=None):
         run.seconds += time.perf_counter() - begun
 
 
-def losses(params: TrainParams, clean_logits, labels, mixed_logits, targets):
+def losses(
+    params: TrainParams, clean_logits: Maybe, labels: Tensor, mixed_logits: Tensor, targets: Tensor
+) -> tuple[Tensor, Maybe, Tensor]:
     """(loss, clean loss, mixed loss) of one step, in nats; without a clean term its loss is None.
 
     Logits and targets are (N, C), labels (N,) int64.
@@ -116,7 +122,7 @@ def losses(params: TrainParams, clean_logits, labels, mixed_logits, targets):
     """
     clean_loss = None
     loss = mixed_loss = F.cross_entropy(mixed_logits, targets)
-    if params.clean_weight:
+    if clean_logits is not None and params.clean_weight:
         clean_loss = F.cross_entropy(clean_logits, labels)
         loss = params.clean_weight * clean_loss + mixed_loss
     if params.average:
@@ -125,7 +131,9 @@ def losses(params: TrainParams, clean_logits, labels, mixed_logits, targets):
 
 
 @torch.no_grad()
-def totals(clean_logits, labels, mixed_logits, targets, loss, clean_loss, mixed_loss):
+def totals(
+    clean_logits: Maybe, labels: Tensor, mixed_logits: Tensor, targets: Tensor, *losses: Maybe
+) -> Tensor:
     """(6,) float64: images, loss, clean loss, clean hits, mixed loss, mixed hits of one step.
 
     All but the first are weighted with the images. A mixed hit is the weight of the guessed class.
@@ -134,36 +142,21 @@ def totals(clean_logits, labels, mixed_logits, targets, loss, clean_loss, mixed_
     clean_hits = nothing = mixed_hits.new_zeros(())
     if clean_logits is not None:
         clean_hits = (clean_logits.argmax(1) == labels).double().mean()
-    clean_loss = nothing if clean_loss is None else clean_loss
+    loss, clean_loss, mixed_loss = (nothing if value is None else value for value in losses)
     means = [nothing + 1, loss, clean_loss, clean_hits, mixed_loss, mixed_hits]
     return torch.stack([value.double() for value in means]) * len(labels)
 
 
-def learning_rate(params: TrainParams, step: int, steps: int) -> float:
-    """Learning rate of one of ``steps`` steps of the whole schedule, counted from 0.
-
-    "multistep" divides by 10 at every milestone, a share of the schedule rounded up to a step.
-    "onecycle" rises linearly from 4 % of the peak over the first fifth and falls linearly to zero.
-    """
-    if params.schedule == "multistep":
-        passed = sum(step >= math.ceil(milestone * steps) for milestone in params.milestones)
-        return params.lr * 0.1**passed
-    warm = max(1, steps // 5)
-    if step < warm:
-        return params.lr * (0.04 + 0.96 * step / warm)
-    return params.lr * ((steps - step) / (steps - warm))
-
-
-def set_learning_rate(optimizer, rate: torch.Tensor) -> None:
+def set_learning_rate(optimizer: torch.optim.SGD, rate: Tensor) -> None:
     """Set the rate of the next step; in a recorded step it is a tensor and stays on the device."""
     group = optimizer.param_groups[0]
-    if isinstance(group["lr"], torch.Tensor):
+    if isinstance(group["lr"], Tensor):
         group["lr"].copy_(rate)
     else:
         group["lr"] = rate.item()
 
 
-def make_optimizer(params: TrainParams, model) -> torch.optim.SGD:
+def make_optimizer(params: TrainParams, model: torch.nn.Module) -> torch.optim.SGD:
     """SGD with momentum, without Nesterov, weight decay on all parameters."""
     decay = params.weight_decay
     return torch.optim.SGD(model.parameters(), params.lr, params.momentum, weight_decay=decay)
@@ -181,7 +174,7 @@ def make_mixer(params: TrainParams, num_classes: int) -> Mixer:
     return RegionMixup(num_classes, **{name: getattr(params, name) for name in names})
 
 
-def make_model(params: TrainParams, num_classes: int, mean, std) -> PreActResNet18:
+def make_model(params: TrainParams, num_classes: int, mean: Floats, std: Floats) -> PreActResNet18:
     """The network on the CPU, from the seed's stream; the global random state stays as it is."""
     sizes = num_classes, params.width, params.stem_stride
     with torch.random.fork_rng(devices=[]):
@@ -190,7 +183,7 @@ def make_model(params: TrainParams, num_classes: int, mean, std) -> PreActResNet
     return model.to(memory_format=torch.channels_last)
 
 
-def make_run(params: TrainParams, data: ImageSet, device="cpu") -> Run:
+def make_run(params: TrainParams, data: ImageSet, device: str | torch.device = "cpu") -> Run:
     """A new run on the images of a training set, before its first step."""
     classes = len(data.classes)
     model = make_model(params, classes, *data.channel_stats()).to(device)

@@ -188,9 +188,7 @@ def test_torchvision_cutmix_is_an_oracle(monkeypatch):
     for lam in (0.02, 0.3, 0.77, 0.999):
         for column, row in ((0, 0), (13, 8), (5, 3), (13, 0)):
             uniform = torch.tensor([(column + 0.5) / 14, (row + 0.5) / 9, 0.5], dtype=torch.float64)
-            monkeypatch.setattr(
-                mixers, "_beta", lambda *_: torch.tensor([lam], dtype=torch.float64)
-            )
+            monkeypatch.setattr(mixers, "beta", lambda *_: torch.tensor([lam], dtype=torch.float64))
             with monkeypatch.context() as patch:
                 patch.setattr(torch, "rand", lambda *_, **__: uniform)
                 plan = ours.draw(images.shape, generator())
@@ -278,7 +276,7 @@ def test_the_global_generator_is_the_default():
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 4.0])
 def test_weights_follow_the_beta_distribution(alpha):
-    lam = mixers._beta(alpha, (40_000,), generator(), "cpu")
+    lam = mixers.beta(alpha, (40_000,), generator())
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(lam.mean().item() - 0.5) < 5 * (variance / 40_000) ** 0.5
     assert abs(lam.var().item() - variance) < 0.02 * variance + 0.002
@@ -286,7 +284,7 @@ def test_weights_follow_the_beta_distribution(alpha):
 
 
 def test_tiny_alpha_gives_no_nan():
-    lam = mixers._beta(1e-4, (10_000,), generator(), "cpu")
+    lam = mixers.beta(1e-4, (10_000,), generator())
     assert lam.isfinite().all() and 0.45 < lam.mean() < 0.55
 
 

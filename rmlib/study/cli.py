@@ -164,7 +164,7 @@ def run_train(options) -> int:
     given = {name: getattr(options, name) for name in NOTEBOOKS[CELL].model_fields}
     params = parse(CELL, {name: value for name, value in given.items() if value is not None})
     if params.robustness:
-        needs("study", "torchattacks", "pytorch_grad_cam")
+        needs("robustness", "maps")
     from rmlib.study.runs.run import train
 
     record = train(params, log=_say)
@@ -188,7 +188,6 @@ def _say(line):
 def run_batch(options) -> int:
     """``rmlib batch``."""
     _check_batch(options)
-    needs("study", "papermill", "nbformat", "ipykernel")
     from rmlib.study.batch import batch as batches
     from rmlib.study.batch import costs, plan
 
@@ -216,7 +215,7 @@ def _check_batch(options):
         if value is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: above 0")
     if options.executor == "ray":
-        needs("ray", "ray")
+        needs("ray")
     if options.executor == "ray" and options.gpus:
         reason = "Ray deals out the GPUs of its cluster itself; leave it out"
         raise UserError(f"--gpus {options.gpus}: {reason}")
@@ -277,6 +276,8 @@ def run_explain(options) -> int:
 def run_bench(options) -> int:
     """``rmlib bench``."""
     _at_least_1(options, "rounds", "width")
+    if not {"attacks", "maps"}.isdisjoint(options.only):
+        needs("robustness", "maps")
     from rmlib.study.bench import bench
     from rmlib.study.runs import records
 
@@ -296,8 +297,3 @@ COMMANDS = {
     "explain": (run_explain, _explain_options, "say where a number of a table comes from"),
     "bench": (run_bench, _bench_options, "measure speed, beside public implementations"),
 }
-
-
-def console():
-    """Entry point of the installed ``rmlib`` command."""
-    sys.exit(main())

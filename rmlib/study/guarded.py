@@ -6,15 +6,40 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 from rmlib import STOPPED, Stopped, UserError
+
+# what an extra of pyproject.toml installs, as the names that are imported
+EXTRAS = {
+    "robustness": ("matplotlib", "scipy", "torchattacks"),
+    "maps": ("pytorch_grad_cam", "scipy"),
+    "study": (
+        "filelock",
+        "ipykernel",
+        "jinja2",
+        "latex2mathml",
+        "matplotlib",
+        "nbconvert",
+        "nbformat",
+        "pandas",
+        "papermill",
+        "psutil",
+        "safetensors",
+        "scipy",
+        "seaborn",
+        "statsmodels",
+        "yaml",
+    ),
+    "ray": ("ray",),
+}
 
 
 class Usage(Exception):
     """The command was given wrongly."""
 
 
-def guarded(command) -> int:
+def guarded(command: Callable[[], int | None]) -> int:
     """Call a function; what a user can mend becomes one line on stderr. Returns the exit code."""
     try:
         return command() or 0
@@ -33,15 +58,17 @@ def guarded(command) -> int:
         return _fail("rmlib: interrupted; the same command goes on from what was saved last", 130)
 
 
-def needs(extra: str, *modules: str) -> None:
+def needs(*extras: str) -> None:
     """Refuse what wants modules that only an extra installs, before anything starts.
 
     Raises:
         UserError: some of them are not installed.
     """
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"{', '.join(missing)} is missing: pip install 'rmlib[{extra}]'")
+    for extra in extras:
+        missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+        if missing:
+            remedy = f"pip install '.[{extra}]' in the folder of the project"
+            raise UserError(f"not installed: {', '.join(missing)}; {remedy}")
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ def method_name(config: dict) -> str:
 
     Such as 'Region Mixup, k=4, average'.
     """
+    config = complete(config)
     words = [LABELS[config["mixer"]]]
     for name in METHOD[1:]:
         value = config[name]

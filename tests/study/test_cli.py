@@ -4,8 +4,10 @@ import sys
 import pytest
 
 from rmlib import UserError
+from rmlib.__main__ import console
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
+from rmlib.study import guarded
 from rmlib.study.cli import build_parser, main
 from rmlib.study.guarded import needs
 
@@ -67,10 +69,20 @@ def test_torch_is_not_imported_for_mistakes():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_a_missing_extra_is_named_with_its_remedy():
-    needs("study", "json")
-    with pytest.raises(UserError, match=r"no_such is missing: pip install 'rmlib\[maps\]'"):
-        needs("maps", "json", "no_such")
+def test_a_missing_extra_is_named_with_its_remedy(monkeypatch):
+    needs("study", "maps")
+    monkeypatch.setitem(guarded.EXTRAS, "maps", ("json", "no_such"))
+    with pytest.raises(UserError, match=r"not installed: no_such; pip install '\.\[maps\]'"):
+        needs("study", "maps")
+
+
+def test_without_the_extra_the_command_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(guarded.EXTRAS, "study", ("no_such",))
+    with pytest.raises(SystemExit) as exit:
+        console()
+    output = capsys.readouterr()
+    assert exit.value.code == 1 and output.out == ""
+    assert output.err.count("\n") == 1 and "pip install '.[study]'" in output.err
 
 
 @pytest.mark.parametrize("name", ["data", "train", "batch", "report", "explain", "bench"])

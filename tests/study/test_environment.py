@@ -1,21 +1,27 @@
+import ast
 import re
+import sys
 import tomllib
 from importlib import metadata
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 
 from rmlib.paths import project_root
+from rmlib.study.guarded import EXTRAS as EXTRAS_NAMED
 
 ROOT = project_root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
 EXTRAS = PROJECT["optional-dependencies"]
-REQUIRED = [
-    Requirement(r)
-    for r in [*PROJECT["dependencies"], *EXTRAS["study"], *EXTRAS["ray"], *EXTRAS["test"]]
-    if not r.startswith("rmlib[")
-]
+# what runs and measures; `dev` is the tools of make check
+RUNNING = ("robustness", "maps", "study", "ray", "test")
+
+
+def requirements(*extras):
+    texts = [*PROJECT["dependencies"], *(text for extra in extras for text in EXTRAS[extra])]
+    return [Requirement(text) for text in texts if not text.startswith("rmlib[")]
 
 
 def normal(name):
@@ -28,17 +34,15 @@ def test_the_lock_pins_every_requirement_and_names_no_host():
         "name==version lines alone"
     )
     pinned = {normal(name): version for name, version in LOCK.items()}
-    for requirement in REQUIRED:
+    for requirement in requirements(*EXTRAS):
         assert requirement.specifier.contains(pinned[normal(requirement.name)]), requirement
 
 
 def test_the_environment_in_use_is_the_locked_one():
-    for requirement in REQUIRED:
+    pinned = {normal(name): version for name, version in LOCK.items()}
+    for requirement in requirements(*RUNNING):
         version = metadata.version(requirement.name).split("+")[0]
-        assert (
-            version
-            == {normal(n): v for n, v in LOCK.items()}[normal(requirement.name)].split("+")[0]
-        ), requirement.name
+        assert version == pinned[normal(requirement.name)].split("+")[0], requirement.name
 
 
 def test_conda_users_get_the_same():
@@ -51,7 +55,7 @@ def test_conda_users_get_the_same():
     pip = next(entry for entry in environment["dependencies"] if isinstance(entry, dict))["pip"]
     assert python == "python=3.11" and pip == [
         "--constraint constraints.txt",
-        "--editable .[study,test]",
+        "--editable .[test,dev]",
     ]
 
 
@@ -61,3 +65,58 @@ def test_torchattacks_is_the_version_that_lives_beside_jupyterlab():
     """
     assert metadata.version("torchattacks") == "3.3.0"
     assert Requirement("requests>=2.31").specifier.contains(metadata.version("requests"))
+
+
+MODULES = {"grad-cam": "pytorch_grad_cam", "pyyaml": "yaml", "pillow": "PIL"}
+# without them all but the notebooks in a browser works
+BROWSER = {"jupyterlab", "ipywidgets"}
+# they come with nbconvert, papermill and ipykernel
+BROUGHT = {"nbclient", "pygments", "traitlets", "zmq"}
+
+
+def modules(texts):
+    names = [Requirement(text).name for text in texts if not text.startswith("rmlib[")]
+    return {MODULES.get(name, name) for name in names}
+
+
+@pytest.mark.parametrize("extra", EXTRAS_NAMED)
+def test_the_message_about_an_extra_names_what_it_installs(extra):
+    assert set(EXTRAS_NAMED[extra]) == modules(EXTRAS[extra]) - BROWSER
+
+
+def imported(path):
+    """The packages that a file imports, at its top or within a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize(
+    "folder, extras",
+    [
+        (".", ()),
+        ("datasets", ()),
+        ("robustness", ("robustness",)),
+        ("maps", ("maps",)),
+        ("study", ("robustness", "maps", "study", "ray")),
+    ],
+)
+def test_what_is_imported_is_what_is_installed(folder, extras):
+    installed = modules([*PROJECT["dependencies"], *(r for e in extras for r in EXTRAS[e])])
+    files = (ROOT / "rmlib" / folder).glob("*.py" if folder == "." else "**/*.py")
+    found = {name for path in files for name in imported(path)}
+    assert found - set(sys.stdlib_module_names) - {"rmlib"} - BROUGHT <= installed
+
+
+def test_the_version_stands_in_one_place():
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert PROJECT["dynamic"] == ["version"] and "version" not in PROJECT
+    assert tool["dynamic"]["version"] == {"attr": "rmlib.__version__"}
+    assert "\nversion:" not in (ROOT / "CITATION.cff").read_text()
+
+
+def test_types_are_shipped():
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "py.typed" in tool["package-data"]["rmlib"] and (ROOT / "rmlib/py.typed").exists()

@@ -23,6 +23,8 @@ from rmlib.study.settings import CELL
 # signals that end the program count as Ctrl-C; SIGHUP: a closed terminal
 ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LOCK = ".batch.lock"
+# what a notebook needs besides the extra "study"
+EXTRA = {"03_robustness": "robustness", "04_cam": "maps", "05_results": "maps"}
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,8 @@ def _set_aside(batch, run):
 
 def _check(batch, todo, done):
     """What can be known before any kernel starts: libraries, parameters, and the same images."""
-    if any(run.robustness for run in todo):
-        needs("study", "torchattacks", "pytorch_grad_cam")
+    measured = any(run.robustness for run in todo)
+    needs(*(extra for name, extra in EXTRA.items() if measured or name in batch.notebooks))
     for name in [*([CELL] if todo else []), *batch.notebooks]:
         notebooks.check_parameters(source(name))
     changeable = [run for run in done if run.dataset not in sources.SIZES or run.allow_partial]

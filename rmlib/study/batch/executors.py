@@ -205,7 +205,7 @@ class Ray:
     ):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        needs("ray", "ray")
+        needs("ray")
         import ray
 
         self.ray, self.plan = ray, plan

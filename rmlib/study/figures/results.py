@@ -134,7 +134,7 @@ def curves_of_runs(groups: list, curves: dict):
             style = "-" if run["config.clean_weight"] else "--"
             if run["config.average"]:
                 style = ":"
-            look = {"color": COLOURS[mixer], "marker": "osD^"[list(COLOURS).index(mixer)]}
+            look = {"color": COLOURS[mixer], "marker": "osD^vP*X"[list(COLOURS).index(mixer) % 8]}
             label = None if method in seen else method
             points = curves[run["run_id"]] or [(np.nan, np.nan)]
             axis.plot(*zip(*points), style, lw=1, ms=3, markevery=[-1], label=label, **look)

@@ -17,6 +17,7 @@ from safetensors.torch import save as save_tensors
 from tqdm import tqdm
 
 from rmlib import Stopped, UserError
+from rmlib.choices import learning_rate
 from rmlib.data import ImageSet, Loader, load
 from rmlib.datasets import sources
 from rmlib.evaluate import evaluate
@@ -25,7 +26,7 @@ from rmlib.recorded import recording_of
 from rmlib.study.runs import environment, records
 from rmlib.study.runs.checkpoint import Checkpoints, interactive, noticing_signals
 from rmlib.study.runs.records import WEIGHTS, Record, check_images
-from rmlib.train import learning_rate, make_run, training
+from rmlib.train import make_run, training
 
 
 def training_set(params: TrainParams) -> ImageSet:

@@ -221,7 +221,8 @@ def test_a_missing_extra_is_named_before_any_kernel_starts(project, monkeypatch,
     monkeypatch.setattr(Jobs, "all", lambda *_: None)
     grid(project, seed=[0], **asked)
     if asked:
-        with pytest.raises(UserError, match=r"torchattacks is missing: pip install 'rmlib\["):
+        message = r"not installed: torchattacks; pip install '\.\[robustness\]'"
+        with pytest.raises(UserError, match=message):
             run()
     else:
         run()

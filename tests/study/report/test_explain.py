@@ -310,10 +310,10 @@ def test_code_of_another_time_and_the_batch_are_named(tmp_path):
     assert f"{record.run_id}/02_training.ipynb" in explain.explain([str(tmp_path), record.run_id])
 
 
-def test_the_example_of_the_readme_is_real(monkeypatch):
+def test_the_example_of_the_ledger_is_real(monkeypatch):
     monkeypatch.chdir(project_root())
     example = (
-        (project_root() / "README.md")
+        (project_root() / "results" / "README.md")
         .read_text()
         .split("$ rmlib explain results/quick 59.08\n")[1]
         .split("$ rmlib")[0]

@@ -72,7 +72,7 @@ def test_the_protocol_names_real_parameters_and_the_batches_follow_it():
         )
     assert (
         "{}, {} and {} networks of 400 epochs".format(*counts)
-        in (project_root() / "README.md").read_text()
+        in (project_root() / "notebooks" / "batches" / "README.md").read_text()
     )
 
 

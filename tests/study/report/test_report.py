@@ -66,14 +66,6 @@ def test_tables_as_files(tmp_path):
     )
 
 
-@pytest.mark.parametrize("document", ["README.md", "results/README.md"])
-def test_the_numbers_of_the_documents_come_from_the_committed_records(document):
-    path = ROOT / document
-    text = path.read_text()
-    assert "<!-- report " in text
-    assert report.fill(text, path.parent) == text, f"run: python -m rmlib report --into {document}"
-
-
 def test_committed_records_are_valid():
     found = collection.gather(ROOT / "results")
     assert found.records and found.problems == []

@@ -1,0 +1,197 @@
+"""Documents say what is there: their sentences are short, their links, paths and commands exist,
+their snippets run, and their tables come from the records.
+"""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rmlib.data import stream, to_float
+from rmlib.models import preact_resnet18
+from rmlib.paths import project_root
+from rmlib.study.cli import build_parser
+from rmlib.study.report import report
+
+ROOT = project_root()
+NAMES = subprocess.run(
+    ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.split()
+# the tables of `rmlib bench` are no prose
+DOCUMENTS = [name for name in NAMES if not name.startswith("results/bench")]
+CORE = sorted(path.name for path in (ROOT / "rmlib").glob("*.py"))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^<!-- report .*?^<!-- end -->", re.DOTALL | re.MULTILINE)
+MOST_WORDS = 25
+
+each_document = pytest.mark.parametrize("name", DOCUMENTS)
+
+
+def text_of(name):
+    return (ROOT / name).read_text()
+
+
+def sentences(text):
+    """The sentences of plain text: paragraphs and items of lists end one, too."""
+    for part in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", text):
+        words = re.sub(r"^\s*(?:[-*]|\d+\.) ", "", part)
+        yield from re.split(r"(?<=[.!?])[)\"*]*\s+", " ".join(words.split()))
+
+
+def too_long(text):
+    return [line for line in sentences(text) if len(line.split()) > MOST_WORDS]
+
+
+def prose(markdown):
+    """Markdown without code, tables, headings, targets of links; code in a line is a word."""
+    text = BLOCK.sub("", FENCE.sub("", markdown))
+    text = re.sub(r"^(?:\||#|!\[).*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    return re.sub(r"`[^`]*`", "code", text)
+
+
+def docstrings(path):
+    """Every docstring without formulas, with an entry of Args as a paragraph of its own."""
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef
+    for node in ast.walk(ast.parse(path.read_text())):
+        text = ast.get_docstring(node) if isinstance(node, kinds) else None
+        if text:
+            plain = re.sub(r"``[^`]*``", "code", re.sub(r"\n\n(?: {4}.*\n?)+", "\n\n", text))
+            yield re.sub(r"\n(?= {4}[\w, *]+: )", "\n\n", plain)
+
+
+@pytest.mark.parametrize("name, lines", [("README.md", 180), ("results/README.md", 120)])
+def test_the_first_pages_are_short(name, lines):
+    assert len(text_of(name).splitlines()) <= lines
+
+
+@each_document
+def test_sentences_of_documents_are_short(name):
+    assert not too_long(prose(text_of(name)))
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_sentences_of_the_core_are_short(name):
+    found = [too_long(text) for text in docstrings(ROOT / "rmlib" / name)]
+    assert not [sentence for long in found for sentence in long]
+
+
+def test_a_long_sentence_is_found():
+    long = " ".join(["word"] * MOST_WORDS)
+    assert not too_long(f"{long}. {long}.\n- {long}\n- {long}")
+    assert too_long(f"{long} more.") and too_long(prose(f"# {long} more\n\n{long} `more`."))
+    assert not too_long(prose(f"# {long} more\n\n| {long} more |\n\n[{long}](x y)"))
+
+
+@each_document
+def test_links_lead_somewhere(name):
+    targets = re.findall(r"\]\(([^)\s]+)\)", text_of(name))
+    missing = [
+        target
+        for target in targets
+        if not target.startswith("http") and not ((ROOT / name).parent / target).exists()
+    ]
+    assert not missing
+
+
+@each_document
+def test_files_that_are_named_exist(name):
+    pattern = r"(?<![\w./-])(?:rmlib|tests|notebooks|results)/[\w/.-]*\w"
+    named = set(re.findall(pattern, BLOCK.sub("", text_of(name))))
+    # those that a command is going to make
+    made = {"results/bench-cuda.md", "results/cifar10", "results/cifar100"}
+    assert not {path for path in named - made if not (ROOT / path).exists()}
+
+
+def commands():
+    """(document, words) of every `make` and `rmlib` command in the documents."""
+    for name in DOCUMENTS:
+        text = BLOCK.sub("", text_of(name))
+        code = [line for _, body in FENCE.findall(text) for line in body.splitlines()]
+        code += re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+        for line in code:
+            found = re.search(
+                r"(?:^|[/'\"]|(?:[$]|--|-m|run) )((?:make|rmlib) [a-z].*)", line.partition("  #")[0]
+            )
+            if found:
+                yield name, re.sub(r"[`'\"]", " ", found[1]).split()
+
+
+def test_commands_exist():
+    targets = re.findall(r"^([a-z]+):", text_of("Makefile"), re.MULTILINE)
+    parsers, seen = build_parser()[1], set()
+    for name, (program, command, *words) in commands():
+        seen.add((program, command))
+        if program == "make":
+            assert command in targets, name
+            continue
+        assert command in parsers, (name, command)
+        options = parsers[command]._option_string_actions
+        wrong = [word for word in words if word.startswith("--") and word not in options]
+        assert not wrong, (name, command, wrong)
+    assert {("make", "study"), ("make", "test"), ("rmlib", "batch"), ("rmlib", "explain")} <= seen
+
+
+class Seen(nn.Module):
+    """A model that remembers its batches."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.batches = model, []
+
+    def forward(self, images):
+        self.batches.append(images)
+        return self.model(images)
+
+
+@pytest.fixture
+def names():
+    """What the snippets take for granted: ten images of noise and a small network."""
+    noise = stream(0, "noise")
+    pixels = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8, generator=noise)
+    images, labels = to_float(pixels), torch.arange(10)
+    model = Seen(preact_resnet18(10, width=2))
+    return {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "dataset": list(zip(images, labels)),
+        "loader": [(images, labels)],
+        "images": images,
+        "labels": labels,
+        "pixels": pixels,
+        "masks": pixels[:, 0] > 200,
+    }
+
+
+def snippets(name):
+    return [body for language, body in FENCE.findall(text_of(name)) if language == "python"]
+
+
+def test_the_snippet_of_the_readme_trains_with_the_loss_of_the_paper(names):
+    (snippet,) = snippets("README.md")
+    assert len(snippet.splitlines()) <= 12
+    exec(snippet, names)
+    clean, mixed = names["model"].batches
+    assert torch.equal(clean, names["images"]) and torch.equal(mixed, names["mixed"])
+    assert not torch.equal(clean, mixed)
+    assert names["loss"] > names["clean"] > 0
+    assert all(parameter.grad is not None for parameter in names["model"].parameters())
+
+
+@pytest.mark.parametrize("part", [".", "robustness", "maps"])
+def test_the_other_snippets_run(part, names):
+    names["model"] = names["model"].model
+    names["dataset"] *= 13
+    for snippet in snippets(Path("rmlib", part, "README.md")):
+        exec(snippet, names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if BLOCK.search(text_of(name))])
+def test_numbers_come_from_the_committed_records(name):
+    text = text_of(name)
+    assert report.fill(text, (ROOT / name).parent) == text, "run: make readme"
