@@ -7,10 +7,11 @@ import torch
 from tapes import BATCH, METHODS, each_method, equal, make
 
 from rmlib import mixers, train
+from rmlib.choices import learning_rate
 from rmlib.data import stream
 from rmlib.mixers import Plan
 from rmlib.params import TrainParams
-from rmlib.train import learning_rate, losses, make_mixer, training
+from rmlib.train import losses, make_mixer, training
 
 
 @each_method
