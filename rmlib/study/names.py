@@ -5,20 +5,10 @@ from rmlib.params import TrainParams, complete
 LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mixup": "Region Mixup"}
 # methods of explanation
 MAPS = {"gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}
+_OF_A_GRID = ("regions", "per_sample", "shared_partner", "shared_weight")
 # parameters of 02_training that make a method; runs that differ in these and the seed alone form
 # one experiment
-METHOD = (
-    "mixer",
-    "k",
-    "alpha",
-    "regions",
-    "per_sample",
-    "shared_partner",
-    "shared_weight",
-    "cutmix_prob",
-    "clean_weight",
-    "average",
-)
+METHOD = ("mixer", "k", "alpha", *_OF_A_GRID, "cutmix_prob", "clean_weight", "average")
 # parameters that leave the trained network as it is
 WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
 

@@ -59,10 +59,7 @@ class Options:
 
 
 def local_places(batch: Batch, options: Options) -> tuple[int, tuple[str, ...]]:
-    """How many runs at a time on this machine, and its GPUs that were chosen.
-
-    They are the places on the GPUs, else what the cores carry.
-    """
+    """How many runs at a time on this machine (on its GPUs, else on its cores), the GPUs chosen."""
     gpus = executors.chosen_gpus(options.gpus) if options.gpus else ()
     first = batch.runs[0]
     if gpus:
@@ -104,11 +101,9 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
         _check(batch, todo, done)
         plan = batch.write(options.words() if todo else None)
         executor = _executor(batch, options, plan)
+        counted = f"{len(batch.runs)} runs, {len(done)} done already, {len(todo)} to run"
         around = f"; around them {', '.join(batch.notebooks)}" if batch.notebooks else ""
-        log(
-            f"batch {batch.name}: {len(batch.runs)} runs, {len(done)} done already, {len(todo)} to"
-            f" run, {executor.places} at a time, in {batch.out}{around}"
-        )
+        log(f"batch {batch.name}: {counted}, {executor.places} at a time, in {batch.out}{around}")
         counts = {"done": len(done), "failed": 0, "stopped": 0}
         known = costs(batch) if todo else {}
         expected = {run.run_id: known.get(run.run_id) for run in todo}

@@ -19,8 +19,8 @@ class Progress:
         self.expected = expected
         self.places = places
         self.log = log
-        self.running = {}  # run id or name -> when it began
-        self.took = []  # seconds of what has ended
+        self.running: dict[str, float] = {}  # run id or name -> when it began
+        self.took: list[float] = []  # seconds of what has ended
         self.lock = threading.Lock()
 
     def begin(self, name):
@@ -53,6 +53,7 @@ class Progress:
                 parts.append(f"{waiting} to go")
             usual = sum(self.took) / len(self.took) if self.took else None
             rest = [usual if each is None else each for each in self.expected.values()]
-        if rest and None not in rest:
-            parts.append(f"about {duration(sum(rest) / min(self.places, len(rest)))} left")
+        known = [each for each in rest if each is not None]
+        if rest and known == rest:
+            parts.append(f"about {duration(sum(known) / min(self.places, len(rest)))} left")
         return ", ".join(parts)
