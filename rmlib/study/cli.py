@@ -11,6 +11,7 @@ import sys
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rmlib import STOPPED, UserError, __version__, paths
 from rmlib.params import choices, nearest
@@ -22,9 +23,6 @@ _say = partial(print, flush=True)
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, with the nearest valid name."""
-
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
         if message.startswith("unrecognized arguments: --"):
@@ -52,10 +50,11 @@ def main(arguments=None) -> int:
 
 def build_parser():
     """The parser, and its subparsers by name."""
-    parser = Parser(prog="rmlib", description="Region Mixup, studied: run its parts.")
+    make = partial(Parser, allow_abbrev=False)
+    parser = make(prog="rmlib", description="Region Mixup, studied: run its parts.")
     parser.add_argument("--version", action="version", version=f"rmlib {__version__}")
-    look = {"dest": "command", "metavar": "COMMAND", "parser_class": Parser}
-    commands = parser.add_subparsers(required=True, **look)
+    style: Any = {"metavar": "COMMAND", "parser_class": make}
+    commands = parser.add_subparsers(dest="command", required=True, **style)
     for name, (run, options, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
         command.set_defaults(run=run)
@@ -205,12 +204,10 @@ def run_batch(options) -> int:
 def _check_batch(options):
     """Refuse options of ``rmlib batch`` that make no sense."""
     _positive(options, "workers", "per_gpu", "max_minutes", "timeout")
-    if options.executor == "ray":
-        needs("ray")
-        if options.gpus:
-            reason = "Ray deals out the GPUs of its cluster itself; leave it out"
-            raise UserError(f"--gpus {options.gpus}: {reason}")
-    elif options.address:
+    if options.executor == "ray" and options.gpus:
+        reason = "Ray deals out the GPUs of its cluster itself; leave it out"
+        raise UserError(f"--gpus {options.gpus}: {reason}")
+    if options.executor != "ray" and options.address:
         raise UserError(f"--address {options.address} does nothing without --executor ray")
 
 

@@ -92,10 +92,7 @@ def check(notebook: str, namespace: dict) -> Any:
 
 
 def _names_just_set(history: list[str]) -> set[str]:
-    """Names assigned right before the running cell, in cells that assign literals alone.
-
-    Those are the parameters, and what papermill injects.
-    """
+    """Names assigned right before the running cell, in cells that assign literals alone."""
     names = set()
     for source in reversed(history[:-1]):
         try:

@@ -74,12 +74,8 @@ def local_places(batch: Batch, options: Options) -> tuple[int, tuple[str, ...]]:
 def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[str, int]:
     """Do the runs without a record, then the other notebooks that are not up to date.
 
-    Finished runs are skipped, those with a checkpoint go on from it. A record that cannot be read
-    is set aside, and its run begins again. Ctrl-C, SIGTERM and a closed terminal end what runs with
-    a checkpoint.
-
-    Args:
-        log: called with one line for each event.
+    A record that cannot be read is set aside, and its run begins again. Ctrl-C, SIGTERM and a
+    closed terminal end what runs with a checkpoint.
 
     Returns:
         How many runs and notebooks are done, failed, stopped or left.
@@ -122,7 +118,6 @@ def _interrupt(*_):
 
 
 def _executor(batch, options, plan):
-    """The executor that the options name."""
     if options.executor == "local":
         return executors.Local(*local_places(batch, options))
     threads, device = max(run.threads for run in batch.runs), batch.runs[0].device
@@ -137,11 +132,7 @@ def _set_aside(batch, run):
         batch.record(run)
     except UserError as error:
         reason = str(error).split(": ")[0]
-    try:
-        os.replace(path, aside)
-    except OSError as error:
-        reason = f"{path} cannot be set aside ({error.strerror})"
-        raise UserError(f"{reason}: choose another folder with --out") from None
+    os.replace(path, aside)
     return f"damaged {batch.label(run)}: {reason}; kept as {aside.name}, and it runs again"
 
 

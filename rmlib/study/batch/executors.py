@@ -4,10 +4,7 @@ An executor has ``places``, the number of jobs it takes at the same time; ``run(
 for one and is called from as many threads; ``stop()``, after which running jobs end with a
 checkpoint; and ``close()``. Both run a job by :func:`work`, in a separate process. Its threads and
 its GPU are set before it starts.
-
-Ray rather than a scheduler of our own: it knows the GPUs of many machines and fractions of them,
-sets CUDA_VISIBLE_DEVICES, and says what was lost with a worker or a node. What a job has done lies
-in files, so being run twice is being resumed.
+What a job has done lies in files, so being run twice is being resumed.
 """
 
 import collections
@@ -62,11 +59,8 @@ def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
     """Run a job to its end in a process of its own.
 
     It is asked to end (SIGTERM; a training writes its checkpoint) after its time limit or when
-    ``stop`` is set, and killed when it has not after GRACE seconds. It ends by itself when this
-    process is killed.
-
-    Args:
-        environment: variables in addition to those of this process and the numbers of threads.
+    ``stop`` is set, and killed GRACE seconds later. It ends by itself when this process is killed.
+    ``environment``: variables besides those of this process and the numbers of threads.
     """
     begun, asked, late = time.monotonic(), None, False
     process, lines = _start(job, environment), collections.deque[str](maxlen=200)
@@ -125,10 +119,9 @@ def _listen(stream, log, lines):
 
 
 class Local:
-    """Processes on this machine, each with its place: a GPU or a share of one, or nothing."""
+    """Processes on this machine, dealt out over the GPUs that CUDA_VISIBLE_DEVICES shall name."""
 
     def __init__(self, workers: int, gpus: tuple[str, ...] = ()):
-        """``gpus``: as CUDA_VISIBLE_DEVICES names them; the jobs are dealt out over them."""
         self.places, self.stopping = workers, threading.Event()
         self.free: queue.SimpleQueue[dict] = queue.SimpleQueue()
         for number in range(workers):
@@ -169,9 +162,8 @@ def chosen_gpus(words: str) -> tuple[str, ...]:
     visible = visible_gpus()
     chosen = visible if words == "all" else [word.strip() for word in words.split(",")]
     if not chosen or not set(chosen) <= set(visible):
-        shown = f"the GPUs {','.join(visible)}" if visible else "no GPU"
-        remedy = "leave it out to take the first"
-        raise UserError(f"--gpus {words}: this machine shows {shown}; {remedy}")
+        shown = f"this machine shows {','.join(visible) or 'no GPU'}"
+        raise UserError(f"--gpus {words}: {shown}; leave it out to take the first")
     return tuple(chosen)
 
 

@@ -104,7 +104,6 @@ class Jobs:
         return run.model_copy(update=update)
 
     def _run(self, run):
-        """Execute the notebook of one run."""
         folder, begun = run.folder, time.monotonic()
         executed, error = folder / f"{CELL}.ipynb", folder / records.ERROR
         folder.mkdir(parents=True, exist_ok=True)

@@ -168,10 +168,7 @@ def check_parameters(path: Path) -> None:
 
 
 def tidy(path: Path, reset: bool = False) -> None:
-    """Take machine paths out of an executed notebook, and store its figures in few colours.
-
-    ``reset`` takes all metadata.
-    """
+    """Take machine paths (``reset``: all metadata) out of a notebook, and store figures small."""
     notebook = nbformat.read(path, as_version=4)
     papermills = notebook.metadata.get("papermill", {})
     for name in {"input_path", "output_path"} & papermills.keys():
@@ -192,10 +189,7 @@ def tidy(path: Path, reset: bool = False) -> None:
 
 
 def in_few_colours(png: bytes) -> bytes:
-    """A figure in a palette of at most 256 colours: a quarter of the size.
-
-    Of fewer colours where that changes pixels by less than a third of a level on average.
-    """
+    """A figure in the fewest colours that change pixels by under a third of a level on average."""
     import numpy as np
     from PIL import Image
 

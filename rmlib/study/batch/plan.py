@@ -67,11 +67,7 @@ class BatchFile(BaseModel):
 
 @dataclass
 class Batch:
-    """A checked batch, written below ``out``.
-
-    It has ``runs``, in the order of the file and without repetitions, and the other ``notebooks``
-    with their parameters.
-    """
+    """A checked batch, written below ``out``: its runs, each once, and the other notebooks."""
 
     name: str
     out: Path
@@ -83,8 +79,7 @@ class Batch:
         """What has become of a run: done, damaged, failed, partial or new.
 
         Done needs the record, the attacks that were asked for, and a notebook that came to its end.
-        Damaged is a record that cannot be read. A loss that became infinite has failed. Partial has
-        something to go on from.
+        A loss that became infinite has failed. Partial has something to go on from.
         """
         folder = run.folder
         there = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -160,11 +155,7 @@ class Batch:
         return " ".join([run.mixer, *(f"{name}={getattr(run, name)}" for name in self._varying)])
 
     def write(self, options: list[str] | None) -> Path:
-        """Store the plan as ``out/plan.json``, for whoever asks later what a complete table needs.
-
-        Args:
-            options: of the command line; None keeps those that are stored already.
-        """
+        """Store as ``out/plan.json`` what a complete table needs; None keeps the stored options."""
         path = self.out / records.PLAN
         if options is None:
             try:
@@ -187,11 +178,7 @@ def source(name: str) -> Path:
 
 
 def read_batch(path: Path, out: Path | None = None) -> Batch:
-    """Expand a YAML grid into checked runs.
-
-    Args:
-        path: the YAML file; its name without ending is the batch's name.
-        out: folder of the results; default runs/NAME.
+    """Expand a YAML grid into checked runs; results go to ``out``, by default runs/NAME.
 
     Raises:
         UserError: unreadable file, unknown or mistyped entries or parameters: one line for all.

@@ -10,15 +10,13 @@ from rmlib.study.batch.costs import duration
 class Progress:
     """What has become of the runs and notebooks, and how long the rest will take.
 
-    Nobody needs to listen: a terminal or pipe that is gone costs these lines and nothing else.
+    ``expected``: run id -> seconds, or None where nothing like it was run before. A terminal or
+    pipe that is gone costs the printed lines and nothing else.
     """
 
     def __init__(self, counts: dict, expected: dict, places: int, log):
-        """``expected``: run id -> seconds, or None where nothing like it was run before."""
-        self.counts = counts
-        self.expected = expected
-        self.places = places
-        self.log = log
+        self.counts, self.expected = counts, expected
+        self.places, self.log = places, log
         self.running: dict[str, float] = {}  # run id or name -> when it began
         self.took: list[float] = []  # seconds of what has ended
         self.lock = threading.Lock()

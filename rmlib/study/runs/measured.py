@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -21,12 +22,10 @@ from rmlib.study.runs.run import pick_device
 
 
 def result(folder: Path, task: Task, save: bool) -> dict:
-    """The result of a task on the network of a run: loaded if it was stored, else computed.
+    """The result of a task on the network of the run in a folder.
 
     Args:
-        folder: of the run.
-        save: load what is stored for the same settings and weights, store what is new; else always
-            compute.
+        save: load what is stored for the same settings and weights, store what is new.
     """
     if not save:
         return task.compute()
@@ -70,8 +69,7 @@ def explain(
     With ``settings.save`` the maps of the figures are stored, too, last.
 
     Args:
-        trained: (folder of the run, network) pairs.
-        watched: show a progress bar.
+        trained: (folder of the run, network) pairs; watched: show a progress bar.
     """
     names = [*maps.MEASURES, *([maps.KEPT] if settings.save else [])]
     steps = [(number, name) for number in range(len(trained)) for name in names]
@@ -99,16 +97,15 @@ def kept(folder: Path) -> dict[str, torch.Tensor]:
 def after_training(params: TrainParams, log=print) -> None:
     """Measure the network of a finished run as the paper's networks are measured, on its device."""
     given = {"root": params.root, "device": params.device, "threads": params.threads, "save": True}
-    count, fewer = params.measured_images, {}
+    count, full = params.measured_images, dict[str, Any](FULL_ROBUSTNESS)
     if count is not None:
-        last = min(FULL_ROBUSTNESS["autoattack_images"], count // 20)
-        fewer = {"images": count, "autoattack_images": last}
+        full |= {"images": count, "autoattack_images": min(full["autoattack_images"], count // 20)}
     record = records.read(params.folder)
     kind, _, folder = params.dataset.partition(":")
     root = folder if kind == "folder" else params.root
     model = networks.load(params.folder).to(pick_device(params.device))
     test_set = networks.images_of(record, root)
-    attack(params.folder, model, test_set, RobustnessParams(**FULL_ROBUSTNESS | fewer | given), log)
+    attack(params.folder, model, test_set, RobustnessParams(**full | given), log)
     settings = CamParams(**FULL_CAM, **given)
     log(f"maps: {', '.join(maps.MEASURES)}")
     explain([(params.folder, model)], test_set, settings)

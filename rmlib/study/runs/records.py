@@ -127,16 +127,13 @@ class Measurement(Provenance):
 
 
 class Measurements(BaseModel):
-    """What was measured on a run's network: ``attacks.json``, ``cam.json``, ``corruptions.json``.
-
-    ``weights``: sha256 of the file of weights that was looked at.
-    """
+    """What was measured on a run's network: the content of KIND.json; see KINDS."""
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = 1
     run_id: str
-    weights: str
+    weights: str  # sha256 of their file
     measurements: list[Measurement] = []
 
 
@@ -179,11 +176,8 @@ def only_process(folder: Path):
 def holding(path: Path, problem: str, seconds: float = 0.0):
     """Hold a lock file for this process; a killed process lets go of it.
 
-    Args:
-        problem: the error's text if another holds it for ``seconds`` more.
-
     Raises:
-        UserError: another process holds it, or its folder cannot be written.
+        UserError: another process holds it for ``seconds`` more, or its folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

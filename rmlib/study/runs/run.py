@@ -44,7 +44,7 @@ def evaluation_set(params: TrainParams) -> ImageSet:
 
 
 class StoredRun:
-    """A run with its folder: from its checkpoint, if there is one, to its record.
+    """A run with its folder, from its checkpoint, if there is one, to its record.
 
     ``core``: see :class:`rmlib.train.Run`. ``progress``: what else the checkpoint keeps.
     """
@@ -156,7 +156,7 @@ def train(params: TrainParams, log=print) -> Record:
     It goes on from a checkpoint, and a run that has a record already is not repeated.
 
     Args:
-        params: of notebook 02_training; ``params.folder`` gets checkpoint, weights and record.
+        params: ``params.folder`` gets checkpoint, weights and record.
         log: called with one line per epoch.
 
     Raises:
