@@ -17,11 +17,11 @@ study: env  ## the whole study on the built-in images: five notebooks, a grid of
 test: env  ## pytest, and nbval over the notebooks
 	$(BIN) -m pytest tests notebooks --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-kernel-startup-timeout=180
 
-check: env  ## before a commit: format, lint, spelling, types of the core, and the fast tests
+check: env  ## before a commit: format, lint, spelling, types, and the fast tests
 	$(BIN) -m ruff format --check rmlib tests
 	$(BIN) -m ruff check rmlib tests
 	git ls-files -z | xargs -0 $(BIN) -m codespell_lib
-	$(BIN) -m mypy rmlib/*.py
+	$(BIN) -m mypy rmlib
 	$(BIN) -m pytest -q --numprocesses 2 -m "not slow" $(wildcard $(FAST:%=tests/test_%.py))
 
 MINUTES =

@@ -29,6 +29,13 @@ def train(params, *words):
     assert params.seed != 5 or os.path.exists("mended"), "out of memory"
 
 
+def paced(line):
+    """A log of a training: until there is a file `go`, every epoch takes some time."""
+    print(line, flush=True)
+    if not os.path.exists("go"):
+        time.sleep(0.05)
+
+
 def note(file, *words):
     """Append a line to a file of the project."""
     with open(file, "a") as lines:

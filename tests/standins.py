@@ -27,6 +27,15 @@ import faulty
 from rmlib.study import settings
 faulty.train(settings.check("02_training", globals()), os.getppid())
 """
+# a real training, without the rest of notebook 02
+REAL_TRAINING = """
+import sys
+sys.path.insert(0, {tests!r})
+import faulty
+from rmlib.study import settings
+from rmlib.study.runs.run import train
+train(settings.check("02_training", globals()), log=faulty.paced)
+"""
 # the command line of `rmlib batch` in a project of stand-ins
 COMMAND = """
 import sys
@@ -71,8 +80,13 @@ def stand_in_project(root):
     pets = f"folder:{draw_pictures(root / 'pets', 1, 1)}"
     record = make_record(80.0, checksum=str(sources.arrays(pets)["checksum"]), dataset=pets)
     (root / "template.json").write_text(record.model_dump_json())
+    training(root, "seed = 0")
+
+
+def training(root, parameters, text=TRAINING):
+    """A stand-in for 02_training with a cell of parameters and one that trains, or seems to."""
     tests = os.path.relpath(Path(__file__).parent, root)
-    stand_in(root, CELL, "seed = 0", TRAINING.format(tests=tests))
+    stand_in(root, CELL, parameters, text.format(tests=tests))
 
 
 def at_once(job, environment, stop):

@@ -9,19 +9,20 @@ the command line has been checked.
 import argparse
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rmlib import STOPPED, UserError, __version__, paths
 from rmlib.params import choices, nearest
 from rmlib.study.guarded import Usage, guarded, needs
 from rmlib.study.settings import BENCHED, CELL, NOTEBOOKS, parse
 
+_say = partial(print, flush=True)
+
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, with the nearest valid name."""
-
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
         if message.startswith("unrecognized arguments: --"):
@@ -49,11 +50,11 @@ def main(arguments=None) -> int:
 
 def build_parser():
     """The parser, and its subparsers by name."""
-    parser = Parser(prog="rmlib", description="Region Mixup, studied: run its parts.")
+    make = partial(Parser, allow_abbrev=False)
+    parser = make(prog="rmlib", description="Region Mixup, studied: run its parts.")
     parser.add_argument("--version", action="version", version=f"rmlib {__version__}")
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=Parser
-    )
+    style: Any = {"metavar": "COMMAND", "parser_class": make}
+    commands = parser.add_subparsers(dest="command", required=True, **style)
     for name, (run, options, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
         command.set_defaults(run=run)
@@ -72,7 +73,7 @@ def _data_options(parser):
 def _train_options(parser):
     """The parameters of notebook 02_training."""
     for name, field in NOTEBOOKS[CELL].model_fields.items():
-        option, text = "--" + name.replace("_", "-"), field.description
+        option, text = "--" + name.replace("_", "-"), field.description or ""
         if "default" not in text and field.default is not None:
             text += f" (default: {field.default})"
         text = text.replace("%", "%%")
@@ -122,10 +123,8 @@ def _explain_options(parser):
         ' "Region Mixup" --column "FGSM 8/255" | rmlib explain results/quick accuracy CutMix'
         " clean_weight=0 | rmlib explain 0e6e3e5ab21f"
     )
-    words = (
-        "a folder of records first (default: results/); then a number as it is printed, a run id,"
-        " or the kind of a table and words of its row"
-    )
+    words = "a folder of records first (default: results/); then a number as it is printed, a run"
+    words += " id, or the kind of a table and words of its row"
     parser.add_argument("words", nargs="+", metavar="WORD", help=words)
     parser.add_argument("--column", help="heading of a column (default: every mean of the row)")
     parser.add_argument("--all", action="store_true", help="also parameters that are the defaults")
@@ -146,9 +145,8 @@ def run_data(options) -> int:
     """``rmlib data``."""
     from rmlib.datasets import sources
 
-    data = sources.arrays(
-        options.name, options.root, offline=options.offline, allow_partial=options.allow_partial
-    )
+    how = {"offline": options.offline, "allow_partial": options.allow_partial}
+    data = sources.arrays(options.name, options.root, **how)
     height, width = data["train_images"].shape[2:]
     extras = [name for name in ("boxes", "masks") if f"test_{name}" in data]
     print(
@@ -181,10 +179,6 @@ def run_train(options) -> int:
     return 0
 
 
-def _say(line):
-    print(line, flush=True)
-
-
 def run_batch(options) -> int:
     """``rmlib batch``."""
     _check_batch(options)
@@ -209,13 +203,7 @@ def run_batch(options) -> int:
 
 def _check_batch(options):
     """Refuse options of ``rmlib batch`` that make no sense."""
-    _at_least_1(options, "workers", "per_gpu")
-    for name in ("max_minutes", "timeout"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name.replace('_', '-')} {value:g}: above 0")
-    if options.executor == "ray":
-        needs("ray")
+    _positive(options, "workers", "per_gpu", "max_minutes", "timeout")
     if options.executor == "ray" and options.gpus:
         reason = "Ray deals out the GPUs of its cluster itself; leave it out"
         raise UserError(f"--gpus {options.gpus}: {reason}")
@@ -223,11 +211,12 @@ def _check_batch(options):
         raise UserError(f"--address {options.address} does nothing without --executor ray")
 
 
-def _at_least_1(options, *names):
+def _positive(options, *names):
     for name in names:
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: at least 1")
+        if value is not None and not value > 0:
+            least = "at least 1" if isinstance(value, int) else "above 0"
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: {least}")
 
 
 def run_report(options) -> int:
@@ -275,7 +264,7 @@ def run_explain(options) -> int:
 
 def run_bench(options) -> int:
     """``rmlib bench``."""
-    _at_least_1(options, "rounds", "width")
+    _positive(options, "rounds", "width")
     if not {"attacks", "maps"}.isdisjoint(options.only):
         needs("robustness", "maps")
     from rmlib.study.bench import bench

@@ -10,27 +10,14 @@ from collections.abc import Callable
 
 from rmlib import STOPPED, Stopped, UserError
 
+# of the extra "study": what tables and figures need, and what runs and notebooks do
+_TABLES = ("jinja2", "latex2mathml", "matplotlib", "pandas", "scipy", "seaborn", "statsmodels")
+_RUNS = ("filelock", "ipykernel", "nbconvert", "nbformat", "papermill", "psutil", "safetensors")
 # what an extra of pyproject.toml installs, as the names that are imported
 EXTRAS = {
     "robustness": ("matplotlib", "scipy", "torchattacks"),
     "maps": ("pytorch_grad_cam", "scipy"),
-    "study": (
-        "filelock",
-        "ipykernel",
-        "jinja2",
-        "latex2mathml",
-        "matplotlib",
-        "nbconvert",
-        "nbformat",
-        "pandas",
-        "papermill",
-        "psutil",
-        "safetensors",
-        "scipy",
-        "seaborn",
-        "statsmodels",
-        "yaml",
-    ),
+    "study": (*_TABLES, *_RUNS, "yaml"),
     "ray": ("ray",),
 }
 

@@ -5,38 +5,22 @@ from rmlib.params import TrainParams, complete
 LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mixup": "Region Mixup"}
 # methods of explanation
 MAPS = {"gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}
+_OF_A_GRID = ("regions", "per_sample", "shared_partner", "shared_weight")
 # parameters of 02_training that make a method; runs that differ in these and the seed alone form
 # one experiment
-METHOD = (
-    "mixer",
-    "k",
-    "alpha",
-    "regions",
-    "per_sample",
-    "shared_partner",
-    "shared_weight",
-    "cutmix_prob",
-    "clean_weight",
-    "average",
-)
+METHOD = ("mixer", "k", "alpha", *_OF_A_GRID, "cutmix_prob", "clean_weight", "average")
 # parameters that leave the trained network as it is
 WITHOUT_EFFECT = ("eval_every", "snapshots", "bn_recalibration")
 
 
 def experiment(config: dict) -> dict:
-    """What runs must share to be compared.
-
-    It is everything but method, seed, and what leaves the network as it is.
-    """
+    """What runs must share to be compared: all but method, seed, and what changes no network."""
     others = {*METHOD, "seed", *WITHOUT_EFFECT}
     return {name: value for name, value in complete(config).items() if name not in others}
 
 
 def method_name(config: dict) -> str:
-    """A method in words: its label and every setting that is not the default.
-
-    Such as 'Region Mixup, k=4, average'.
-    """
+    """A method with its settings that are no defaults, such as 'Region Mixup, k=4, average'."""
     config = complete(config)
     words = [LABELS[config["mixer"]]]
     for name in METHOD[1:]:

@@ -1,7 +1,7 @@
 """The parameters of every notebook, checked in one line before anything runs."""
 
 import ast
-from typing import get_origin
+from typing import Any, get_origin
 
 from pydantic import Field, ValidationError
 
@@ -41,17 +41,14 @@ NOTEBOOKS: dict[str, type[Params]] = {
 }
 
 
-def takes_list(notebook: str, name: str) -> bool:
-    """Whether a list is one value of this parameter, and no range of values in a grid."""
-    field = NOTEBOOKS[notebook].model_fields.get(name)
+def takes_list(name: str) -> bool:
+    """Whether a list is one value of this parameter of a run, and no range of values in a grid."""
+    field = TrainParams.model_fields.get(name)
     return field is not None and get_origin(field.annotation) is list
 
 
-def parse(notebook: str, values: dict) -> Params:
-    """Check one set of parameters.
-
-    Returns the frozen record of the notebook's parameters, defaults filled in, text such as
-    ``8/255`` made a number.
+def parse(notebook: str, values: dict) -> Any:
+    """The frozen record of a notebook's parameters: checked, defaults filled in, text a number.
 
     Raises:
         UserError: one line that names every unknown name, mistyped value and its remedy.
@@ -62,9 +59,8 @@ def parse(notebook: str, values: dict) -> Params:
     try:
         return model(**values)
     except ValidationError as error:
-        raise UserError(
-            f"{notebook}: " + "; ".join(_explain(model, item) for item in error.errors())
-        ) from None
+        wrong = "; ".join(_explain(model, item) for item in error.errors())
+        raise UserError(f"{notebook}: {wrong}") from None
 
 
 def _explain(model, item):
@@ -78,7 +74,7 @@ def _explain(model, item):
     return f"{name}={value!r}: {message[0].lower()}{message[1:]}" if name else message
 
 
-def check(notebook: str, namespace: dict) -> Params:
+def check(notebook: str, namespace: dict) -> Any:
     """Check the parameters of a running notebook, with ``globals()`` in the cell after them.
 
     Every name set in the parameter cells just run must be a parameter. So a misspelt name stops the
@@ -87,24 +83,20 @@ def check(notebook: str, namespace: dict) -> Params:
     plain = (bool, int, float, str, list, tuple, dict, type(None))
     known = NOTEBOOKS[notebook].model_fields if notebook in NOTEBOOKS else {}
     names = _names_just_set(namespace["In"]) if "In" in namespace else set(namespace)
-    values = {
-        name: value
-        for name, value in namespace.items()
-        if name in known
-        or (name in names and isinstance(value, plain) and not name.startswith("_"))
-    }
+    values = {}
+    for name, value in namespace.items():
+        new = name in names and isinstance(value, plain) and not name.startswith("_")
+        if new or name in known:
+            values[name] = value
     return parse(notebook, values)
 
 
 def _names_just_set(history: list[str]) -> set[str]:
-    """Names assigned right before the running cell, in cells that assign literals alone.
-
-    Those are the parameters, and what papermill injects.
-    """
+    """Names assigned right before the running cell, in cells that assign literals alone."""
     names = set()
     for source in reversed(history[:-1]):
         try:
-            nodes = ast.parse(source).body
+            nodes: Any = ast.parse(source).body
             found = {target.id for node in nodes for target in node.targets}
             for node in nodes:
                 ast.literal_eval(node.value)

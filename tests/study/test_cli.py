@@ -56,7 +56,6 @@ def test_mistakes_get_one_line_on_stderr(words, code, message, capsys, monkeypat
 
 
 def test_ray_deals_out_the_gpus_itself(capsys):
-    pytest.importorskip("ray")
     assert main(["batch", "b.yaml", "--executor", "ray", "--gpus", "0"]) == 1
     assert "Ray deals out the GPUs of its cluster itself" in capsys.readouterr().err
 

@@ -59,10 +59,7 @@ class Options:
 
 
 def local_places(batch: Batch, options: Options) -> tuple[int, tuple[str, ...]]:
-    """How many runs at a time on this machine, and its GPUs that were chosen.
-
-    They are the places on the GPUs, else what the cores carry.
-    """
+    """How many runs at a time on this machine (on its GPUs, else on its cores), the GPUs chosen."""
     gpus = executors.chosen_gpus(options.gpus) if options.gpus else ()
     first = batch.runs[0]
     if gpus:
@@ -77,12 +74,8 @@ def local_places(batch: Batch, options: Options) -> tuple[int, tuple[str, ...]]:
 def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[str, int]:
     """Do the runs without a record, then the other notebooks that are not up to date.
 
-    Finished runs are skipped, those with a checkpoint go on from it. A record that cannot be read
-    is set aside, and its run begins again. Ctrl-C, SIGTERM and a closed terminal end what runs with
-    a checkpoint.
-
-    Args:
-        log: called with one line for each event.
+    A record that cannot be read is set aside, and its run begins again. Ctrl-C, SIGTERM and a
+    closed terminal end what runs with a checkpoint.
 
     Returns:
         How many runs and notebooks are done, failed, stopped or left.
@@ -104,11 +97,9 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
         _check(batch, todo, done)
         plan = batch.write(options.words() if todo else None)
         executor = _executor(batch, options, plan)
+        counted = f"{len(batch.runs)} runs, {len(done)} done already, {len(todo)} to run"
         around = f"; around them {', '.join(batch.notebooks)}" if batch.notebooks else ""
-        log(
-            f"batch {batch.name}: {len(batch.runs)} runs, {len(done)} done already, {len(todo)} to"
-            f" run, {executor.places} at a time, in {batch.out}{around}"
-        )
+        log(f"batch {batch.name}: {counted}, {executor.places} at a time, in {batch.out}{around}")
         counts = {"done": len(done), "failed": 0, "stopped": 0}
         known = costs(batch) if todo else {}
         expected = {run.run_id: known.get(run.run_id) for run in todo}
@@ -127,7 +118,6 @@ def _interrupt(*_):
 
 
 def _executor(batch, options, plan):
-    """The executor that the options name."""
     if options.executor == "local":
         return executors.Local(*local_places(batch, options))
     threads, device = max(run.threads for run in batch.runs), batch.runs[0].device
@@ -142,11 +132,7 @@ def _set_aside(batch, run):
         batch.record(run)
     except UserError as error:
         reason = str(error).split(": ")[0]
-    try:
-        os.replace(path, aside)
-    except OSError as error:
-        reason = f"{path} cannot be set aside ({error.strerror})"
-        raise UserError(f"{reason}: choose another folder with --out") from None
+    os.replace(path, aside)
     return f"damaged {batch.label(run)}: {reason}; kept as {aside.name}, and it runs again"
 
 

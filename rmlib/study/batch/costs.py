@@ -26,37 +26,28 @@ def costs(batch: Batch) -> dict[str, float]:
     for path in paths.values():
         try:  # not checked as a report checks it: a wrong one costs an estimate
             record = json.loads(path.read_text())
-            config, seconds = complete(record["config"]), float(record["seconds"])
-            work = _work(config, record["data"]["train_images"])
-            keys = _experiment(config), _speed(config)
+            seconds, images = float(record["seconds"]), record["data"]["train_images"]
+            alike, speed, passes = _kind(record["config"])
         except (*records.DAMAGE, OSError):
             continue
-        same[keys[0]].append(seconds)
-        per_image[keys[1]].append(seconds / work)
+        same[alike].append(seconds)
+        per_image[speed].append(seconds / (passes * images))
     found = {}
     for run in batch.runs:
-        config = complete(run.config)
-        if known := same.get(_experiment(config)):
+        alike, speed, passes = _kind(run.config)
+        if known := same.get(alike):
             found[run.run_id] = mean(known)
-        elif run.train_images and (known := per_image.get(_speed(config))):
-            found[run.run_id] = mean(known) * _work(config, run.train_images)
+        elif run.train_images and (known := per_image.get(speed)):
+            found[run.run_id] = mean(known) * (passes * run.train_images)
     return found
 
 
-def _forwards(config):
-    return 2 if config["clean_weight"] else 1
-
-
-def _work(config, images):
-    return config["epochs"] * images * _forwards(config)
-
-
-def _experiment(config):
-    return json.dumps([experiment(config), _forwards(config)], sort_keys=True)
-
-
-def _speed(config):
-    return tuple(config[name] for name in SPEED)
+def _kind(config):
+    """What runs that take equally long share; what they share per image; forwards of an image."""
+    config = complete(config)
+    forwards = 2 if config["clean_weight"] else 1
+    alike = json.dumps([experiment(config), forwards], sort_keys=True)
+    return alike, tuple(config[name] for name in SPEED), config["epochs"] * forwards
 
 
 def duration(seconds: float) -> str:

@@ -4,10 +4,7 @@ An executor has ``places``, the number of jobs it takes at the same time; ``run(
 for one and is called from as many threads; ``stop()``, after which running jobs end with a
 checkpoint; and ``close()``. Both run a job by :func:`work`, in a separate process. Its threads and
 its GPU are set before it starts.
-
-Ray rather than a scheduler of our own: it knows the GPUs of many machines and fractions of them,
-sets CUDA_VISIBLE_DEVICES, and says what was lost with a worker or a node. What a job has done lies
-in files, so being run twice is being resumed.
+What a job has done lies in files, so being run twice is being resumed.
 """
 
 import collections
@@ -24,6 +21,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rmlib import STOPPED, UserError
 from rmlib.study.batch import child
@@ -61,14 +59,11 @@ def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
     """Run a job to its end in a process of its own.
 
     It is asked to end (SIGTERM; a training writes its checkpoint) after its time limit or when
-    ``stop`` is set, and killed when it has not after GRACE seconds. It ends by itself when this
-    process is killed.
-
-    Args:
-        environment: variables in addition to those of this process and the numbers of threads.
+    ``stop`` is set, and killed GRACE seconds later. It ends by itself when this process is killed.
+    ``environment``: variables besides those of this process and the numbers of threads.
     """
     begun, asked, late = time.monotonic(), None, False
-    process, lines = _start(job, environment), collections.deque(maxlen=200)
+    process, lines = _start(job, environment), collections.deque[str](maxlen=200)
     log = Path(job.folder, job.log)
     reader = threading.Thread(target=_listen, args=(process.stdout, log, lines), daemon=True)
     reader.start()
@@ -100,15 +95,10 @@ def _start(job, environment):
     environment = {**os.environ, **threads, "PYTHONUNBUFFERED": "1", **environment}
     # a batch started from a notebook is not watched there
     environment.pop("JPY_SESSION_NAME", None)
-    return subprocess.Popen(
-        [sys.executable, "-m", child.__name__, str(job.lock), *job.words],
-        cwd=job.folder,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-m", child.__name__, str(job.lock), *job.words]
+    options: Any = {"cwd": job.folder, "env": environment, "start_new_session": True}
+    options |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, **options)
 
 
 def _kill(process):
@@ -129,11 +119,11 @@ def _listen(stream, log, lines):
 
 
 class Local:
-    """Processes on this machine, each with its place: a GPU or a share of one, or nothing."""
+    """Processes on this machine, dealt out over the GPUs that CUDA_VISIBLE_DEVICES shall name."""
 
     def __init__(self, workers: int, gpus: tuple[str, ...] = ()):
-        """``gpus``: as CUDA_VISIBLE_DEVICES names them; the jobs are dealt out over them."""
-        self.places, self.stopping, self.free = workers, threading.Event(), queue.SimpleQueue()
+        self.places, self.stopping = workers, threading.Event()
+        self.free: queue.SimpleQueue[dict] = queue.SimpleQueue()
         for number in range(workers):
             self.free.put({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
 
@@ -172,9 +162,8 @@ def chosen_gpus(words: str) -> tuple[str, ...]:
     visible = visible_gpus()
     chosen = visible if words == "all" else [word.strip() for word in words.split(",")]
     if not chosen or not set(chosen) <= set(visible):
-        shown = f"the GPUs {','.join(visible)}" if visible else "no GPU"
-        remedy = "leave it out to take the first"
-        raise UserError(f"--gpus {words}: this machine shows {shown}; {remedy}")
+        shown = f"this machine shows {','.join(visible) or 'no GPU'}"
+        raise UserError(f"--gpus {words}: {shown}; leave it out to take the first")
     return tuple(chosen)
 
 
@@ -182,11 +171,9 @@ class Ray:
     """The nodes of a Ray cluster, which all see the folder of results under the same path.
 
     Args:
-        address: of a running cluster, such as auto or 10.0.0.1:6379; None starts one on this
-            machine, also beside another.
+        address: of a running cluster, such as auto or 10.0.0.1:6379; None starts one here.
         plan: a file in the folder of results, by which a node shows that it sees the same folder.
-        threads: of a job.
-        device: of its run: cpu, cuda, or auto for a GPU where the cluster has any.
+        threads: of a job; device: cpu, cuda, or auto for a GPU where the cluster has any.
         per_gpu: jobs that share one.
         workers: jobs at the same time; None: as many as the cluster takes.
 
@@ -195,13 +182,7 @@ class Ray:
     """
 
     def __init__(
-        self,
-        address: str | None,
-        plan: Path,
-        threads: int,
-        device: str = "auto",
-        per_gpu: int = 1,
-        workers: int | None = None,
+        self, address: str | None, plan: Path, threads: int, device: str, per_gpu=1, workers=None
     ):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -209,7 +190,7 @@ class Ray:
         import ray
 
         self.ray, self.plan = ray, plan
-        self.stopping, self.running = threading.Event(), set()
+        self.stopping, self.running = threading.Event(), set[Any]()
         _connect(ray, address)
         found = ray.cluster_resources()
         cpus, gpus = found.get("CPU", 0), found.get("GPU", 0)
@@ -217,10 +198,8 @@ class Ray:
         fits = int(min(cpus // threads, gpus * per_gpu if share else cpus))
         if fits < 1:
             self.close()
-            raise UserError(
-                f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs: too little for a run of"
-                f" {threads} threads with device={device!r}"
-            )
+            run = f"a run of {threads} threads with device={device!r}"
+            raise UserError(f"{cpus:g} CPUs and {gpus:g} GPUs of the cluster are too few for {run}")
         self.places = workers or fits
         # tried again below: Ray itself would never give up a job without memory
         remote = ray.remote(num_cpus=threads, num_gpus=share, max_retries=0)
@@ -269,11 +248,9 @@ def _connect(ray, address):
             socket.create_connection((found[1], int(found[2])), timeout=10).close()
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0][:100]});"
-            " start one with `ray start --head`, or leave --address out;"
-            " one that wants a token answers to --address auto, or with RAY_AUTH_MODE=token"
-        ) from None
+        problem = f"no Ray cluster answers ({str(error).splitlines()[0][:100]})"
+        remedy = "run `ray start --head`, leave --address out, or set RAY_AUTH_MODE=token"
+        raise UserError(f"--address {address}: {problem}; {remedy}") from None
 
 
 def _on_a_node(job, environment, plan, content, patience=10.0):
@@ -287,6 +264,5 @@ def _on_a_node(job, environment, plan, content, patience=10.0):
             if Path(plan).read_bytes() == content:
                 return work(job, environment, threading.Event())
         time.sleep(0.1)
-    remedy = "give --out a folder that all machines share under one path"
     problem = f"a machine of the cluster does not see {Path(plan).name} of this batch"
-    return Ended(1, f"{problem}: {remedy}")
+    return Ended(1, f"{problem}: give --out a folder that all machines share under one path")

@@ -93,8 +93,7 @@ class Jobs:
             return "failed", str(error)
         except OSError as error:
             where = run.folder if run else self.batch.out
-            reason = f"{where} cannot be written ({error.strerror})"
-            return "failed", f"{reason}: choose another --out"
+            return "failed", f"{where} cannot be written ({error.strerror}): choose another --out"
 
     def limited(self, run):
         """The parameters of a run with what this call says of all of them."""
@@ -105,7 +104,6 @@ class Jobs:
         return run.model_copy(update=update)
 
     def _run(self, run):
-        """Execute the notebook of one run."""
         folder, begun = run.folder, time.monotonic()
         executed, error = folder / f"{CELL}.ipynb", folder / records.ERROR
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,8 +114,8 @@ class Jobs:
             return self._failure(ended, executed, error)
         try:
             record = self.batch.record(run)
-        except UserError as reason:
-            reason = f"{reason}; does a cell of the notebook change its parameters?"
+        except UserError as wrong:
+            reason = f"{wrong}; does a cell of the notebook change its parameters?"
             return self._failure(ended, executed, error, reason)
         (folder / records.UNFINISHED).unlink(missing_ok=True)
         if record.status != "done":
@@ -152,11 +150,7 @@ class Jobs:
         return self.executor.run(executors.Job(words, threads, log, lock, minutes, os.getcwd()))
 
     def _failure(self, ended, executed, error, reason=None):
-        """What became of a notebook that did not come to its end; the whole story goes to a file.
-
-        Returns:
-            (outcome, one line of text).
-        """
+        """(outcome, one line) of a notebook that did not reach its end; the rest goes to a file."""
         if ended.late:
             reason = f"longer than --timeout {self.options.timeout:g} minutes: ended"
         elif not reason:

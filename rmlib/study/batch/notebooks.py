@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import psutil
@@ -35,19 +36,16 @@ FRESH = "source_sha256"
 
 def source_hash(notebook) -> str:
     """Hash over kind, source and tags of all cells: what a reader sees without outputs."""
-    parts = [
-        f"{cell.cell_type}\n{cell.source}\n{cell.metadata.get('tags', [])}"
-        for cell in notebook.cells
-    ]
-    return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()
+    rows = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
+    text = "\n\n".join(f"{kind}\n{source}\n{tags}" for kind, source, tags in rows)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     """Execute a notebook into ``target``, without paths of this machine in its metadata.
 
-    What the notebook prints is printed here, too, as it comes. A kernel that does not start is
-    tried again. SIGTERM and Ctrl-C interrupt the cell that is executed (see :func:`_end_kernel`)
-    and start no other.
+    What it prints is printed here, too, as it comes. A kernel that does not start is tried again.
+    SIGTERM and Ctrl-C interrupt the executed cell, see :func:`_end_kernel`; no other starts.
 
     Raises:
         Stopped: asked to end between two cells; in a cell it is the cell's own error.
@@ -112,8 +110,8 @@ def _execute(source, target, parameters, ending):
                 raise
             reason = str(error).splitlines()[0]
             if pause is None:
-                problem = f"the kernel of {target} did not start in {attempt} attempts"
-                raise UserError(f"{problem}: {reason}") from error
+                words = f"the kernel of {target} did not start in {attempt} attempts: {reason}"
+                raise UserError(words) from error
             print(f"the kernel did not start ({reason}): again in {pause} s", flush=True)
             time.sleep(pause)
 
@@ -155,27 +153,22 @@ def check_parameters(path: Path) -> None:
         raise UserError(f"{problem}: restore it") from error
     cells = [cell for cell in found if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
-        raise UserError(
-            f"{path}: {len(cells) or 'no'} cells have the tag `parameters`, expected one: without"
-            " it papermill would run the notebook's own values instead of those asked for"
-        )
+        problem = f"{path}: {len(cells) or 'no'} cells have the tag `parameters`"
+        raise UserError(f"{problem}, and papermill needs one to set them: restore it")
     try:
-        names = [target.id for node in ast.parse(cells[0].source).body for target in node.targets]
+        nodes: Any = ast.parse(cells[0].source).body
+        names = [target.id for node in nodes for target in node.targets]
     except (SyntaxError, AttributeError):
         problem = f"{path}: its cell of parameters holds more than assignments of values"
         raise UserError(f"{problem}: move the rest into the next cell") from None
     known = NOTEBOOKS[path.stem].model_fields
     for name in names:
         if name not in known:
-            problem = f"{path}: unknown parameter {name!r} in its cell of parameters"
-            raise UserError(f"{problem}: {nearest(name, known)}")
+            raise UserError(f"{path}: unknown parameter {name!r}: {nearest(name, known)}")
 
 
 def tidy(path: Path, reset: bool = False) -> None:
-    """Take machine paths out of an executed notebook, and store its figures in few colours.
-
-    ``reset`` takes all metadata.
-    """
+    """Take machine paths (``reset``: all metadata) out of a notebook, and store figures small."""
     notebook = nbformat.read(path, as_version=4)
     papermills = notebook.metadata.get("papermill", {})
     for name in {"input_path", "output_path"} & papermills.keys():
@@ -196,10 +189,7 @@ def tidy(path: Path, reset: bool = False) -> None:
 
 
 def in_few_colours(png: bytes) -> bytes:
-    """A figure in a palette of at most 256 colours: a quarter of the size.
-
-    Of fewer colours where that changes pixels by less than a third of a level on average.
-    """
+    """A figure in the fewest colours that change pixels by under a third of a level on average."""
     import numpy as np
     from PIL import Image
 

@@ -67,11 +67,7 @@ class BatchFile(BaseModel):
 
 @dataclass
 class Batch:
-    """A checked batch, written below ``out``.
-
-    It has ``runs``, in the order of the file and without repetitions, and the other ``notebooks``
-    with their parameters.
-    """
+    """A checked batch, written below ``out``: its runs, each once, and the other notebooks."""
 
     name: str
     out: Path
@@ -83,8 +79,7 @@ class Batch:
         """What has become of a run: done, damaged, failed, partial or new.
 
         Done needs the record, the attacks that were asked for, and a notebook that came to its end.
-        Damaged is a record that cannot be read. A loss that became infinite has failed. Partial has
-        something to go on from.
+        A loss that became infinite has failed. Partial has something to go on from.
         """
         folder = run.folder
         there = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -128,7 +123,7 @@ class Batch:
 
         A notebook that looks at something that will change is new.
         """
-        rows = [(self.state(run), f"{run.run_id}  {self.label(run)}", run) for run in self.runs]
+        rows: list[Any] = [(self.state(r), f"{r.run_id}  {self.label(r)}", r) for r in self.runs]
         changing = {CELL} if any(state != "done" for state, *_ in rows) else set()
         for name in (name for name in OTHERS if name in self.notebooks):
             needs = [need for need in NEEDS[name] if need in (CELL, *self.notebooks)]
@@ -151,10 +146,8 @@ class Batch:
     @cached_property
     def _varying(self):
         """The parameters in which the runs differ, other than the mixer."""
-        values = {}
-        for run in self.runs:
-            for name, value in run.config.items():
-                values.setdefault(name, set()).add(str(value))
+        configs = [run.config for run in self.runs]
+        values = {name: {str(config[name]) for config in configs} for name in configs[0]}
         return [name for name in values if name != "mixer" and len(values[name]) > 1]
 
     def label(self, run: TrainParams) -> str:
@@ -162,22 +155,19 @@ class Batch:
         return " ".join([run.mixer, *(f"{name}={getattr(run, name)}" for name in self._varying)])
 
     def write(self, options: list[str] | None) -> Path:
-        """Store the plan as ``out/plan.json``, for whoever asks later what a complete table needs.
-
-        Args:
-            options: of the command line; None keeps those that are stored already.
-        """
+        """Store as ``out/plan.json`` what a complete table needs; None keeps the stored options."""
         path = self.out / records.PLAN
         if options is None:
             try:
                 options = json.loads(path.read_text())["options"]
             except (*records.DAMAGE, OSError):
                 options = []
-        fields = {"schema_version": 1, "name": self.name, "file": self.file, "options": options}
-        fields |= {"notebooks": list(self.notebooks), "cells": []}
+        rows = []
         for run in self.runs:
             row = {"run_id": run.run_id, "label": self.label(run), "config": run.config}
-            fields["cells"].append(row | {"robustness": run.robustness})
+            rows.append(row | {"robustness": run.robustness})
+        fields = {"schema_version": 1, "name": self.name, "file": self.file, "options": options}
+        fields |= {"notebooks": list(self.notebooks), "cells": rows}
         records.atomic_write(path, records.in_rows(fields, "cells"))
         return path
 
@@ -188,22 +178,17 @@ def source(name: str) -> Path:
 
 
 def read_batch(path: Path, out: Path | None = None) -> Batch:
-    """Expand a YAML grid into checked runs.
-
-    Args:
-        path: the YAML file; its name without ending is the batch's name.
-        out: folder of the results; default runs/NAME.
+    """Expand a YAML grid into checked runs; results go to ``out``, by default runs/NAME.
 
     Raises:
-        UserError: unreadable file, unknown or mistyped entries or parameters: one line naming all
-            of them.
+        UserError: unreadable file, unknown or mistyped entries or parameters: one line for all.
     """
     path = Path(path)
     file = _read_file(path)
     out = Path(out) if out else runs_dir() / path.stem
     if out.resolve().is_relative_to(Path.cwd()):  # no machine path in the notebooks
         out = Path(os.path.relpath(out))
-    wrong = []
+    wrong: list[str] = []
     runs = _runs(file, out, wrong)
     others = _others(file, runs, out, wrong) if runs else {}
     if wrong:
@@ -218,8 +203,8 @@ def _read_file(path):
         file = BatchFile(**content or {})
     except FileNotFoundError:
         known = sorted(each.stem for each in (project_root() / "notebooks/batches").glob("*.yaml"))
-        known = ", ".join(known) or "none"
-        raise UserError(f"there is no batch file {path}; notebooks/batches has {known}") from None
+        words = f"there is no batch file {path}; notebooks/batches has {', '.join(known) or 'none'}"
+        raise UserError(words) from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError, TypeError) as error:
         raise UserError(f"{path} is not YAML of a batch: {' '.join(str(error).split())}") from error
     except ValidationError as error:
@@ -236,7 +221,7 @@ def _read_file(path):
 
 def _runs(file, out, wrong):
     """The runs of a file without repetitions; mistakes are added to ``wrong``."""
-    runs = {}
+    runs: dict[str, TrainParams] = {}
     for values in (each for block in file.grid for each in _expand(file.common | block)):
         try:
             run = parse(CELL, values | {"out": str(out)})
@@ -263,19 +248,14 @@ def _others(file, runs, out, wrong):
             continue
         weight = getattr(notebooks[name], "clean_weight", None)
         if weight is not None and weight not in weights:
+            problem = f"notebooks: {name}: clean_weight={weight:g} selects no run of the grid"
             known = ", ".join(f"{each:g}" for each in weights)
-            wrong.append(
-                f"notebooks: {name}: clean_weight={weight:g} selects no run of the grid: set it to"
-                f" one of {known}, or none for all"
-            )
+            wrong.append(f"{problem}: set it to one of {known}, or none for all")
     return notebooks
 
 
 def _named(path):
-    """A batch file as plan.json names it: relative to the project, elsewhere by its name alone.
-
-    No record holds a path.
-    """
+    """A batch file as plan.json names it: relative to the project, else by its name, no path."""
     root, path = project_root().resolve(), path.resolve()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
@@ -284,7 +264,7 @@ def _given(name, run, out):
     """What the grid says about the parameters of another notebook."""
     if issubclass(NOTEBOOKS[name], DataParams):
         return run.model_dump(include={"dataset", "root", "allow_partial"})
-    given = {"runs": str(out)}
+    given: dict[str, Any] = {"runs": str(out)}
     if issubclass(NOTEBOOKS[name], NetworksParams):
         kind, _, folder = run.dataset.partition(":")
         given |= {"root": folder if kind == "folder" else run.root, "save": True}
@@ -293,14 +273,11 @@ def _given(name, run, out):
 
 
 def _expand(block):
-    """The runs of one block: every list spans a dimension.
-
-    For parameters that are lists, a list of lists does.
-    """
+    """The runs of one block: a list spans a dimension; for a parameter that is a list, lists do."""
     ranges = []
     for name, value in block.items():
         spans = isinstance(value, list)
-        if spans and takes_list(CELL, name):
+        if spans and takes_list(name):
             spans = any(isinstance(each, list) for each in value)
         ranges.append(value if spans else [value])
     return [dict(zip(block, values)) for values in itertools.product(*ranges)]

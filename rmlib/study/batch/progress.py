@@ -10,17 +10,15 @@ from rmlib.study.batch.costs import duration
 class Progress:
     """What has become of the runs and notebooks, and how long the rest will take.
 
-    Nobody needs to listen: a terminal or pipe that is gone costs these lines and nothing else.
+    ``expected``: run id -> seconds, or None where nothing like it was run before. A terminal or
+    pipe that is gone costs the printed lines and nothing else.
     """
 
     def __init__(self, counts: dict, expected: dict, places: int, log):
-        """``expected``: run id -> seconds, or None where nothing like it was run before."""
-        self.counts = counts
-        self.expected = expected
-        self.places = places
-        self.log = log
-        self.running = {}  # run id or name -> when it began
-        self.took = []  # seconds of what has ended
+        self.counts, self.expected = counts, expected
+        self.places, self.log = places, log
+        self.running: dict[str, float] = {}  # run id or name -> when it began
+        self.took: list[float] = []  # seconds of what has ended
         self.lock = threading.Lock()
 
     def begin(self, name):
@@ -53,6 +51,7 @@ class Progress:
                 parts.append(f"{waiting} to go")
             usual = sum(self.took) / len(self.took) if self.took else None
             rest = [usual if each is None else each for each in self.expected.values()]
-        if rest and None not in rest:
-            parts.append(f"about {duration(sum(rest) / min(self.places, len(rest)))} left")
+        known = [each for each in rest if each is not None]
+        if rest and known == rest:
+            parts.append(f"about {duration(sum(known) / min(self.places, len(rest)))} left")
         return ", ".join(parts)

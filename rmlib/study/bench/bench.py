@@ -16,16 +16,17 @@ from rmlib.study.runs.run import pick_device
 from rmlib.study.settings import BENCHED
 
 
-def bench(device: str, rounds: int, compiled: bool, only=BENCHED, width: int | None = None) -> str:
+def bench(name: str, rounds: int, compiled: bool, only=BENCHED, width: int | None = None) -> str:
     """Measure and return the Markdown tables; one CPU thread.
 
     Args:
+        name: of the device: cpu, cuda or auto.
         rounds: interleaved calls behind a median; of training a tenth as many epochs, at least 3.
         compiled: also the compiled blend, and training with the compiled step.
         only: which of BENCHED.
         width: of the network that is trained; default 64 on CUDA, 8 on the CPU.
     """
-    device = pick_device(device)
+    device = pick_device(name)
     make = {
         "mixers": lambda: mixer_table(device, rounds, compiled),
         "loader": lambda: loader_table(device, rounds),
@@ -36,13 +37,11 @@ def bench(device: str, rounds: int, compiled: bool, only=BENCHED, width: int | N
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        tables = ["\n".join(make[name]()) for name in BENCHED if name in only]
+        tables = ["\n".join(make[each]()) for each in BENCHED if each in only]
     finally:
         torch.set_num_threads(threads)
     where = environment.environment(device.type)["hardware"]
-    head = (
-        f"float32 where nothing else is said, one thread, medians of {rounds} interleaved calls;"
-        f" {where.get('gpu', where['cpu'])}, torch {torch.__version__}, Python"
-        f" {platform.python_version()}"
-    )
-    return "\n\n".join([head, *tables]) + "\n"
+    method = f"one thread, medians of {rounds} interleaved calls"
+    machine = f"{where.get('gpu', where['cpu'])}, torch {torch.__version__}"
+    head = f"float32 where nothing else is said, {method}; {machine}, Python"
+    return "\n\n".join([f"{head} {platform.python_version()}", *tables]) + "\n"

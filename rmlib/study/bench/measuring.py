@@ -1,6 +1,7 @@
 """Speed of attacks and maps, as multiples of the passes of the network that they need."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -68,15 +69,14 @@ def attack_table(device, rounds) -> list[str]:
     for eps, words in ((8 / 255, "eps 8/255"), (0.0, "no image falls")):
         found = _square_rows(model, images[:few], labels[:few], device, some, eps)
         rows += [(name.replace("Square", f"Square, {words}"), *values) for name, *values in found]
-    return [
+    lines = [
         f"| attack, width {width}, {count} images (FGSM) and {few} (Square), medians of {many}"
         f" (FGSM) and {some} interleaved calls | s | times | bare forwards' share |",
         "|---|---:|---|---:|",
-        *(
-            f"| {name} | {s:.3f} | {s / bare:.2f} x {of} | {bare / s:.2f} |"
-            for name, s, of, bare in rows
-        ),
     ]
+    for name, s, of, bare in rows:
+        lines.append(f"| {name} | {s:.3f} | {s / bare:.2f} x {of} | {bare / s:.2f} |")
+    return lines
 
 
 def _batches(images, labels, device):
@@ -101,12 +101,11 @@ def _square_rows(model, images, labels, device, rounds, eps):
     """Rows as of :func:`_fgsm_rows`; the forwards are counted first."""
     batches, pixels = _batches(images, labels, device), images.to(device)
     library = partial(torchattacks.Square, eps=eps, n_queries=100)
-    named = {
-        "Square": lambda: attacks.perturb(model, images, labels, "square", eps, batch_size=BATCH),
-        "Square, torchattacks alone": partial(_library, library, model, batches),
-    }
-    calls, asked = {}, {}
-    for name, attack in named.items():
+    ours = partial(attacks.perturb, model, images, labels, "square", eps, batch_size=BATCH)
+    theirs = partial(_library, library, model, batches)
+    calls: dict[str, Callable] = {}
+    asked: dict[str, list[int]] = {}
+    for name, attack in (("Square", ours), ("Square, torchattacks alone", theirs)):
         sizes = asked[name] = []
         note = lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0]))  # noqa: E731
         with model.register_forward_pre_hook(note):
@@ -138,9 +137,8 @@ def map_table(device, rounds) -> list[str]:
             times = value / seconds["bare forward"]
             peer = seconds.get(name.replace("ours", "grad-cam")) if "ours" in name else None
             faster = f"{peer / value:.2f}" if peer else ""
-            lines.append(
-                f"| {name} | {size} x {size} | {value * 10_000:.1f} | {times:.2f} | {faster} |"
-            )
+            row = f"{size} x {size} | {value * 10_000:.1f} | {times:.2f} | {faster}"
+            lines.append(f"| {name} | {row} |")
     return lines
 
 

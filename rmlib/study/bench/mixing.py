@@ -1,6 +1,7 @@
 """Speed of mixing and of the loader, next to torchvision and the textbook loop."""
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -46,10 +47,8 @@ def mixer_table(device, rounds, compiled) -> list[str]:
         for name, value in seconds.items():
             peer = PEERS.get(name, "")
             faster = f"{seconds[peer] / value:.2f}" if peer else ""
-            size = "x".join(map(str, shape))
-            lines.append(
-                f"| {size} | {name} | {value / seconds['clone']:.2f} | {faster} | {peer} |"
-            )
+            what = f"{'x'.join(map(str, shape))} | {name}"
+            lines.append(f"| {what} | {value / seconds['clone']:.2f} | {faster} | {peer} |")
     return lines
 
 
@@ -92,16 +91,13 @@ def loader_table(device, rounds) -> list[str]:
         for images, _ in batches:
             images.to(device)
 
-    calls = {
-        "PIL + DataLoader": lambda: consume(theirs),
-        "on-device loader": lambda: consume(ours.epoch(0)),
-    }
+    peer = "PIL + DataLoader"
+    calls = {peer: lambda: consume(theirs), "on-device loader": lambda: consume(ours.epoch(0))}
     seconds = interleaved(calls, max(3, rounds // 10), device, warmup=1)
-    slow = seconds["PIL + DataLoader"]
     return [
         f"| loader, {IMAGES} images of 32 x 32, batch 128 | images/s | times the PIL loader |",
         "|---|---:|---:|",
-        *(f"| {k} | {len(pixels) / v:.0f} | {slow / v:.2f} |" for k, v in seconds.items()),
+        *(f"| {k} | {len(pixels) / v:.0f} | {seconds[peer] / v:.2f} |" for k, v in seconds.items()),
     ]
 
 
@@ -109,17 +105,13 @@ def _pil_loader(pixels, labels):
     from PIL import Image
     from torchvision import transforms
 
-    steps = (
-        transforms.RandomCrop(32, padding=2),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-    )
-    transform = transforms.Compose(steps)
+    crop, flip = transforms.RandomCrop(32, padding=2), transforms.RandomHorizontalFlip()
+    transform = transforms.Compose((crop, flip, transforms.ToTensor()))
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
 
     def collate(batch):
         pictures, labels = zip(*batch)
         return torch.stack([transform(picture) for picture in pictures]), torch.tensor(labels)
 
-    samples = list(zip(pictures, labels.tolist()))
+    samples: Any = list(zip(pictures, labels.tolist()))
     return torch.utils.data.DataLoader(samples, 128, shuffle=True, collate_fn=collate)

@@ -7,28 +7,22 @@ import time
 import torch
 
 
-def interleaved(
-    candidates: dict, rounds: int, device: torch.device, warmup: int = 5
-) -> dict[str, float]:
-    """Median seconds per call of every candidate (name -> function without arguments).
+def interleaved(calls: dict, rounds: int, device: torch.device, warmup: int = 5) -> dict:
+    """Median seconds of every call: name -> function without arguments.
 
-    Every round calls all of them in another order: what ran before decides what is in the caches.
+    Every round has another order: what ran before decides what is in the caches.
     """
-    times = {name: [] for name in candidates}
-    order = list(candidates)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     shuffle = random.Random(0).shuffle
     for turn in range(warmup + rounds):
         shuffle(order)
         for name in order:
-            _wait(device)
+            wait()
             begun = time.perf_counter()
-            candidates[name]()
-            _wait(device)
+            calls[name]()
+            wait()
             if turn >= warmup:
                 times[name].append(time.perf_counter() - begun)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()

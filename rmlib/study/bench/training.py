@@ -85,8 +85,7 @@ def rates(device: torch.device, data: ImageSet, rounds: int, **common) -> dict[s
     """Images per second of the bare step, and of every mixer with and without the clean loss.
 
     Args:
-        rounds: epochs behind every median, after one more.
-        common: parameters of all runs.
+        rounds: epochs behind every median, after one more; common: parameters of all runs.
     """
     common = {"batch_size": BATCH, "epochs": 10**6, "schedule": "multistep", "lr": 0.01} | common
     run = make_run(TrainParams(mixer="none", clean_weight=0, **common), data, device)

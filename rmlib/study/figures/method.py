@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+from matplotlib.patches import Rectangle
 
 from rmlib import UserError
 from rmlib.data import load, stream, to_float
@@ -22,7 +23,7 @@ def draw_tiles(axis, plan: Plan, numbers=False):
     """Outline the tiles of a plan on an image, on request with the original's weight in each."""
     for (x1, y1, x2, y2), lam in zip(plan.boxes.tolist(), plan.lam[:, 0].tolist()):
         corner = (x1 - 0.5, y1 - 0.5)
-        axis.add_patch(plt.Rectangle(corner, x2 - x1, y2 - y1, fill=False, lw=1, ec="white"))
+        axis.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, lw=1, ec="white"))
         if numbers:
             centre = ((x1 + x2 - 1) / 2, (y1 + y2 - 1) / 2)
             colour = "white" if lam < 0.6 else "black"
@@ -73,10 +74,8 @@ def clear_plan(mixer, shape, seed: int, row: int = 0) -> Plan:
         various = row not in partners and len(partners) == min(permutations, shape[0] - 1)
         if various and 0.4 < plan.label_weights()[0, 0] < 0.8:
             return plan
-    raise UserError(
-        f"no plan of {mixer} shows image {row} with other images only: take more than"
-        f" {shape[0]} images"
-    )
+    problem = f"no plan of {mixer} shows image {row} with other images only"
+    raise UserError(f"{problem}: take more than {shape[0]} images")
 
 
 def overview(seed: int = 0):

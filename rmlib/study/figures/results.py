@@ -1,7 +1,10 @@
 """Figures of 05_results: accuracies of runs, their curves, and differences with intervals."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
 
 from rmlib.study.figures.style import COLOURS, panels
 from rmlib.study.names import LABELS, METHOD, method_name
@@ -21,8 +24,8 @@ def seeds(groups: list):
     for axis, (title, table) in zip(axes.flat, groups):
         _seeds(axis, table)
         axis.set_title(title.replace(", bfloat16", ",\nbfloat16"), fontsize=8)
-    circle = plt.Line2D([], [], marker="o", ls="", color=GREY, label="with the clean loss")
-    square = plt.Line2D([], [], marker="s", ls="", color=GREY, mfc="white", label="without")
+    circle = Line2D([], [], marker="o", ls="", color=GREY, label="with the clean loss")
+    square = Line2D([], [], marker="s", ls="", color=GREY, mfc="white", label="without")
     last = axes.flat[len(groups) - 1]
     last.legend(handles=[circle, square], frameon=False, fontsize=7, loc="best")
     figure.tight_layout()
@@ -77,16 +80,16 @@ def forest(groups: list):
     """
     heights = [len(table) + 1.2 for _, table in groups]
     size = (6.2, 0.5 + 0.25 * sum(heights))
-    look = {"height_ratios": heights, "layout": "constrained", "squeeze": False}
+    look: Any = {"height_ratios": heights, "layout": "constrained", "squeeze": False}
     figure, axes = plt.subplots(len(groups), 1, figsize=size, **look)
     for axis, (title, table) in zip(axes[:, 0], groups):
         _forest(axis, table, title)
     axes[-1, 0].set_xlabel("difference in accuracy (points)", fontsize=9)
     handles = [
-        plt.Line2D([], [], color=GREY, lw=2.2, label="95 % interval, Welch"),
-        plt.Line2D([], [], color=GREY, lw=1, alpha=0.6, label="paired by seed"),
-        plt.Line2D([], [], marker="o", ls="", color=GREY, label="resolved"),
-        plt.Line2D([], [], marker="o", ls="", color=GREY, mfc="white", label="unresolved"),
+        Line2D([], [], color=GREY, lw=2.2, label="95 % interval, Welch"),
+        Line2D([], [], color=GREY, lw=1, alpha=0.6, label="paired by seed"),
+        Line2D([], [], marker="o", ls="", color=GREY, label="resolved"),
+        Line2D([], [], marker="o", ls="", color=GREY, mfc="white", label="unresolved"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=7.5)
     return figure
@@ -148,7 +151,7 @@ def curves_of_runs(groups: list, curves: dict):
 
 def _papers_numbers(axis, group, values):
     """Lines at the paper's accuracies, where they lie near enough to be seen on the same axis."""
-    reported = paper.ACCURACY.get(group["config.dataset"].iloc[0], {})
+    reported: Any = paper.ACCURACY.get(group["config.dataset"].iloc[0], {})
     means = {mixer: mean for mixer, (mean, _) in reported.items()}
     if not means or min(means.values()) - max(values) > max(values) - min(values):
         return

@@ -10,12 +10,8 @@ COLOURS = {"none": "#4d4d4d", "mixup": "#e69f00", "cutmix": "#56b4e9", "region_m
 
 def use_style():
     """The look of all figures; call it once per notebook."""
-    options = {
-        "figure.dpi": 90,
-        "savefig.bbox": "tight",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
+    options = {"figure.dpi": 90, "savefig.bbox": "tight"}
+    options |= {"axes.spines.top": False, "axes.spines.right": False}
     sns.set_theme(context="notebook", style="ticks", font_scale=0.85, rc=options)
 
 

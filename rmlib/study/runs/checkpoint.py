@@ -35,13 +35,9 @@ class Checkpoints:
         """Write the checkpoint, atomically; the one before is kept."""
         begun, core = time.perf_counter(), self.run.core
         place = {"epoch": core.epoch, "step": core.step, "train_seconds": core.seconds}
-        state = {
-            "model": core.model.state_dict(),
-            "optimizer": core.optimizer.state_dict(),
-            "sums": core.sums,
-            "progress": json.dumps(self.run.progress | place),
-            "images": self.run.train_set.checksum,
-        }
+        state = {"model": core.model.state_dict(), "optimizer": core.optimizer.state_dict()}
+        state |= {"sums": core.sums, "images": self.run.train_set.checksum}
+        state["progress"] = json.dumps(self.run.progress | place)
         # torch reports a full disk as an obscure RuntimeError; a plain write says what it is
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -56,7 +52,7 @@ class Checkpoints:
         for name in (CHECKPOINT, WEIGHTS, records.RECORD):
             for half in self.run.folder.glob(f".{name}.*"):
                 half.unlink(missing_ok=True)
-        wrong = []
+        wrong: list[str] = []
         for path in filter(os.path.exists, (self.path, self.previous)):
             try:
                 images = self._load(path)
@@ -107,9 +103,9 @@ def noticing_signals():
     """A list that SIGTERM and Ctrl-C (or "interrupt kernel") enter, so that a step ends first.
 
     Where somebody watches, a second Ctrl-C interrupts at once, without a checkpoint. Elsewhere
-    signals come in numbers, as from a machine that shuts down. Only the main thread gets any.
+    signals come in numbers, as from a machine that shuts down.
     """
-    received = []
+    received: list[str] = []
 
     def notice(number, _):
         if received and number == signal.SIGINT and interactive():

@@ -8,15 +8,8 @@ from pathlib import Path
 
 from rmlib import UserError
 from rmlib.params import complete
-from rmlib.study.runs.records import (
-    KINDS,
-    PLAN,
-    RECORD,
-    Measurements,
-    Record,
-    read,
-    read_measurements,
-)
+from rmlib.study.runs import records
+from rmlib.study.runs.records import KINDS, PLAN, RECORD, Measurements, Record
 
 
 @dataclass
@@ -56,16 +49,11 @@ class Collection:
         """kind -> :func:`collect_measurements`."""
         import pandas as pd
 
-        return {
-            kind: pd.DataFrame(
-                [
-                    _measurement_row(run_id, row)
-                    for run_id, (_, found) in self.measured[kind].items()
-                    for row in found.measurements
-                ]
-            )
-            for kind in KINDS
-        }
+        rows: dict[str, list[dict]] = {kind: [] for kind in KINDS}
+        for kind, runs in self.measured.items():
+            for run_id, (_, found) in runs.items():
+                rows[kind] += [_measurement_row(run_id, row) for row in found.measurements]
+        return {kind: pd.DataFrame(some) for kind, some in rows.items()}
 
 
 def _run_row(record):
@@ -77,10 +65,9 @@ def _run_row(record):
 
 
 def _measurement_row(run_id, row):
-    times = {"seconds": row.seconds, "finished": row.finished}
-    return {"run_id": run_id, **row.settings, **row.result, **times} | _flat(
-        "hardware", row.hardware
-    )
+    found = {"run_id": run_id} | row.settings | row.result
+    found |= {"seconds": row.seconds, "finished": row.finished}
+    return found | _flat("hardware", row.hardware)
 
 
 def _flat(group, values):
@@ -117,15 +104,16 @@ def gather(root) -> Collection:
         measured = {}
         for kind in KINDS:
             path = folder / f"{kind}.json"
-            if path.name in files and (found := good(read_measurements, path, record.run_id)):
+            arguments = records.read_measurements, path, record.run_id
+            if path.name in files and (found := good(*arguments)):
                 measured[kind] = path, found
         copies.append((record.finished, folder.as_posix(), record, measured))
     # of equal times the last path, so that it is always the same
     copies.sort(key=lambda copy: copy[:2])
     gathered = Collection(Path(root), {}, {}, {kind: {} for kind in KINDS}, plans, problems)
-    for _, folder, record, measured in copies:
+    for _, place, record, measured in copies:
         gathered.records[record.run_id] = record
-        gathered.folders[record.run_id] = Path(folder)
+        gathered.folders[record.run_id] = Path(place)
         for kind, found in measured.items():
             gathered.measured[kind][record.run_id] = found
     return gathered
@@ -133,12 +121,10 @@ def gather(root) -> Collection:
 
 def _in_place(path):
     """A record that lies in the folder named after its run."""
-    record = read(path)
+    record = records.read(path)
     if record.run_id not in (path.parent.name, path.parent.resolve().name):
-        raise UserError(
-            f"{path} belongs to run {record.run_id}, not to the folder {path.parent.name}: move it"
-            f" into a folder {record.run_id}, or delete it"
-        )
+        problem = f"{path} belongs to run {record.run_id}, not to the folder {path.parent.name}"
+        raise UserError(f"{problem}: move it into a folder {record.run_id}, or delete it")
     return record
 
 
@@ -154,23 +140,22 @@ def opened(root) -> Collection:
 def find(root: Path) -> list[Record]:
     """All records under a folder, in the order of their paths, each run once."""
     found = opened(root)
-    return [found.records[run_id] for run_id in sorted(found.records, key=found.folders.get)]
+    by_path = sorted(found.folders.items(), key=lambda item: item[1])
+    return [found.records[run_id] for run_id, _ in by_path]
 
 
 def collect(root: Path):
     """All records under a folder, or of a :class:`Collection`: a DataFrame with a row per run.
 
     Columns are ``config.*``, ``metrics.*``, ``hardware.*``, ``versions.*``, ``data.*``, ``code.*``
-    and the scalars. It is empty when there is no run.
+    and the scalars.
     """
     return opened(root).runs
 
 
 def collect_measurements(root: Path, kind: str):
-    """All measurements of a kind (one of KINDS) below a folder, or of a :class:`Collection`.
+    """All measurements of a kind (one of KINDS) below a folder: a DataFrame with a row for each.
 
-    Returns:
-        A DataFrame with a row for each: its settings and result as columns, ``run_id``,
-        ``seconds``, ``finished`` and ``hardware.*``.
+    Columns are its settings and result, ``run_id``, ``seconds``, ``finished`` and ``hardware.*``.
     """
     return opened(root).tables[kind]

@@ -12,11 +12,7 @@ from rmlib.paths import project_root
 
 
 def environment(device: str) -> dict:
-    """The ``code``, ``versions``, ``hardware`` and ``finished`` of a record made now.
-
-    Args:
-        device: "cpu" or "cuda".
-    """
+    """``code``, ``versions``, ``hardware`` and ``finished`` of a record made now on cpu or cuda."""
     import torch
 
     versions = {"python": platform.python_version()}
@@ -31,20 +27,14 @@ def environment(device: str) -> dict:
     }
     if device == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name()
-    return {
-        "code": git_state(),
-        "versions": versions,
-        "hardware": hardware,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"code": git_state(), "versions": versions, "hardware": hardware, "finished": now}
 
 
 def cpu_name() -> str:
     """The processor in words."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

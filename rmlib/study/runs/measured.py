@@ -1,9 +1,9 @@
 """What is measured on the network of a run, stored next to its record: loaded where it is there."""
 
-import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -22,12 +22,10 @@ from rmlib.study.runs.run import pick_device
 
 
 def result(folder: Path, task: Task, save: bool) -> dict:
-    """The result of a task on the network of a run: loaded if it was stored, else computed.
+    """The result of a task on the network of the run in a folder.
 
     Args:
-        folder: of the run.
-        save: load what is stored for the same settings and weights, store what is new; else always
-            compute.
+        save: load what is stored for the same settings and weights, store what is new.
     """
     if not save:
         return task.compute()
@@ -44,11 +42,8 @@ def result(folder: Path, task: Task, save: bool) -> dict:
     where = environment(next(task.model.parameters()).device.type)
     new = Measurement(settings=task.settings, result=found, seconds=seconds, **where)
     stored.measurements.append(new)
-    lines = [json.dumps(row) for row in stored.model_dump(mode="json")["measurements"]]
-    head = json.dumps(stored.model_dump(mode="json", exclude={"measurements"}), indent=1)
-    rows = ",\n  ".join(lines)
-    text = f'{head[:-2]},\n "measurements": [\n  {rows}\n ]\n}}\n'
-    records.atomic_write(folder / f"{task.kind}.json", text.encode())
+    content = records.in_rows(stored.model_dump(mode="json"), "measurements", indent=2)
+    records.atomic_write(folder / f"{task.kind}.json", content)
     return found
 
 
@@ -74,21 +69,16 @@ def explain(
     With ``settings.save`` the maps of the figures are stored, too, last.
 
     Args:
-        trained: (folder of the run, network) pairs.
-        watched: show a progress bar.
+        trained: (folder of the run, network) pairs; watched: show a progress bar.
     """
     names = [*maps.MEASURES, *([maps.KEPT] if settings.save else [])]
-    total = len(trained) * len(names)
-    found = []
-    with tqdm(total=total, disable=not watched, leave=False, file=sys.stdout) as steps:
-        for folder, model in trained:
-            results = {}
-            for name in names:
-                task = maps.measure(model, test_set, settings, name)
-                results[name] = result(folder, task, settings.save)
-                steps.update()
-            results.pop(maps.KEPT, None)
-            found.append(results)
+    steps = [(number, name) for number in range(len(trained)) for name in names]
+    found: list[dict[str, dict]] = [{} for _ in trained]
+    for number, name in tqdm(steps, disable=not watched, leave=False, file=sys.stdout):
+        folder, model = trained[number]
+        measured = result(folder, maps.measure(model, test_set, settings, name), settings.save)
+        if name != maps.KEPT:
+            found[number][name] = measured
     return found
 
 
@@ -99,28 +89,23 @@ def kept(folder: Path) -> dict[str, torch.Tensor]:
         UserError: the file is damaged or belongs to another run.
     """
     stored = records.measurements(folder, "cam")
-    rows = (
-        [row for row in stored.measurements if row.settings["measure"] == maps.KEPT]
-        if stored
-        else []
-    )
-    return {layer: grids for row in rows for layer, grids in maps.pictures(row.result).items()}
+    rows = stored.measurements if stored else []
+    results = [row.result for row in rows if row.settings["measure"] == maps.KEPT]
+    return {layer: grids for each in results for layer, grids in maps.pictures(each).items()}
 
 
 def after_training(params: TrainParams, log=print) -> None:
     """Measure the network of a finished run as the paper's networks are measured, on its device."""
     given = {"root": params.root, "device": params.device, "threads": params.threads, "save": True}
-    count = params.measured_images
-    fewer = {}
+    count, full = params.measured_images, dict[str, Any](FULL_ROBUSTNESS)
     if count is not None:
-        last = min(FULL_ROBUSTNESS["autoattack_images"], count // 20)
-        fewer = {"images": count, "autoattack_images": last}
+        full |= {"images": count, "autoattack_images": min(full["autoattack_images"], count // 20)}
     record = records.read(params.folder)
-    name = params.dataset
-    root = name.removeprefix("folder:") if name.startswith("folder:") else params.root
+    kind, _, folder = params.dataset.partition(":")
+    root = folder if kind == "folder" else params.root
     model = networks.load(params.folder).to(pick_device(params.device))
     test_set = networks.images_of(record, root)
-    attack(params.folder, model, test_set, RobustnessParams(**FULL_ROBUSTNESS | fewer | given), log)
+    attack(params.folder, model, test_set, RobustnessParams(**full | given), log)
     settings = CamParams(**FULL_CAM, **given)
     log(f"maps: {', '.join(maps.MEASURES)}")
     explain([(params.folder, model)], test_set, settings)

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from rmlib import UserError
 from rmlib.data import ImageSet
@@ -11,20 +10,16 @@ from rmlib.models import PreActResNet18
 from rmlib.params import MIXERS, TrainParams, complete
 from rmlib.study.names import experiment, method_name
 from rmlib.study.runs import records
-from rmlib.study.runs.records import KINDS, RECORD, WEIGHTS, Record
+from rmlib.study.runs.records import RECORD, WEIGHTS, Record
 from rmlib.study.runs.run import evaluation_set
 from rmlib.train import make_model
 
 
 def find(runs: Path, clean_weight: float | None = None) -> list[tuple[Path, Record]]:
-    """The finished runs below a folder whose weights are there, by method and seed.
+    """(folder, record) of the finished runs below a folder that have weights, by method and seed.
 
     Args:
-        runs: searched with everything below it.
         clean_weight: only runs with this weight of the clean loss; None: all.
-
-    Returns:
-        Pairs (folder, record).
 
     Raises:
         UserError: there is none, or they differ in more than method and seed.
@@ -35,35 +30,24 @@ def find(runs: Path, clean_weight: float | None = None) -> list[tuple[Path, Reco
         found = [each for each in found if each[1].config["clean_weight"] == clean_weight]
     if not found:
         which = "" if clean_weight is None else f" trained with clean_weight={clean_weight:g}"
-        raise UserError(
-            f"there is no finished run{which} with its {WEIGHTS} under {Path(runs).resolve()}: run"
-            " a batch first, or set `runs` or `clean_weight`"
-        )
-    _same_images(runs, [record for _, record in found])
-    _same_experiment(runs, [experiment(record.config) for _, record in found])
+        problem = f"no finished run{which} with its {WEIGHTS} is under {Path(runs).resolve()}"
+        raise UserError(f"{problem}: run a batch first, or set `runs` or `clean_weight`")
+    _refuse_different(runs, [record for _, record in found])
     return sorted(found, key=_by_method)
 
 
-def _same_images(runs, found):
-    images = {
-        (record.config["dataset"], record.data["checksum"], record.data["test_images"])
-        for record in found
-    }
-    if len(images) > 1:
-        raise UserError(
-            f"the runs under {runs} were evaluated on different images: set `runs` to the folder of"
-            " one experiment"
-        )
-
-
-def _same_experiment(runs, settings):
+def _refuse_different(runs, found):
+    """Refuse runs that were not evaluated on the same images or are of different experiments."""
+    images = {(each.data["checksum"], each.data["test_images"]) for each in found}
+    if len(images) > 1 or len({each.config["dataset"] for each in found}) > 1:
+        problem = f"the runs under {runs} were evaluated on different images"
+        raise UserError(f"{problem}: set `runs` to the folder of one experiment")
+    settings = [experiment(record.config) for record in found]
     values = {name: sorted({str(each[name]) for each in settings}) for name in settings[0]}
     differing = [f"{name}: {', '.join(some)}" for name, some in values.items() if len(some) > 1]
     if differing:
-        raise UserError(
-            f"the runs under {runs} are of different experiments ({'; '.join(differing)}): set"
-            " `runs` to the folder of one"
-        )
+        problem = f"the runs under {runs} are of different experiments ({'; '.join(differing)})"
+        raise UserError(f"{problem}: set `runs` to the folder of one")
 
 
 def _by_method(item):
@@ -88,10 +72,8 @@ def images_of(record: Record, root=None) -> ImageSet:
         config["dataset"], root = f"folder:{root}", None
     data = evaluation_set(TrainParams(**config, root=root))
     if data.checksum != record.data["checksum"]:
-        raise UserError(
-            f"{run} was made from other images than {config['dataset']} holds now: train it again,"
-            " or set `root`"
-        )
+        problem = f"{run} was made from other images than {config['dataset']} holds now"
+        raise UserError(f"{problem}: train it again, or set `root`")
     return data
 
 
@@ -108,20 +90,3 @@ def load(folder: Path) -> PreActResNet18:
         problem = f"is damaged or of another network ({str(error).splitlines()[0][:100]})"
         raise UserError(f"{path} {problem}: delete the folder and train the run again") from error
     return model.eval()
-
-
-def halve(folder: Path) -> None:
-    """Store the weights of a finished run in float16: half the size, nearly the same verdicts.
-
-    Raises:
-        UserError: something was measured on the whole weights, which would then be lost.
-    """
-    path = Path(folder) / WEIGHTS
-    whole = load_file(path)
-    if any((path.parent / f"{kind}.json").exists() for kind in KINDS):
-        raise UserError(f"{folder} has measurements of its weights: halve them before measuring")
-    half = {
-        name: value.half() if value.dtype == torch.float32 else value
-        for name, value in whole.items()
-    }
-    records.atomic_write(path, save(half))

@@ -31,16 +31,15 @@ KEPT = "maps"  # the measure in cam.json that is taken last: small maps for figu
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
-def _with(*names: str):
-    """The type of a dictionary that has at least these entries."""
+def _with(*names: str) -> AfterValidator:
+    """Of a dictionary: it has at least these entries."""
 
     def check(values):
-        missing = [name for name in names if name not in values]
-        if missing:
+        if missing := [name for name in names if name not in values]:
             raise ValueError(f"{', '.join(missing)} missing")
         return values
 
-    return Annotated[dict, AfterValidator(check)]
+    return AfterValidator(check)
 
 
 # parameters that every stored configuration has
@@ -52,9 +51,9 @@ class Provenance(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    code: _with("version", "commit", "dirty")
+    code: Annotated[dict, _with("version", "commit", "dirty")]
     versions: dict[str, str]
-    hardware: _with("device", "cpu", "cores")
+    hardware: Annotated[dict, _with("device", "cpu", "cores")]
     finished: str  # UTC, ISO 8601
 
 
@@ -65,7 +64,8 @@ class Record(Provenance):
     # diverged: the loss became infinite; metrics are those of that moment, or empty
     status: Literal["done", "diverged"]
     run_id: str  # hash of config; names the run's folder
-    config: _with(*_CONFIG)  # parameters of 02_training that can change the result
+    # parameters of 02_training that can change the result
+    config: Annotated[dict, _with(*_CONFIG)]
     # last epoch, test set, float32: accuracy, top5, ece in percent, nll in nats
     metrics: dict[str, float]
     correct: str | None = None  # packed verdict per test image, in the dataset's order
@@ -74,7 +74,7 @@ class Record(Provenance):
     bn_recalibrated: dict | None = None
     history: list[dict]  # one row per epoch
     # checksum of the decoded pixels, numbers of images, channel mean and std
-    data: _with("checksum", "train_images", "test_images")
+    data: Annotated[dict, _with("checksum", "train_images", "test_images")]
     seconds: float  # training and evaluation, all attempts together
     images_per_second: float  # training images, each seen clean and mixed, while training
     peak_memory_mib: float  # of the process (CPU) or of the device (CUDA)
@@ -90,21 +90,18 @@ class Record(Provenance):
             raise ValueError(f"run_id {self.run_id} does not belong to its configuration ({right})")
         if self.status != "done":
             return self
-        if len(self.history) != epochs:
-            raise ValueError(
-                f"a history of {len(self.history)} epochs does not belong to a schedule of {epochs}"
-            )
+        if (rows := len(self.history)) != epochs:
+            raise ValueError(f"history of {rows} epochs does not belong to a schedule of {epochs}")
         if "accuracy" not in self.metrics:
             raise ValueError("a finished run has an accuracy")
         if self.correct is not None:
-            count, accuracy = self.data["test_images"], self.metrics["accuracy"]
-            _check_share(self.correct, count, accuracy, "accuracy")
+            _check_share(self.correct, self.data["test_images"], self.metrics, "accuracy")
         return self
 
 
-def _check_share(verdicts, count, percent, name):
+def _check_share(verdicts, count, values, name):
     """Packed verdicts must give the percentage that is stored with them, to half an image."""
-    packed = base64.b64decode(verdicts)
+    packed, percent = base64.b64decode(verdicts), values[name]
     if len(packed) != -(-count // 8):
         raise ValueError(f"{8 * len(packed)} verdicts do not belong to {count} images")
     right = (int.from_bytes(packed, "big") >> (8 * len(packed) - count)).bit_count()
@@ -115,10 +112,7 @@ def _check_share(verdicts, count, percent, name):
 
 
 class Measurement(Provenance):
-    """One thing measured on a trained network.
-
-    Equal ``settings`` on equal weights are the same measurement.
-    """
+    """Something measured on a network: of equal ``settings`` and weights it is the same."""
 
     settings: dict
     result: dict
@@ -126,27 +120,24 @@ class Measurement(Provenance):
 
     @model_validator(mode="after")
     def _fits_together(self):
-        found, name = self.result, "accuracy_after"
+        found = self.result
         if "correct" in found:
-            _check_share(found["correct"], found["images"], found[name], name)
+            _check_share(found["correct"], found["images"], found, "accuracy_after")
         return self
 
 
 class Measurements(BaseModel):
-    """What was measured on a run's network: ``attacks.json``, ``cam.json``, ``corruptions.json``.
-
-    ``weights``: sha256 of the file of weights that was looked at.
-    """
+    """What was measured on a run's network: the content of KIND.json; see KINDS."""
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = 1
     run_id: str
-    weights: str
+    weights: str  # sha256 of their file
     measurements: list[Measurement] = []
 
 
-def atomic_write(path: Path, content: bytes, before: str | None = None) -> None:
+def atomic_write(path: Path, content: bytes | memoryview, before: str | None = None) -> None:
     """Write a file so that it is either whole or not there; the old one stays until then.
 
     Args:
@@ -174,23 +165,19 @@ def atomic_write(path: Path, content: bytes, before: str | None = None) -> None:
         raise UserError(f"{reason}: {remedy}") from error
 
 
-@contextlib.contextmanager
 def only_process(folder: Path):
     """Hold a run's folder for this process, so that no other trains the same run."""
     problem = f"another process is training the run in {folder}: wait for it, or stop it first"
-    with holding(Path(folder) / ".lock", problem, seconds=3):  # a killed kernel may need some to go
-        yield
+    # a killed kernel may need some seconds to go
+    return holding(Path(folder) / ".lock", problem, seconds=3)
 
 
 @contextlib.contextmanager
 def holding(path: Path, problem: str, seconds: float = 0.0):
     """Hold a lock file for this process; a killed process lets go of it.
 
-    Args:
-        problem: the error's text if another holds it for ``seconds`` more.
-
     Raises:
-        UserError: another process holds it, or its folder cannot be written.
+        UserError: another process holds it for ``seconds`` more, or its folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,17 +195,16 @@ def holding(path: Path, problem: str, seconds: float = 0.0):
         lock.release()
 
 
-def check_images(params, now: str, then: str) -> None:
+def check_images(params, now, then: str) -> None:
     """Refuse a run made from other images, as of two folders with one name, or a changed one.
 
     Raises:
         UserError: the checksums ``now`` and ``then`` differ.
     """
     if str(now) != then:
-        raise UserError(
-            f"the run in {params.folder} was made from other images than {params.dataset} holds"
-            " now: choose another folder with `out`, or delete it"
-        )
+        problem = f"was made from other images than {params.dataset} holds now"
+        remedy = "choose another folder with `out`, or delete it"
+        raise UserError(f"the run in {params.folder} {problem}: {remedy}")
 
 
 def write(record: Record, folder: Path) -> Path:
@@ -230,15 +216,12 @@ def write(record: Record, folder: Path) -> Path:
     return path
 
 
-def in_rows(fields: dict, name: str) -> bytes:
+def in_rows(fields: dict, name: str, indent: int = 4) -> bytes:
     """JSON in which each element of the list ``name`` has a line."""
-    rows = ",\n    ".join(json.dumps(row) for row in fields[name])
+    begin = "\n" + " " * indent
+    rows = f",{begin}".join(json.dumps(row) for row in fields[name])
     text = json.dumps(fields | {name: "ROWS"}, indent=1)
-    return (text.replace('"ROWS"', f"[\n    {rows}\n ]" if rows else "[]") + "\n").encode()
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (text.replace('"ROWS"', f"[{begin}{rows}\n ]" if rows else "[]") + "\n").encode()
 
 
 def read(path: Path) -> Record:
@@ -253,13 +236,16 @@ def read(path: Path) -> Record:
         return Record(**json.loads(path.read_text()))
     except FileNotFoundError:
         raise UserError(f"there is no record {path}: the run has not finished") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        problem, cause = f"is not a record of schema 1 ({place}: {first['msg']})", error
     except DAMAGE as error:
-        problem, cause = f"is damaged ({_first_line(error)})", error
-    raise UserError(f"{path} {problem}: delete it and train the run again") from cause
+        raise UserError(f"{path} {_fault(error)}: delete it and train the run again") from error
+
+
+def _fault(error):
+    """What is wrong with a file, in words."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"is not of schema 1 ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+    return f"is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})"
 
 
 def measurements(folder: Path, kind: str) -> Measurements | None:
@@ -277,11 +263,9 @@ def read_measurements(path, run_id):
     try:
         found = Measurements(**json.loads(path.read_text()))
     except DAMAGE as error:
-        problem = f"is damaged ({_first_line(error)})"
-        raise UserError(f"{path} {problem}: delete it and measure again") from error
+        raise UserError(f"{path} {_fault(error)}: delete it and measure again") from error
     if found.run_id != run_id:
-        owner = found.run_id
-        raise UserError(f"{path} belongs to another run ({owner}): delete it and measure again")
+        raise UserError(f"{path} belongs to another run: delete it and measure again")
     return found
 
 

@@ -11,6 +11,7 @@ import math
 import resource
 import sys
 import time
+from typing import Any
 
 import torch
 from safetensors.torch import save as save_tensors
@@ -43,7 +44,7 @@ def evaluation_set(params: TrainParams) -> ImageSet:
 
 
 class StoredRun:
-    """A run with its folder: from its checkpoint, if there is one, to its record.
+    """A run with its folder, from its checkpoint, if there is one, to its record.
 
     ``core``: see :class:`rmlib.train.Run`. ``progress``: what else the checkpoint keeps.
     """
@@ -57,9 +58,9 @@ class StoredRun:
         test_set = evaluation_set(params)
         self.test_set = dataclasses.replace(test_set, images=test_set.images.to(self.device))
         self.core = make_run(params, self.train_set, self.device)
-        zeros = {"restarts": 0, "seconds": 0.0, "checkpoint_seconds": 0.0}
-        self.progress = {"history": [], "snapshots": {}, **zeros}
-        self.final = None  # evaluation after the last epoch
+        self.progress: dict[str, Any] = {"history": [], "snapshots": {}, "restarts": 0}
+        self.progress |= {"seconds": 0.0, "checkpoint_seconds": 0.0}
+        self.final: dict | None = None  # evaluation after the last epoch
         self.checkpoints = Checkpoints(self)
         self.checkpoints.restore(log)
         self.earlier = self.progress["seconds"]  # of earlier attempts
@@ -83,13 +84,9 @@ class StoredRun:
         params, steps = self.params, len(self.core.loader)
         count, *sums = self.core.sums.tolist()
         loss, clean_loss, clean_hits, mixed_loss, mixed_hits = (value / count for value in sums)
-        row = {
-            "epoch": epoch,
-            "lr": learning_rate(params, epoch * steps - 1, params.epochs * steps),
-            "loss": loss,
-            "mixed_loss": mixed_loss,
-            "mixed_accuracy": 100 * mixed_hits,
-        }
+        rate = learning_rate(params, epoch * steps - 1, params.epochs * steps)
+        row = {"epoch": epoch, "lr": rate, "loss": loss}
+        row |= {"mixed_loss": mixed_loss, "mixed_accuracy": 100 * mixed_hits}
         if params.clean_weight:
             row |= {"clean_loss": clean_loss, "clean_accuracy": 100 * clean_hits}
         on_curve = params.eval_every and epoch % params.eval_every == 0
@@ -114,7 +111,8 @@ class StoredRun:
     def finish(self, status: str) -> Record:
         """Final evaluation in float32, weights, then the record; the checkpoint goes last."""
         params, progress, core = self.params, self.progress, self.core
-        started, result, recalibrated = time.perf_counter(), {}, None
+        started, recalibrated = time.perf_counter(), None
+        result: dict = {}
         if status == "done":
             result = self.final or evaluate(core.model, self.test_set)
             if params.bn_recalibration:
@@ -124,15 +122,10 @@ class StoredRun:
             records.atomic_write(self.folder / WEIGHTS, save_tensors(weights))
         else:  # of an earlier attempt
             (self.folder / WEIGHTS).unlink(missing_ok=True)
-        mean, std = self.train_set.channel_stats()
-        data = {
-            "checksum": self.train_set.checksum,
-            "train_images": len(self.train_set),
-            "test_images": len(self.test_set),
-            "classes": len(self.train_set.classes),
-            "mean": mean,
-            "std": std,
-        }
+        images, (mean, std) = self.train_set, self.train_set.channel_stats()
+        data = {"checksum": images.checksum, "train_images": len(images)}
+        data |= {"test_images": len(self.test_set), "classes": len(images.classes)}
+        data |= {"mean": mean, "std": std}
         record = Record(
             status=status,
             run_id=params.run_id,
@@ -163,7 +156,7 @@ def train(params: TrainParams, log=print) -> Record:
     It goes on from a checkpoint, and a run that has a record already is not repeated.
 
     Args:
-        params: of notebook 02_training; ``params.folder`` gets checkpoint, weights and record.
+        params: ``params.folder`` gets checkpoint, weights and record.
         log: called with one line per epoch.
 
     Raises:

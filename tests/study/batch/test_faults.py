@@ -18,13 +18,11 @@ from pathlib import Path
 import nbformat
 import pytest
 import standins
-import yaml
 from faulty import noted
 from safetensors.torch import load_file
-from standins import BATCH, counts, grid, run, stand_in, until, write
+from standins import BATCH, counts, grid, run, until
 
 from rmlib import UserError
-from rmlib.paths import project_root
 from rmlib.study.batch import executors, notebooks
 from rmlib.study.batch.plan import read_batch
 from rmlib.study.runs import records
@@ -43,8 +41,7 @@ def test_runs_that_die_are_named_in_one_line_each_and_begin_once(project, monkey
 
     Defaults that were edited in the notebook do not reach the runs.
     """
-    text = standins.TRAINING.format(tests=os.path.relpath(Path(__file__).parents[2], project))
-    stand_in(project, CELL, "seed = 44\nwidth = 1", text)
+    standins.training(project, "seed = 44\nwidth = 1")
     faults = {
         2: "was killed or crashed",
         9: "MemoryError",
@@ -116,39 +113,38 @@ def test_a_kernel_deaf_to_everything_is_gone_with_its_process(project, monkeypat
     until(silent)
 
 
-def test_killed_at_random_moments_the_grid_ends_as_if_undisturbed(pictures, tmp_path):
+def test_killed_at_random_moments_the_grid_ends_as_if_undisturbed(project, pictures, tmp_path):
     """Real trainings. SIGKILL to the batch alone, while it starts and inside the epochs.
 
     The numbers are those of runs never stopped, bit for bit.
     """
     from rmlib.study.runs.run import train
 
-    block = {"dataset": f"folder:{pictures}", "width": 2, "epochs": 120, "batch_size": 30}
-    block |= {"train_images": 30, "eval_every": 50}
-    path = write(tmp_path, yaml.safe_dump({"grid": [block]}))
-    out, dice = tmp_path / "out", random.Random(0)
-    (params,) = read_batch(path, out).runs
-    command = [sys.executable, "-m", "rmlib", "batch", str(path), "--out", str(out)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": project_root()}
+    standins.training(project, "seed = 0", standins.REAL_TRAINING)
+    block = {"dataset": f"folder:{pictures}", "width": 2, "epochs": 300, "batch_size": 30}
+    path = grid(project, **block, train_images=30, eval_every=50)
+    (params,) = read_batch(path, "out").runs
+    options, dice = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}, random.Random(0)
 
     def epochs():
         lines = noted(params.folder / "log.txt")
         return sum(bool(re.match(r"epoch +\d+/", line)) for line in lines)
 
-    for inside in (False, True):
+    for inside in (False, True) * 4:
         before = epochs()
-        process = subprocess.Popen(command, **options)
+        process = subprocess.Popen(BATCH, **options)
         if inside:
             until(lambda before=before: epochs() > before, process)
         time.sleep(dice.uniform(0, 0.3 if inside else 3))
         assert process.poll() is None, "the grid was not done before"
         process.kill()
         process.communicate()
-    last = subprocess.run(command, text=True, **options)
+    Path("go").touch()
+    last = subprocess.run(BATCH, text=True, **options)
     assert last.returncode == 0, last.stdout
     alone = params.model_copy(update={"out": str(tmp_path / "alone")})
     expected, record = train(alone, log=lambda line: None), records.read(params.folder)
-    assert record.restarts >= 1 and record.history == expected.history
+    assert record.restarts >= 4 and record.history == expected.history
     assert record.metrics == expected.metrics and record.correct == expected.correct
     weights, others = (load_file(each.folder / records.WEIGHTS) for each in (params, alone))
     assert all((weights[name] == others[name]).all() for name in others)

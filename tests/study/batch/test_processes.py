@@ -116,7 +116,7 @@ def test_runs_are_dealt_out_to_the_gpus(at_once, two_gpus):
 
 def test_a_gpu_that_is_not_there_is_named(two_gpus, monkeypatch):
     assert executors.chosen_gpus("1") == ("1",)
-    with pytest.raises(UserError, match="--gpus 0,2: this machine shows the GPUs 0,1"):
+    with pytest.raises(UserError, match="--gpus 0,2: this machine shows 0,1"):
         executors.chosen_gpus("0,2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert executors.chosen_gpus("all") == ("1",), "the others were taken from this process"

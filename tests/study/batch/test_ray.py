@@ -89,8 +89,11 @@ def began():
     return [tuple(map(int, line.split())) for line in noted("began.txt")]
 
 
-def test_what_was_lost_with_a_worker_or_a_node_is_made_again(project, two_nodes):
-    """A worker is killed in the middle of a run, then a node goes. Then Ctrl-C ends a run."""
+def test_what_was_lost_with_worker_node_or_cluster_is_made_again(project, two_nodes, request):
+    """A worker is killed in the middle of a run, then a node goes. Then Ctrl-C ends a run.
+
+    At last the whole cluster goes, with the batch.
+    """
     cluster, (_, second) = two_nodes
     seeds = [20, 21, 22]
     grid(project, seed=seeds)
@@ -117,6 +120,18 @@ def test_what_was_lost_with_a_worker_or_a_node_is_made_again(project, two_nodes)
     assert driver.returncode == 130 and "the same command goes on" in errors
     until(lambda: not process.is_running())
     assert Path("interrupted.txt").exists(), "a training hears it and writes its checkpoint"
+
+    Path("go").unlink()
+    grid(project, seed=[23])
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: began()[-1][0] == 23, driver)
+    cluster.shutdown()
+    driver.kill()
+    driver.wait()
+    Path("go").touch()
+    request.getfixturevalue("own_cluster")
+    assert run(executor="ray", workers=2) == counts(1), "the next cluster ends the batch"
+    assert [each for each, _ in began()].count(23) == 2 and noted("recorded.txt")[-1] == "23"
 
 
 def test_a_cluster_of_its_own_is_started_without_an_address(project, own_cluster):

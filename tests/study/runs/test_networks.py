@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 import torch
-from made import finished, store
-from safetensors.torch import load_file
+from made import finished
 
 from rmlib import UserError
 from rmlib.evaluate import predict
@@ -14,32 +13,6 @@ from rmlib.paths import networks_dir
 from rmlib.study.names import method_name
 from rmlib.study.runs import networks, records
 from rmlib.study.runs.run import evaluation_set
-
-
-def quiet(line):
-    pass
-
-
-def test_half_precision_halves_the_file_and_hardly_moves_the_logits(tiny_run):
-    params, _ = finished(tiny_run)
-    path, images = params.folder / records.WEIGHTS, evaluation_set(params).images
-    whole, size = predict(networks.load(params.folder), images), path.stat().st_size
-    networks.halve(params.folder)
-    assert 0.45 < path.stat().st_size / size < 0.75, "tensor names take their share of so few"
-    half = networks.load(params.folder)
-    assert next(half.parameters()).dtype == torch.float32
-    assert 0 < (predict(half, images) - whole).abs().max() < 0.01 * whole.abs().max()
-    kinds = {value.dtype for value in load_file(path).values()}
-    assert kinds == {torch.float16, torch.int64}, "counters stay whole numbers"
-
-
-def test_measured_weights_are_not_halved(tiny_run):
-    params, _ = finished(tiny_run)
-    store(params.folder, "attacks", {"eps": "0"})
-    before = (params.folder / records.WEIGHTS).read_bytes()
-    with pytest.raises(UserError, match="halve them before measuring"):
-        networks.halve(params.folder)
-    assert (params.folder / records.WEIGHTS).read_bytes() == before
 
 
 def test_networks_are_found_by_method_and_seed(tiny_run, tmp_path):

@@ -33,7 +33,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
             lambda text: text.replace('"seed": 0', '"seed": 1'),
             "does not belong to its configuration",
         ),
-        (lambda text: text.replace('"seconds"', '"secs"'), "not a record of schema 1"),
+        (lambda text: text.replace('"seconds"', '"secs"'), "not of schema 1"),
         (
             lambda text: text.replace('"accuracy": 80.0', '"accuracy": 96.0'),
             "96.00 % does not fit the verdicts on single images .80.00 %",
