@@ -56,7 +56,5 @@ def download(archive: str, md5: str, urls, root: Path) -> Path:
         except OSError as error:  # those of requests, too
             reason = str(error).partition("\n")[0][:120]
         reasons.append(f"{url.split('/')[2]}: {reason}")
-    raise UserError(
-        f"{archive} could not be downloaded ({'; '.join(reasons)}): fetch it by hand into {root},"
-        " or set RMLIB_MIRROR"
-    )
+    remedy = f"fetch it by hand into {root}, or set RMLIB_MIRROR"
+    raise UserError(f"{archive} could not be downloaded ({'; '.join(reasons)}): {remedy}")

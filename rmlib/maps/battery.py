@@ -185,8 +185,8 @@ def small(model, data: ImageSet, settings: CamParams) -> dict:
     stored = {}
     for layer in layers(settings):
         points = cam.maps(model, data.images, data.labels, layer, enlarged=False)
-        points = (points * 255).round().to(torch.uint8).numpy()
-        text = base64.b64encode(zlib.compress(points.tobytes(), 9)).decode()
+        levels = (points * 255).round().to(torch.uint8).numpy()
+        text = base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode()
         stored[layer] = {"cells": list(points.shape[1:]), "values": text}
     return {"shape": list(data.images.shape[2:]), "layers": stored}
 

@@ -19,6 +19,7 @@ which Grad-CAM++ does not expect: its denominator can become small or negative.
 """
 
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,12 +96,8 @@ def maps(
 
 def head_behind(model, layer: str) -> torch.nn.Linear | None:
     """The linear head, where only an average lies between a layer's output and it."""
-    plain = (
-        type(model) is PreActResNet18
-        and model.final_bn is None
-        and layer in ("layer4", f"layer4.{len(model.layer4) - 1}")
-    )
-    return model.linear if plain else None
+    plain = type(model) is PreActResNet18 and model.final_bn is None
+    return model.linear if plain and layer in ("layer4", "layer4.1") else None
 
 
 def closed_form(
@@ -141,8 +138,7 @@ def enlarge(grids: torch.Tensor, size=None) -> torch.Tensor:
     grids = _scaled(grids)
     if size is None:
         return grids
-    size = tuple(size)
-    grids = F.interpolate(grids[:, None], size=size, mode="bilinear", align_corners=False)
+    grids = F.interpolate(grids[:, None], tuple(size), mode="bilinear", align_corners=False)
     return _scaled(grids[:, 0])
 
 
@@ -152,7 +148,7 @@ def _scaled(values):
 
 
 @torch.no_grad()
-def forward_to(model, module, pixels: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+def forward_to(model, module, pixels: torch.Tensor) -> tuple[Any, torch.Tensor]:
     """The output of a module and the logits, from one forward pass; the hook is gone afterwards."""
     outputs = []
     hook = module.register_forward_hook(lambda _, __, output: outputs.append(output))

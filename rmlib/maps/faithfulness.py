@@ -103,8 +103,8 @@ def curves(model, pixels, grids, classes, seed: int = 0) -> tuple[torch.Tensor, 
         important = (places >= total - total * step // STEPS)[:, None]
         deletion.append(probability(model, torch.where(important, gone, pixels), classes))
         insertion.append(probability(model, torch.where(important, pixels, blurred), classes))
-    deletion, insertion = torch.stack(deletion, 1), torch.stack(insertion, 1)
-    return 100 * deletion / whole[:, None], 100 * insertion / whole[:, None]
+    whole = whole[:, None]
+    return 100 * torch.stack(deletion, 1) / whole, 100 * torch.stack(insertion, 1) / whole
 
 
 def area(curve: torch.Tensor) -> torch.Tensor:
