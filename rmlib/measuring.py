@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from rmlib import UserError
-from rmlib.data import to_float
-from rmlib.evaluate import eval_mode, full_precision
+from rmlib.data import ImageSet, to_float
+from rmlib.evaluate import eval_mode, full_precision, sample
 
 
 class Task(NamedTuple):
@@ -24,6 +24,17 @@ class Task(NamedTuple):
     kind: str
     settings: dict[str, Any]
     compute: Callable[[], dict[str, Any]]
+
+
+def drawn(
+    test_set: ImageSet, count: int | None, seed: int, purpose: str
+) -> tuple[ImageSet, dict[str, Any]]:
+    """``count`` images of a test set (None: all), and what settings say of them.
+
+    Those of a smaller measurement are among those of a larger one.
+    """
+    data = test_set[sample(len(test_set), count, seed, purpose)]
+    return data, {"images": len(data), "image_seed": seed, "checksum": data.checksum}
 
 
 @contextlib.contextmanager

@@ -182,11 +182,10 @@ def randomised(model, seed: int = 0):
 def sanity(
     model, pixels, classes, layer: str, method: str = "gradcam++", seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """The sanity check of Adebayo et al. 2018: rank correlation (N,) of each map with that of the
-    network with shuffled weights.
+    """Rank correlation (N,) of each map with that of the network with shuffled weights.
 
-    A map that comes from what was learned falls to what the map of another image scores. One that
-    stays shows the image, not the network.
+    The sanity check of Adebayo et al. 2018. A map that comes from what was learned falls to what
+    the map of another image scores. One that stays shows the image, not the network.
 
     Returns:
         Name of the part shuffled last (those before it stay shuffled) -> correlations.

@@ -16,6 +16,7 @@ of them, squares never reach the last row and column (the first place is drawn f
 
 import hashlib
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,8 @@ class Standing:
     ``index``: their places in the batch. ``up`` (N, C, H, W) bool: where the best image so far is
     high; elsewhere it is low. ``best`` (N,): its margin. ``spent`` (N,): queries.
     """
+
+    words: Any = None  # random numbers of a block of squares
 
     def __init__(self, images, labels, index, eps, seed):
         own = images[index]
