@@ -11,7 +11,7 @@ from rmlib.robustness import attacks, corruptions
 from rmlib.robustness import battery as robustness
 from rmlib.robustness.params import FULL_ROBUSTNESS, RobustnessParams
 from rmlib.study.batch.plan import read_batch
-from rmlib.study.report import paper
+from rmlib.study.report import claims
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_the_papers_batches_measure_what_a_training_would(name, tmp_path):
         and lesson.save
     )
     assert (
-        right_after.queries == paper.QUERIES
-        and paper.EPS in right_after.eps
-        and paper.EPS in right_after.square_eps
+        right_after.queries == claims.QUERIES
+        and claims.EPS in right_after.eps
+        and claims.EPS in right_after.square_eps
         and right_after.images is None
     )
