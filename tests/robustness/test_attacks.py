@@ -272,13 +272,17 @@ def backwards(model, images, labels, size, step=attacks._fgsm_on_margin):
     return step(model, images, labels, -size)
 
 
+def mixed_up(attack, model, images, *rest, attacked=attacks._by_gradient, **options):
+    return attacked(attack, model, images.flip(0), *rest, **options)
+
+
 @pytest.mark.parametrize(
     "name, wrong",
     [
         ("torchattacks", library_with(alpha=0.001)),
         ("torchattacks", library_with(random_start=True)),
         ("_fgsm_on_margin", backwards),
-        ("_batches", lambda images, labels, size: [(images.flip(0), labels)]),
+        ("_by_gradient", mixed_up),
     ],
 )
 def test_wrong_attacks_are_caught(name, wrong, monkeypatch):
