@@ -27,12 +27,6 @@ from rmlib.paths import cache_dir, project_root
 # classes, training and test images per class
 SIZES = {"cifar10": (10, 5000, 1000), "cifar100": (100, 500, 100), "tiny-imagenet": (200, 500, 50)}
 
-# folders that the official archives unpack to
-_FOLDERS = {
-    "cifar10": "cifar-10-batches-py",
-    "cifar100": "cifar-100-python",
-    "tiny-imagenet": "tiny-imagenet-200",
-}
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _DRAWN = Path(shapes.__file__)
 CHUNK = 1000  # images that a process draws or decodes at a time
@@ -98,9 +92,9 @@ def _find(name: str, root: Path, offline: bool):
     for path in (root / f"{name}.zip", root / name):
         if path.exists():
             return path, _read_image_tree
-    archive, md5, urls = ARCHIVES[name]
+    archive, folder, md5, urls = ARCHIVES[name]
     read = _read_tiny if name == "tiny-imagenet" else lambda path: _read_cifar(name, root)
-    for path in (root / _FOLDERS[name], root / archive):
+    for path in (root / folder, root / archive):
         if path.exists():
             return path, read
     if offline:
@@ -219,9 +213,9 @@ def _read_cifar(name, root):
     """The official pickles, read by torchvision, which knows their checksums."""
     import torchvision
 
-    kind = getattr(torchvision.datasets, name.upper())
-    if not (root / _FOLDERS[name]).exists():
-        torchvision.datasets.utils.extract_archive(str(root / ARCHIVES[name][0]), str(root))
+    kind, (archive, folder, *_) = getattr(torchvision.datasets, name.upper()), ARCHIVES[name]
+    if not (root / folder).exists():
+        torchvision.datasets.utils.extract_archive(str(root / archive), str(root))
     data = {}
     for split in ("train", "test"):
         try:
@@ -236,7 +230,7 @@ def _read_cifar(name, root):
 
 def _read_tiny(path):
     """The official layout; val_annotations.txt has the labels and boxes of val."""
-    top, tree = f"{_FOLDERS['tiny-imagenet']}/" if path.is_file() else "", _tree(path)
+    top, tree = "tiny-imagenet-200/" if path.is_file() else "", _tree(path)
 
     def lines(name):
         text = (tree / name).read_text(encoding="utf-8")

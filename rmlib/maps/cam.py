@@ -81,14 +81,13 @@ def maps(
         for batch, some in zip(pixels.split(batch_size), classes.split(batch_size))
     ]
     with with_gradients(model):
+        _check(model, module, batches[0][0][:1], classes, layer)
         if head is None:
-            _check_output(model, module, batches[0][0][:1], classes, layer)
             return _through_library(model, module, batches, method, enlarged)
         size = pixels.shape[2:] if enlarged else None
         found = []
         for batch, some in batches:
-            activations, logits = forward_to(model, module, batch)
-            _check_classes(some, logits)
+            activations, _ = forward_to(model, module, batch)
             grids = closed_form(activations, head.weight[some].detach(), method)
             found.append(enlarge(grids, size).float().cpu())
         return torch.cat(found)
@@ -132,9 +131,7 @@ def closed_form(
 
 
 def enlarge(grids: torch.Tensor, size=None) -> torch.Tensor:
-    """Maps (N, h, w) scaled to 0..1 each; with a size (H, W) then enlarged bilinearly and scaled
-    again, as grad-cam does.
-    """
+    """Maps (N, h, w) scaled to 0..1 each; with a size (H, W) enlarged and scaled again."""
     grids = _scaled(grids)
     if size is None:
         return grids
@@ -191,16 +188,12 @@ def _through_library(model, module, batches, method, enlarged):
     return torch.cat(found)
 
 
-def _check_output(model, module, image, classes, layer):
+def _check(model, module, image, classes, layer):
     output, logits = forward_to(model, module, image)
     shape = tuple(getattr(output, "shape", ()))
     if len(shape) != 4:
         got = shape or "nothing"
         raise UserError(f"layer={layer!r} gives {got}: a map needs an output (N, K, h, w)")
-    _check_classes(classes, logits)
-
-
-def _check_classes(classes, logits):
     largest, count = int(classes.max()), logits.shape[1]
     if largest >= count:
         raise UserError(f"class {largest} cannot be explained: the network has {count} classes")
