@@ -7,7 +7,7 @@ BIN = $(ENV)/bin/python
 BATCHES = notebooks/batches
 COMPILE = $(if $(shell command -v c++),--compile)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
-FAST = mixers models evaluate params train documents floors
+FAST = mixers mixer_use models evaluate params train documents floors
 
 .PHONY: study test check gpu grid notebooks readme lab lock clean env
 

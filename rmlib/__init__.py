@@ -12,9 +12,7 @@ STOPPED = 75  # exit code of a run that was stopped and can go on: EX_TEMPFAIL o
 
 
 class UserError(ValueError):
-    """A mistake or a missing thing that the user can mend: the message is one line with the value
-    and the remedy.
-    """
+    """A mistake that the user can mend: the message is one line with the value and the remedy."""
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in a notebook: that line, not the way through the library."""
@@ -22,6 +20,4 @@ class UserError(ValueError):
 
 
 class Stopped(RuntimeError):
-    """A run was asked to stop before its schedule ended; its checkpoint lets the same command go on
-    from there.
-    """
+    """A run was asked to stop early; with its checkpoint the same command goes on from there."""

@@ -74,23 +74,13 @@ def draw(params: TrainParams, loader: Loader, mixer: Mixer, epoch: int) -> Choic
     size, steps = loader.batch_size, len(loader)
     numbers = range(epoch * steps, (epoch + 1) * steps)
     rates = [learning_rate(params, number, params.epochs * steps) for number in numbers]
-    augmentation = loader.draw(epoch)
-    missing = steps * size - len(augmentation[0])
-    mixing = stream(params.seed, "mixing", epoch)
-    plans = [
-        mixer.draw((loader.size_of(step), *loader.image_shape), mixing) for step in range(steps)
-    ]
-    order, dy, dx, flip = (F.pad(values, (0, missing)).view(steps, size) for values in augmentation)
-    return Choices(
-        order,
-        dy,
-        dx,
-        flip,
-        torch.stack([plan.boxes for plan in plans]),
-        _stacked([plan.lam for plan in plans]),
-        _stacked([plan.partners for plan in plans]),
-        torch.tensor(rates, dtype=torch.float64),
-    )
+    missing, mixing = steps * size - len(loader.labels), stream(params.seed, "mixing", epoch)
+    augmentation = [F.pad(values, (0, missing)).view(steps, size) for values in loader.draw(epoch)]
+    shapes = [(loader.size_of(step), *loader.image_shape) for step in range(steps)]
+    plans, names = [mixer.draw(shape, mixing) for shape in shapes], ("boxes", "lam", "partners")
+    tables = [_stacked([getattr(plan, name) for plan in plans]) for name in names]
+    tables = [*augmentation, *tables, torch.tensor(rates, dtype=torch.float64)]
+    return Choices(*tables)
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:

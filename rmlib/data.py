@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from rmlib import UserError
 
+TENSORS = ("images", "labels", "boxes", "masks")  # of a set, one entry for each image
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -33,12 +35,9 @@ class ImageSet:
 
     def __getitem__(self, index: Tensor) -> "ImageSet":
         """The images of an index tensor or mask, as another set."""
-        parts = {
-            name: getattr(self, name)[index]
-            for name in ("images", "labels", "boxes", "masks")
-            if getattr(self, name) is not None
-        }
-        return replace(self, **parts)
+        parts = {name: getattr(self, name) for name in TENSORS}
+        known = {name: values[index] for name, values in parts.items() if values is not None}
+        return replace(self, **known)
 
     def subset(self, count: int | None) -> "ImageSet":
         """The first ``count`` images, the same number of every class; None keeps all."""
@@ -47,11 +46,9 @@ class ImageSet:
         per_class, rest = divmod(count, len(self.classes))
         smallest = int(torch.bincount(self.labels, minlength=len(self.classes)).min())
         if rest or not 0 < per_class <= smallest:
-            raise UserError(
-                f"a class-balanced subset of {count} images cannot be taken: take a multiple of the"
-                f" number of classes ({len(self.classes)}), here at most"
-                f" {smallest * len(self.classes)}, or all"
-            )
+            classes, most = len(self.classes), smallest * len(self.classes)
+            remedy = f"take a multiple of {classes} classes, at most {most}, or all"
+            raise UserError(f"{count} images are no class-balanced subset: {remedy}")
         return self[rank_in_class(self.labels) < per_class]
 
     def channel_stats(self) -> tuple[list[float], list[float]]:
@@ -95,11 +92,8 @@ def load(
         raise UserError(f"split={split!r}: expected 'train', 'val' or 'test'")
     data = sources.arrays(name, root, offline=offline, allow_partial=allow_partial)
     stored = "test" if split == "test" else "train"
-    parts = {
-        field: torch.from_numpy(data[f"{stored}_{field}"])
-        for field in ("images", "labels", "boxes", "masks")
-        if f"{stored}_{field}" in data
-    }
+    known = [name for name in TENSORS if f"{stored}_{name}" in data]
+    parts = {name: torch.from_numpy(data[f"{stored}_{name}"]) for name in known}
     classes = tuple(map(str, data["classes"]))
     images = ImageSet(classes=classes, checksum=str(data["checksum"]), **parts)
     if split == "val" or (split == "train" and holdout):
@@ -112,8 +106,8 @@ def load(
 def stream(seed: int, purpose: str, epoch: int = 0) -> torch.Generator:
     """The random stream of one purpose in one epoch, a function of its arguments alone.
 
-    Order, augmentation, mixing and initialisation have different purposes, so they share none. A
-    resumed epoch draws what it would have drawn, and CPU and CUDA runs draw the same.
+    So order, augmentation, mixing and initialisation share none. A resumed epoch draws what it
+    would have drawn, and CPU and CUDA runs draw the same.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -79,9 +79,8 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Expected calibration error in percent: mean |accuracy - confidence| of bins of confidence.
 
-    Paper: Guo et al. 2017, "On calibration of modern neural networks",
-    https://arxiv.org/abs/1706.04599; 15 bins of equal width, each (lower, upper], weighted by its
-    number of images.
+    Paper: Guo et al. 2017, https://arxiv.org/abs/1706.04599; bins of equal width, each (lower,
+    upper], weighted by its number of images.
     """
     confidence, predicted = logits.double().softmax(1).max(1)
     correct = (predicted == labels).double()

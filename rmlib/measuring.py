@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from rmlib import UserError
-from rmlib.data import to_float
-from rmlib.evaluate import eval_mode, full_precision
+from rmlib.data import ImageSet, to_float
+from rmlib.evaluate import eval_mode, full_precision, sample
 
 
 class Task(NamedTuple):
@@ -24,6 +24,17 @@ class Task(NamedTuple):
     kind: str
     settings: dict[str, Any]
     compute: Callable[[], dict[str, Any]]
+
+
+def drawn(
+    test_set: ImageSet, count: int | None, seed: int, purpose: str
+) -> tuple[ImageSet, dict[str, Any]]:
+    """``count`` images of a test set (None: all), and what settings say of them.
+
+    Those of a smaller measurement are among those of a larger one.
+    """
+    data = test_set[sample(len(test_set), count, seed, purpose)]
+    return data, {"images": len(data), "image_seed": seed, "checksum": data.checksum}
 
 
 @contextlib.contextmanager
@@ -61,7 +72,8 @@ def as_pixels(
     """Check what an attack or a map is asked about; returns the images as float in [0, 1].
 
     Args:
-        images: floating point in [0, 1], or uint8, which is divided by 255.
+        images: (N, C, H, W) floating point in [0, 1], or uint8, which is divided by 255.
+        labels: (N,) int64.
         kinds: types of parameters that the caller can work with.
 
     Raises:
@@ -71,8 +83,8 @@ def as_pixels(
     for name, value in (("images", images), ("labels", labels)):
         if not isinstance(value, torch.Tensor):
             raise UserError(f"{name} are {type(value).__name__}: expected torch tensors")
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    found = {parameter.dtype for parameter in parameters}
+    known = isinstance(model, torch.nn.Module)
+    found = {parameter.dtype for parameter in model.parameters()} if known else set()
     if not found:
         raise UserError("the model has no parameters: hand over the network itself, an nn.Module")
     if not found <= set(kinds):
@@ -87,19 +99,16 @@ def as_pixels(
     pixels = to_float(images) if images.dtype == torch.uint8 else images
     low, high = float(pixels.min()), float(pixels.max())
     if not (pixels.is_floating_point() and low >= 0 and high <= 1):
-        raise UserError(
-            f"images are {images.dtype} in [{low:g}, {high:g}]: expected uint8, or floating point"
-            " in [0, 1]; the model normalises them"
-        )
+        got = f"images are {images.dtype} in [{low:g}, {high:g}]"
+        remedy = "expected uint8, or floating point in [0, 1]; the model normalises them"
+        raise UserError(f"{got}: {remedy}")
     return pixels
 
 
 def margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Logit of the true class minus the largest other one, (N,): right where above 0, a tie not.
 
-    Args:
-        logits: (N, C).
-        labels: (N,) int64.
+    Logits are (N, C), labels (N,) int64.
     """
     true = labels[:, None]
     return logits.gather(1, true).squeeze(1) - logits.scatter(1, true, -math.inf).amax(1)
@@ -108,15 +117,9 @@ def margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def image_keys(images: torch.Tensor, seed: int, purpose: str) -> list[bytes]:
     """32 bytes for every image, from seed, purpose and its own pixels alone.
 
-    A random stream made of them is the same in any batch, in any order, on any machine.
-
-    Args:
-        images: (N, C, H, W) uint8, or floating point in [0, 1], of which 8 bits count.
-        seed: as for :func:`stream`.
-        purpose: as for :func:`stream`.
+    A random stream made of them is the same in any batch, in any order, on any machine. Images are
+    (N, C, H, W) uint8, or floating point in [0, 1], of which 8 bits count.
     """
     pixels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
-    return [
-        hashlib.sha256(f"{seed}/{purpose}/".encode() + image.tobytes()).digest()
-        for image in pixels.cpu().contiguous().numpy()
-    ]
+    start, each = f"{seed}/{purpose}/".encode(), pixels.cpu().contiguous().numpy()
+    return [hashlib.sha256(start + image.tobytes()).digest() for image in each]

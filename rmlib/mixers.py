@@ -54,20 +54,17 @@ class Plan:
 
     def label_weights(self) -> Tensor:
         """Weights of the original label, then of each tile's partner: (T + 1, 1 or N) float32."""
-        pixels = self.height * self.width
         x1, y1, x2, y2 = self.boxes.double().unbind(1)
-        shares = ((x2 - x1) * (y2 - y1) / pixels).float().to(self.lam.device)
-        given = shares[:, None] * (1 - self.lam)
+        shares = (x2 - x1) * (y2 - y1) / (self.height * self.width)
+        given = shares.float().to(self.lam.device)[:, None] * (1 - self.lam)
         return torch.cat([1 - given.sum(0, keepdim=True), given])
 
 
 class Mixer:
     """Base of the four methods: ``draw`` makes all random choices, ``apply`` is deterministic.
 
-    Calling does both. A mixer has no modes and no state. It fits where
-    ``torchvision.transforms.v2.MixUp`` does: on ``(images, labels)``, on a ``collate_fn``'s
-    ``*default_collate(batch)``, inside ``v2.Compose``, on a pair, or on a mapping with one batch.
-    ``num_classes`` is the length of a target row.
+    Calling does both, wherever ``torchvision.transforms.v2.MixUp`` fits: in a loop, a
+    ``collate_fn`` or ``v2.Compose``. ``num_classes`` is the length of a target row.
     """
 
     def __init__(self, num_classes: int):
@@ -80,14 +77,13 @@ class Mixer:
 
         Args:
             shape: (N, C, H, W) of the images.
-            generator: the only source of randomness (default: torch's global one). The plan lies on
-                its device; one on the CPU serves images on any device.
+            generator: of all randomness (default: torch's global one); the plan lies on its device.
         """
         if len(shape) != 4 or min(shape) < 1:
             raise UserError(f"expected a shape (N, C, H, W), got {tuple(shape)}; did you batch?")
         count, _, height, width = shape
-        generator = torch.default_generator if generator is None else generator
-        return Plan(*self._draw(count, height, width, generator), height, width)
+        parts = self._draw(count, height, width, generator or torch.default_generator)
+        return Plan(*parts, height, width)
 
     def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
         raise TypeError("Mixer is the base class: use NoMix, Mixup, CutMix or RegionMixup")
@@ -97,10 +93,8 @@ class Mixer:
 
         Args:
             images: (N, C, H, W) floating point, any N >= 1, contiguous or channels_last (kept).
-            labels: (N,) int64 in [0, num_classes); on CUDA the values are not checked, since that
-                would stall the step.
-            plan: its tensors may lie on the CPU. With all of them on CUDA nothing waits for the
-                host and no shape depends on a value. So a CUDA graph can record the call.
+            labels: (N,) int64 in [0, num_classes); on CUDA not checked, as that stalls the step.
+            plan: may lie on the CPU; on CUDA nothing waits for the host: a graph can record it.
 
         Returns mixed images like ``images`` in new memory, and targets (N, num_classes) float32
         whose rows sum to 1. Raises UserError, a ValueError.
@@ -129,23 +123,24 @@ class Mixer:
         if not isinstance(sample, (tuple, list)) or len(sample) < 2:
             raise UserError(f"expected a batch (images, labels), got {type(sample).__name__}")
         images, labels, *rest = sample
-        _check_images(images)
-        mixed, targets = self.apply(images, labels, self.draw(images.shape, generator))
-        return (mixed, targets, *rest)
+        plan = self.draw(getattr(images, "shape", ()), generator)
+        return (*self.apply(images, labels, plan), *rest)
 
     def _check(self, images: Tensor, labels: Tensor, plan: Plan) -> None:
-        _check_images(images)
+        for name, value in (("images", images), ("labels", labels)):
+            if not torch.is_tensor(value):
+                raise UserError(f"expected {name} as a tensor, got {type(value).__name__}")
+        if images.ndim != 4 or min(images.shape) < 1:
+            raise UserError(f"expected (N, C, H, W), got {tuple(images.shape)}; did you batch?")
+        if not images.is_floating_point():
+            raise UserError(f"expected floating point, got {images.dtype}; use x.float() / 255")
         count, _, height, width = images.shape
-        if not torch.is_tensor(labels):
-            raise UserError(f"expected labels ({count},) int64, got {type(labels).__name__}")
         if labels.shape != (count,) or labels.dtype != torch.int64:
             got = f"{tuple(labels.shape)} {labels.dtype}"
             raise UserError(f"expected labels ({count},) int64, got {got}; use labels.long()")
-        if labels.device.type == "cpu":
-            least, most = (int(value) for value in labels.aminmax())
-            if least < 0 or most >= self.num_classes:
-                got, classes = f"[{least}, {most}]", self.num_classes
-                raise UserError(f"labels lie in {got}, but num_classes={classes}")
+        if labels.is_cpu and not 0 <= labels.min() <= labels.max() < self.num_classes:
+            got = f"[{labels.min()}, {labels.max()}]"
+            raise UserError(f"labels lie in {got}, but num_classes={self.num_classes}")
         drawn, asked = (plan.partners.shape[1], plan.height, plan.width), (count, height, width)
         if drawn != asked:
             raise UserError(f"the plan is for (N, H, W) = {drawn}, not {asked}: draw a new one")
@@ -160,14 +155,6 @@ def _keys(sample: dict[Any, Any]) -> tuple[Any, Any]:
     return images[0], labels[0]
 
 
-def _check_images(images: Tensor) -> None:
-    got = tuple(images.shape) if torch.is_tensor(images) else type(images).__name__
-    if not torch.is_tensor(images) or images.ndim != 4 or min(images.shape) < 1:
-        raise UserError(f"expected images (N, C, H, W), got {got}; did you batch?")
-    if not images.is_floating_point():
-        raise UserError(f"expected floating point images, got {images.dtype}; use x.float() / 255")
-
-
 def blend(images: Tensor, boxes: Tensor | Boxes, lam: Tensor, partners: Tensor) -> Tensor:
     """W * images + (1 - W) * partners, tile by tile, in new memory of the same format.
 
@@ -176,9 +163,8 @@ def blend(images: Tensor, boxes: Tensor | Boxes, lam: Tensor, partners: Tensor) 
     from a map of partners, which ``torch.compile`` makes one kernel. Both give the same bits.
 
     Args:
-        images: (N, C, H, W) floating point.
         boxes: T disjoint tuples (x1, y1, x2, y2), or a (T, 4) int64 tensor of them.
-        lam: (T, 1) or (T, N), like the next on the device of the images.
+        lam: (T, 1) or (T, N), like the next on the device of the images (N, C, H, W).
         partners: (T, N) int64.
     """
     height, width = images.shape[2:]
@@ -200,18 +186,17 @@ def blend(images: Tensor, boxes: Tensor | Boxes, lam: Tensor, partners: Tensor) 
 
 def _blend_tiles(source: Tensor, boxes: Boxes, lam: Tensor, partners: Tensor, rows: int) -> Tensor:
     """The same tile by tile; ``rows`` is the axis of the rows, before that of the columns."""
-    height, width = source.shape[rows : rows + 2]
-    covered = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes) == height * width
+    pixels = source.shape[rows : rows + 2].numel()
+    covered = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes) == pixels
     mixed = torch.empty_like(source) if covered else source.clone()
     refuses_out = source.requires_grad and torch.is_grad_enabled()
-    for t, (x1, y1, x2, y2) in enumerate(boxes):
-        tile, target = (
-            x.narrow(rows, y1, y2 - y1).narrow(rows + 1, x1, x2 - x1) for x in (source, mixed)
-        )
+    for (x1, y1, x2, y2), weight, order in zip(boxes, lam, partners):
+        place = (slice(None),) * rows + (slice(y1, y2), slice(x1, x2))
+        tile, target = source[place], mixed[place]
         if refuses_out:
-            target.copy_(torch.lerp(tile.index_select(0, partners[t]), tile, lam[t]))
+            target.copy_(torch.lerp(tile.index_select(0, order), tile, weight))
         else:
-            torch.lerp(tile.index_select(0, partners[t]), tile, lam[t], out=target)
+            torch.lerp(tile.index_select(0, order), tile, weight, out=target)
     return mixed
 
 
@@ -241,22 +226,20 @@ def _on_host(boxes: Tensor) -> bool:
 
 def beta(alpha: float, shape: Sequence[int], generator: Generator) -> Tensor:
     """Beta(alpha, alpha) draws, float32, in logarithms so that none ends in 0 / 0."""
-    device = generator.device
     if alpha == 1:
-        return torch.rand(shape, generator=generator, device=device)
-    concentration = torch.full((2, *shape), alpha + 1.0, dtype=torch.float64, device=device)
+        return torch.rand(shape, generator=generator, device=generator.device)
+    double: Any = {"dtype": torch.float64, "device": generator.device}
     # Gamma(a) = Gamma(a + 1) * U ** (1 / a)
+    concentration = torch.full((2, *shape), alpha + 1.0, **double)
     log_gamma = torch._standard_gamma(concentration, generator=generator).log()
-    uniform = torch.rand(
-        concentration.shape, dtype=torch.float64, device=device, generator=generator
-    )
+    uniform = torch.rand((2, *shape), generator=generator, **double)
     log_gamma = log_gamma + uniform.clamp_min(torch.finfo(torch.float64).tiny).log() / alpha
     return torch.sigmoid(log_gamma[0] - log_gamma[1]).float()
 
 
 def checked_alpha(alpha: float) -> float:
     """alpha of Beta(alpha, alpha), refused unless positive and finite."""
-    if not 0 < alpha < float("inf"):
+    if not 0 < alpha < math.inf:
         raise UserError(f"alpha={alpha}: Beta needs alpha > 0; to train without mixing use NoMix")
     return float(alpha)
 
@@ -265,11 +248,8 @@ class NoMix(Mixer):
     """The batch as it is, with one-hot targets: the baseline, in the same loop."""
 
     def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
-        return (
-            torch.empty(0, 4, dtype=torch.int64, device=generator.device),
-            torch.empty(0, 1, device=generator.device),
-            torch.empty(0, count, dtype=torch.int64, device=generator.device),
-        )
+        none = torch.empty(0, 1, device=generator.device)
+        return none.long().expand(0, 4), none, none.long().expand(0, count)
 
 
 class CutMix(Mixer):
@@ -278,14 +258,13 @@ class CutMix(Mixer):
     Paper: Yun et al. 2019, "CutMix", https://arxiv.org/abs/1905.04899. The sides of the box are
     sqrt(1 - lam) of the image's, lam ~ Beta(alpha, alpha). Its centre is uniform over the pixels,
     and it is clipped at the border. As in the authors' code and in torchvision, an odd side loses
-    one pixel. The label weight is the area pasted, not the number drawn. ``prob`` is the share of
-    the batches that are mixed; the Region Mixup paper gives none, every table uses 1.
+    one pixel. ``prob`` is the share of batches mixed: 1 in every table, the paper gives none.
     """
 
     def __init__(self, num_classes: int, alpha: float = 1.0, prob: float = 1.0):
         super().__init__(num_classes)
         if not 0 <= prob <= 1:
-            raise UserError(f"prob={prob}: a probability lies in [0, 1]")
+            raise UserError(f"prob={prob}: expected a probability in [0, 1]")
         self.alpha, self.prob = checked_alpha(alpha), float(prob)
 
     def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
@@ -313,8 +292,7 @@ class RegionMixup(Mixer):
     Args:
         k: tiles per side, 1 <= k <= min(H, W).
         alpha: of Beta(alpha, alpha), > 0.
-        regions: "grid" for equal tiles, "random" for random borders, drawn once per batch (the
-            paper's future work).
+        regions: "grid" (equal tiles) or "random" (borders once per batch, the paper's future work).
         per_sample: every image has its own weights (random borders stay common to the batch).
         shared_partner: one permutation for all tiles, so that an image meets a single partner.
         shared_weight: one weight for all tiles.
@@ -333,7 +311,7 @@ class RegionMixup(Mixer):
     ):
         super().__init__(num_classes)
         if k != int(k) or k < 1:
-            raise UserError(f"k={k}: the grid needs a whole number of tiles per side, at least 1")
+            raise UserError(f"k={k}: expected a whole number of tiles per side, at least 1")
         if regions not in ("grid", "random"):
             raise UserError(f"regions={regions!r}: expected 'grid' or 'random'")
         self.k, self.alpha, self.regions = int(k), checked_alpha(alpha), regions
@@ -348,20 +326,16 @@ class RegionMixup(Mixer):
         return [0, *sorted((1 + places[: self.k - 1]).tolist()), size]
 
     def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
-        k, tiles, most = self.k, self.k * self.k, min(height, width)
-        if k > most:
-            raise UserError(f"k={k} tiles do not fit into {height} x {width}: use k <= {most}")
-        device = generator.device
+        device, tiles, most = generator.device, self.k**2, min(height, width)
+        if self.k > most:
+            raise UserError(f"k={self.k} tiles do not fit into {height} x {width}: use k <= {most}")
         ys, xs = self._borders(height, generator), self._borders(width, generator)
         shape = 1 if self.shared_weight else tiles, count if self.per_sample else 1
-        lam = beta(self.alpha, shape, generator)
-        orders = 1 if self.shared_partner else tiles
-        partners = torch.stack(
-            [torch.randperm(count, generator=generator, device=device) for _ in range(orders)]
-        )
+        lam, drawn = beta(self.alpha, shape, generator), 1 if self.shared_partner else tiles
+        orders = [torch.randperm(count, generator=generator, device=device) for _ in range(drawn)]
         rows, columns = list(zip(ys, ys[1:])), list(zip(xs, xs[1:]))
         boxes = torch.tensor([(x1, y1, x2, y2) for y1, y2 in rows for x1, x2 in columns])
-        return boxes.to(device), lam.expand(tiles, -1), partners.expand(tiles, -1)
+        return boxes.to(device), lam.expand(tiles, -1), torch.stack(orders).expand(tiles, -1)
 
 
 class Mixup(RegionMixup):

@@ -86,13 +86,11 @@ class PreActResNet18(nn.Module):
 
     @staticmethod
     def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(
-            PreActBlock(in_channels, channels, stride), PreActBlock(channels, channels, 1)
-        )
+        first = PreActBlock(in_channels, channels, stride)
+        return nn.Sequential(first, PreActBlock(channels, channels, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = (images - self.mean) / self.std
-        x = self.conv1(x)
+        x = self.conv1((images - self.mean) / self.std)
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)

@@ -20,14 +20,9 @@ from rmlib.paths import runs_dir
 DATASETS = ("shapes", "cifar10", "cifar100", "tiny-imagenet")
 MixerName = Literal["none", "mixup", "cutmix", "region_mixup"]
 MIXERS: tuple[str, ...] = get_args(MixerName)
-OWNERS = {  # parameter -> the one mixer for which it does something
-    "k": "region_mixup",
-    "regions": "region_mixup",
-    "per_sample": "region_mixup",
-    "shared_partner": "region_mixup",
-    "shared_weight": "region_mixup",
-    "cutmix_prob": "cutmix",
-}
+_REGION = ("k", "regions", "per_sample", "shared_partner", "shared_weight")
+# parameter -> the one mixer for which it does something
+OWNERS = dict.fromkeys(_REGION, "region_mixup") | {"cutmix_prob": "cutmix"}
 
 
 def _number(value: Any) -> Any:
@@ -59,15 +54,11 @@ def eps_text(value: object) -> str:
         ValueError: no number, or outside [0, 1].
     """
     try:
-        if isinstance(value, bool):
-            raise ValueError
         exact = Fraction(str(value).replace(" ", ""))
-        if not 0 <= exact <= 1:
-            raise ValueError
     except (ValueError, ZeroDivisionError):
-        raise ValueError(
-            "expected a size on the scale of pixels in [0, 1], such as 8/255 or 0.03"
-        ) from None
+        exact = Fraction(-1)
+    if not 0 <= exact <= 1:
+        raise ValueError("expected a size on the scale of pixels in [0, 1], such as 8/255 or 0.03")
     levels = exact * 255
     if abs(levels - round(levels)) < Fraction(1, 10**6):
         return f"{round(levels)}/255" if levels else "0"
@@ -239,9 +230,7 @@ def config_id(config: dict[str, Any]) -> str:
 
     A younger parameter counts only where it differs, so that older ids stay.
     """
-    hashed = {
-        name: value for name, value in config.items() if name not in ADDED or value != ADDED[name]
-    }
+    hashed = {name: value for name, value in config.items() if (name, value) not in ADDED.items()}
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -5,17 +5,13 @@ from pathlib import Path
 
 
 def project_root() -> Path:
-    """The checkout this package is installed from, or the current folder for a package installed
-    without it.
-    """
+    """The checkout that this package is installed from, or the current folder without one."""
     checkout = Path(__file__).resolve().parent.parent
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
 
 
 def networks_dir(runs: str | None = None) -> Path:
-    """Folder of the networks to look at: ``runs``, else the small trained ones that come with the
-    project.
-    """
+    """Folder of the networks to look at: ``runs``, else the small ones of the project."""
     return Path(runs) if runs else project_root() / "results" / "quick"
 
 

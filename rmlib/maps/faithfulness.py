@@ -103,8 +103,8 @@ def curves(model, pixels, grids, classes, seed: int = 0) -> tuple[torch.Tensor, 
         important = (places >= total - total * step // STEPS)[:, None]
         deletion.append(probability(model, torch.where(important, gone, pixels), classes))
         insertion.append(probability(model, torch.where(important, pixels, blurred), classes))
-    deletion, insertion = torch.stack(deletion, 1), torch.stack(insertion, 1)
-    return 100 * deletion / whole[:, None], 100 * insertion / whole[:, None]
+    whole = whole[:, None]
+    return 100 * torch.stack(deletion, 1) / whole, 100 * torch.stack(insertion, 1) / whole
 
 
 def area(curve: torch.Tensor) -> torch.Tensor:
@@ -182,11 +182,10 @@ def randomised(model, seed: int = 0):
 def sanity(
     model, pixels, classes, layer: str, method: str = "gradcam++", seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """The sanity check of Adebayo et al. 2018: rank correlation (N,) of each map with that of the
-    network with shuffled weights.
+    """Rank correlation (N,) of each map with that of the network with shuffled weights.
 
-    A map that comes from what was learned falls to what the map of another image scores. One that
-    stays shows the image, not the network.
+    The sanity check of Adebayo et al. 2018. A map that comes from what was learned falls to what
+    the map of another image scores. One that stays shows the image, not the network.
 
     Returns:
         Name of the part shuffled last (those before it stay shuffled) -> correlations.

@@ -95,10 +95,8 @@ def asymmetry(grids: torch.Tensor, k: int = 2) -> torch.Tensor:
     """
     grids = _checked(grids)
     _, height, width = grids.shape
-    most = min(height, width)
-    if not 1 <= k <= most:
-        got = f"maps of {height} x {width}"
-        raise UserError(f"k={k}: expected 1 to {most} tiles per side for {got}")
+    if not 1 <= k <= (most := min(height, width)):
+        raise UserError(f"k={k}: expected 1 to {most} tiles per side of {height} x {width}")
     rows, columns = ([i * size // k for i in range(k + 1)] for size in (height, width))
     tiles = [
         grids[:, top:bottom, left:right].sum((1, 2))
@@ -132,8 +130,7 @@ def grid_trace(points: torch.Tensor, k: int = 2) -> torch.Tensor:
     points = _checked(points)
     count, height, width = points.shape
     if not shows_grid((height, width), k):
-        got = f"k={k} on maps of {height} x {width} points"
-        raise UserError(f"{got}: expected sides that are multiples of {2 * k}")
+        raise UserError(f"k={k}, maps of {height} x {width}: expected multiples of {2 * k}")
     quarters = points.view(count, 2 * k, height // (2 * k), 2 * k, width // (2 * k)).sum((2, 4))
     # (N, 2k - 1, 2k - 1, 4): tiles at even places, crossings at odd ones
     windows = quarters.unfold(1, 2, 1).unfold(2, 2, 1).flatten(3)

@@ -16,10 +16,12 @@ model. All attacks are Linf and untargeted.
   theirs takes 10 steps, and one target per class instead of nine.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from importlib import metadata
+from typing import Any
 
 import torch
 import torchattacks
@@ -28,7 +30,7 @@ from rmlib import UserError
 from rmlib.measuring import as_pixels, margins, with_gradients
 from rmlib.packed import pack_bits
 from rmlib.params import eps_text, nearest
-from rmlib.robustness.square import square
+from rmlib.robustness.square import margins_of, square
 
 # attack -> its options with their defaults
 OPTIONS = {
@@ -39,7 +41,7 @@ OPTIONS = {
     "autoattack": {"seed": 0},
 }
 ATTACKS = tuple(OPTIONS)
-BY_GRADIENT = ("fgsm", "fgsm_margin", "pgd")
+
 # of our own attacks, in stored settings: it changes only where their results change
 ATTACKS_VERSION = "0.1.0"
 
@@ -146,6 +148,7 @@ def evaluate(model, images, labels, attack="fgsm", eps="8/255", **options) -> di
     """
     outcome = run(model, images, labels, attack, eps, **options)
     before, after, count = outcome.before, outcome.after, len(labels)
+    assert before is not None and after is not None
     result = {
         "images": count,
         "clean_correct": int(before.sum()),
@@ -198,15 +201,9 @@ def _whole(name, value, least=1):
         raise UserError(f"{name}={value!r}: expected a whole number of at least {least}")
 
 
-def _batches(images, labels, size):
-    return zip(images.split(size), labels.split(size))
-
-
-@torch.no_grad()
 def right(model, images, labels, batch_size: int) -> torch.Tensor:
     """Which images a network in eval mode has right, (N,) bool; see :func:`margins`."""
-    parts = _batches(images, labels, batch_size)
-    return torch.cat([margins(model(batch), true) > 0 for batch, true in parts])
+    return margins_of(model, images, labels, batch_size) > 0
 
 
 @torch.no_grad()
@@ -224,18 +221,19 @@ def _check_network(model, images, labels):
     if logits.min() >= 0 and torch.allclose(total, torch.ones_like(total), atol=1e-4):
         raise UserError("the model returns probabilities: take the softmax away, logits are needed")
     if (again - logits).abs().max() > 1e-3 * logits.abs().max():
-        raise UserError(
-            "the network answers differently when it is asked again (noise, dropout): switch the"
-            " randomness off, or attack the mean of several answers"
-        )
+        remedy = "switch the randomness off, or attack the mean of several answers"
+        raise UserError(f"the network answers differently when asked again (dropout?): {remedy}")
 
 
 class _Watched(torch.nn.Module):
     """A network that notes, of one batch, its first logits and which images have no gradient."""
 
+    logits: Any = None
+    zero: Any = None
+
     def __init__(self, model):
         super().__init__()
-        self.model, self.logits, self.zero = model, None, None
+        self.model = model
         self.eval()  # else torchattacks would "restore" train mode
 
     def forward(self, images):
@@ -254,7 +252,7 @@ class _Watched(torch.nn.Module):
 def _by_gradient(attack, model, images, labels, size, batch_size, **options):
     """The fields of an :class:`Outcome` that the attack knows, as from the two below."""
     found, seen = [], []
-    for batch, true in _batches(images, labels, batch_size):
+    for batch, true in zip(images.split(batch_size), labels.split(batch_size)):
         watched = _Watched(model)
         methods = {
             "fgsm": torchattacks.FGSM(watched, eps=size),
@@ -267,14 +265,11 @@ def _by_gradient(attack, model, images, labels, size, batch_size, **options):
             cut = ("not have been used in the graph", "does not require grad")
             if not any(words in str(error) for words in cut):
                 raise
-            raise UserError(
-                "no gradient reaches the pixels through this network (a step, .detach() or numpy"
-                f" inside?), so {attack} cannot be run on it: only 'square' can"
-            ) from error
+            reason = "no gradient reaches the pixels (a step, .detach() or numpy inside?)"
+            raise UserError(f"{reason}: {attack} cannot run, only 'square' can") from error
         seen.append(watched)
-    logits, zero = (
-        torch.cat([getattr(each, name) for each in seen]) for name in ("logits", "zero")
-    )
+    logits = torch.cat([watched.logits for watched in seen])
+    zero = torch.cat([watched.zero for watched in seen])
     if not logits.isfinite().all():
         raise UserError("the network returns logits that are not finite for some of the images")
     before = margins(logits, labels) > 0
@@ -296,10 +291,8 @@ def _autoattack(model, images, labels, size, batch_size, seed):
     with torch.no_grad():
         classes = model(images[:1]).shape[1]
     if classes < 4 or images.dtype != torch.float32:
-        raise UserError(
-            f"autoattack needs a float32 network of at least 4 classes, this one is {images.dtype}"
-            f" with {classes} classes"
-        )
+        needed = "a float32 network of at least 4 classes"
+        raise UserError(f"autoattack needs {needed}, not {images.dtype} with {classes}")
     images = images.contiguous()  # FAB makes views that channels_last does not allow
     common = {"norm": "Linf", "eps": size, "seed": seed}
     # nine targets, as in the paper
@@ -321,4 +314,4 @@ def _autoattack(model, images, labels, size, batch_size, seed):
     return {"images": found, "before": before, "left": still_right}
 
 
-_WITHOUT_GRADIENTS = {"square": _square, "autoattack": _autoattack}
+_WITHOUT_GRADIENTS: dict[str, Callable] = {"square": _square, "autoattack": _autoattack}

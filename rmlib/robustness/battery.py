@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from rmlib.data import ImageSet
-from rmlib.evaluate import sample
-from rmlib.measuring import Task
+from rmlib.measuring import Task, drawn
 from rmlib.robustness import attacks, corruptions
 from rmlib.robustness.masking import PURPOSE
 from rmlib.robustness.params import RobustnessParams
@@ -33,37 +32,20 @@ def battery(settings: RobustnessParams, classes: int) -> list[tuple[str, str]]:
 
 
 def attack(model, test_set: ImageSet, settings: RobustnessParams, name: str, eps: str) -> Task:
-    """One attack on a network, see :func:`rmlib.robustness.attacks.evaluate`.
-
-    Args:
-        test_set: all images the network was evaluated on.
-    """
-    data = test_set[sample(len(test_set), images_under(name, settings), settings.seed, PURPOSE)]
+    """One attack on a network by images of its whole test set, see :func:`attacks.evaluate`."""
+    data, images = drawn(test_set, images_under(name, settings), settings.seed, PURPOSE)
     given = {"queries": settings.queries, "seed": settings.seed}
     options = {"batch_size": settings.batch_size}
     options |= {key: given.get(key, value) for key, value in attacks.OPTIONS[name].items()}
-    what = {
-        "attack": name,
-        "library": attacks.library(name),
-        "eps": eps,
-        "images": len(data),
-        "image_seed": settings.seed,
-        "checksum": data.checksum,
-    }
+    what = {"attack": name, "library": attacks.library(name), "eps": eps} | images | options
     compute = partial(attacks.evaluate, model, data.images, data.labels, name, eps, **options)
-    return Task(model, "attacks", what | options, compute)
+    return Task(model, "attacks", what, compute)
 
 
 def corrupt(model, test_set: ImageSet, settings: RobustnessParams) -> Task:
     """A network under all corruptions, see :func:`rmlib.robustness.corruptions.evaluate`."""
-    data = test_set[sample(len(test_set), settings.images, settings.seed, PURPOSE)]
-    what = {
-        "corruptions": list(corruptions.CORRUPTIONS),
-        "images": len(data),
-        "image_seed": settings.seed,
-        "checksum": data.checksum,
-        "seed": settings.seed,
-    }
+    data, images = drawn(test_set, settings.images, settings.seed, PURPOSE)
+    what = {"corruptions": list(corruptions.CORRUPTIONS)} | images | {"seed": settings.seed}
     options = {"batch_size": settings.batch_size, "seed": settings.seed}
     compute = partial(corruptions.evaluate, model, data.images, data.labels, **options)
     return Task(model, "corruptions", what, compute)

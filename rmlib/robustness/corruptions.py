@@ -10,6 +10,7 @@ of the published files in distribution only, and a mean over these nine is not a
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -80,9 +81,8 @@ def corrupt(images: torch.Tensor, name: str, severity: int, seed: int = 0) -> to
     elif name in NOISES:
         keys = image_keys(images, seed, f"{name} {severity}")
         drawn = (np.random.default_rng(list(key)) for key in keys)
-        changed = _as_bytes(
-            np.stack([NOISES[name](*each, strength) for each in zip(pixels / 255, drawn)])
-        )
+        noisy = [NOISES[name](*each, strength) for each in zip(pixels / 255, drawn)]
+        changed = _as_bytes(np.stack(noisy))
     else:
         changed = _as_bytes(WHOLE[name](pixels / 255, strength))
     return torch.from_numpy(changed).permute(0, 3, 1, 2).contiguous()
@@ -92,14 +92,6 @@ def _as_bytes(values):
     return (values.clip(0, 1) * 255).astype(np.uint8)
 
 
-def _gaussian_noise(image, generator, std):
-    return image + generator.normal(scale=std, size=image.shape)
-
-
-def _shot_noise(image, generator, photons):
-    return generator.poisson(image * photons) / photons
-
-
 def _impulse_noise(image, generator, share):
     hit, white = generator.random(image.shape) <= share, generator.random(image.shape) <= 0.5
     return np.where(hit, white, image)
@@ -107,14 +99,10 @@ def _impulse_noise(image, generator, share):
 
 # an image (H, W, 3) in [0, 1], a generator and the strength
 NOISES = {
-    "gaussian_noise": _gaussian_noise,
-    "shot_noise": _shot_noise,
+    "gaussian_noise": lambda image, drawn, std: image + drawn.normal(scale=std, size=image.shape),
+    "shot_noise": lambda image, drawn, photons: drawn.poisson(image * photons) / photons,
     "impulse_noise": _impulse_noise,
 }
-
-
-def _gaussian_blur(values, std):
-    return gaussian_filter(values, (0, std, std, 0), mode="nearest")
 
 
 def _contrast(values, factor):
@@ -130,7 +118,7 @@ def _in_hsv(values, channel, factor, added):
 
 # all images (N, H, W, 3) in [0, 1], and the strength
 WHOLE = {
-    "gaussian_blur": _gaussian_blur,
+    "gaussian_blur": lambda values, std: gaussian_filter(values, (0, std, std, 0), mode="nearest"),
     "contrast": _contrast,
     "brightness": lambda values, added: _in_hsv(values, 2, 1, added),
     "saturate": lambda values, strength: _in_hsv(values, 1, *strength),
@@ -181,21 +169,17 @@ def evaluate(
     logits = predict(model, images, batch_size)
     largest, classes, finite = int(labels.max()), logits.shape[1], bool(logits.isfinite().all())
     if largest >= classes or not finite:
-        raise UserError(
-            f"labels up to {largest}, logits of {classes} classes, finite: {finite}; expected"
-            " finite logits for every class"
-        )
-    cases = list(product(CORRUPTIONS, SEVERITIES))
+        got = f"labels up to {largest}, logits of {classes} classes, finite: {finite}"
+        raise UserError(f"{got}; expected finite logits for every class")
+    names, severities = zip(*product(CORRUPTIONS, SEVERITIES))
     # images are made while the network looks at those before
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        made = pool.map(lambda case: corrupt(images, *case, seed), cases)
+        made = pool.map(partial(corrupt, images, seed=seed), names, severities)
         accuracies = [accuracy(predict(model, pixels, batch_size)) for pixels in made]
-    count = len(SEVERITIES)
+    rows = np.reshape(accuracies, (-1, len(SEVERITIES))).tolist()
     return {
         "images": len(labels),
         "clean_accuracy": accuracy(logits),
-        "accuracy": {
-            name: accuracies[count * i : count * (i + 1)] for i, name in enumerate(CORRUPTIONS)
-        },
+        "accuracy": dict(zip(CORRUPTIONS, rows)),
         "mean_accuracy": sum(accuracies) / len(accuracies),
     }

@@ -61,10 +61,8 @@ def check(results: dict, eps: str, total: int, seed: int) -> dict:
 
     stronger = [name for name in STRONGER if (name, eps) in results]
     if ("fgsm", eps) not in results or not stronger:
-        names = ", ".join(STRONGER)
-        raise UserError(
-            f"FGSM at eps={eps} cannot be checked: expected 'fgsm' and one of {names} at this eps"
-        )
+        remedy = f"expected 'fgsm' and one of {', '.join(STRONGER)} at this eps"
+        raise UserError(f"FGSM at eps={eps} cannot be checked: {remedy}")
     seen = {name: results[name, eps] for name in ("fgsm", *stronger)}
     if max(result["images"] for result in seen.values()) > total:
         raise UserError(f"total={total}: expected the number of images of the whole test set")
@@ -84,17 +82,13 @@ def check(results: dict, eps: str, total: int, seed: int) -> dict:
         "fgsm": 100 * after[0].mean(),
         "strongest": 100 * np.logical_and.reduce(after).mean(),
         "images": len(common),
-        "warnings": _warnings(zero, {name: verdicts[name] for name in ("fgsm", *stronger)}),
+        "warnings": _warnings(zero, verdicts["fgsm"], {name: verdicts[name] for name in stronger}),
     }
 
 
-def _warnings(zero, verdicts):
+def _warnings(zero, fgsm, others):
     # attack -> images that survive FGSM alone, and that attack alone
-    only = {
-        name: _only_after(verdicts["fgsm"], each)
-        for name, each in verdicts.items()
-        if name != "fgsm"
-    }
+    only = {name: _only_after(fgsm, each) for name, each in others.items()}
     fools_more = {name: _beyond_chance(*counts) for name, counts in only.items()}
     signs = (
         zero >= NO_GRADIENT,
@@ -103,19 +97,15 @@ def _warnings(zero, verdicts):
         fools_more.get("square", False),
         any(fools_more.values()),
     )
-    few = not any(signs) and any(
-        more > 0 and more + fewer < TELLING for more, fewer in only.values()
-    )
-    found = (*signs, few, "square" not in verdicts)
+    few = any(more > 0 and more + fewer < TELLING for more, fewer in only.values())
+    found = (*signs, few and not any(signs), "square" not in others)
     return [text for text, applies in zip(WARNINGS, found) if applies]
 
 
 def _only_after(first, second):
     """Of the images that two attacks saw: how many survive the first alone, and the second."""
-    _, one, two = np.intersect1d(
-        first.places, second.places, assume_unique=True, return_indices=True
-    )
-    a, b = first.right[one], second.right[two]
+    a = first.right[np.isin(first.places, second.places)]
+    b = second.right[np.isin(second.places, first.places)]
     return int((a & ~b).sum()), int((~a & b).sum())
 
 

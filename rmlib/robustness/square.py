@@ -16,6 +16,7 @@ of them, squares never reach the last row and column (the first place is drawn f
 
 import hashlib
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,13 +53,15 @@ class Standing:
     high; elsewhere it is low. ``best`` (N,): its margin. ``spent`` (N,): queries.
     """
 
+    words: Any = None  # random numbers of a block of squares
+
     def __init__(self, images, labels, index, eps, seed):
         own = images[index]
         self.index, self.true, self.spent = index, labels[index], torch.zeros_like(index)
         self.low, self.high = (own - eps).clamp(0, 1), (own + eps).clamp(0, 1)
         self.up = torch.zeros_like(own, dtype=torch.bool)
         self.best = torch.full_like(own[:, 0, 0, 0], math.inf)
-        self.keys, self.words = image_keys(own, seed, "square"), None
+        self.keys = image_keys(own, seed, "square")
 
     def keep(self, stay: torch.Tensor) -> None:
         """Keep the images at some places alone."""
@@ -89,21 +92,20 @@ class Standing:
     def ask(self, model, query: int, queries: int, batch_size: int) -> None:
         """One query about each image; what lowers its margin is kept."""
         alive, proposal = self.best > 0, self.proposal(query, queries)
-        parts = [slice(i, i + batch_size) for i in range(0, len(self.index), batch_size)]
-        margin = torch.cat(
-            [
-                margins(
-                    model(torch.where(proposal[part], self.high[part], self.low[part])),
-                    self.true[part],
-                )
-                for part in parts
-            ]
-        )
+        images = torch.where(proposal, self.high, self.low)
+        margin = margins_of(model, images, self.true, batch_size)
         # an answer that is no number counts as wrong, as after any attack
         better = alive & ~(margin >= self.best)
         self.up = torch.where(better[:, None, None, None], proposal, self.up)
         self.best = torch.where(better, margin, self.best)
         self.spent += alive
+
+
+@torch.no_grad()
+def margins_of(model, images, labels, batch_size: int) -> torch.Tensor:
+    """The :func:`margins` (N,) of a network on images, in batches."""
+    batches = zip(images.split(batch_size), labels.split(batch_size))
+    return torch.cat([margins(model(batch), true) for batch, true in batches])
 
 
 @torch.no_grad()
@@ -136,8 +138,7 @@ def square(
         UserError: logits that are no numbers, for an image as it is.
     """
     found, used = images.clone(), torch.zeros_like(labels)
-    batches = zip(images.split(batch_size), labels.split(batch_size))
-    clean = torch.cat([margins(model(part), true) for part, true in batches])
+    clean = margins_of(model, images, labels, batch_size)
     if clean.isnan().any():
         raise UserError("the network returns logits that are not finite for some of the images")
     right = clean > 0

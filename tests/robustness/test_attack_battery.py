@@ -6,6 +6,7 @@ import pytest
 from toys import network, pixels
 
 from rmlib.data import ImageSet
+from rmlib.evaluate import sample
 from rmlib.paths import project_root
 from rmlib.robustness import attacks, corruptions
 from rmlib.robustness import battery as robustness
@@ -49,7 +50,7 @@ def test_a_task_is_the_attack_on_its_images():
     model, data = network(), some_images()
     settings = RobustnessParams(images=20, queries=7, seed=3)
     task = robustness.attack(model, data, settings, "square", "8/255")
-    some = data[robustness.sample(30, 20, 3, robustness.PURPOSE)]
+    some = data[sample(30, 20, 3, robustness.PURPOSE)]
     options = {"queries": 7, "seed": 3, "batch_size": 200}
     assert task.compute() == attacks.evaluate(
         model, some.images, some.labels, "square", "8/255", **options

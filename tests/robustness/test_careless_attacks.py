@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchattacks
 from torch import nn
-from toys import Linear, few, loud, network, pixels, touchy
+from toys import BY_GRADIENT, Linear, few, loud, network, pixels, touchy
 
 from rmlib import UserError
 from rmlib.robustness import attacks
@@ -30,7 +30,7 @@ def test_a_gradient_that_is_no_number_counts_as_none():
         lambda x: x + 0 * (x - x.detach()).flatten(1).pow(2).sum(1).sqrt()[:, None, None, None],
         model,
     )
-    for attack in attacks.BY_GRADIENT:
+    for attack in BY_GRADIENT:
         result = attacks.evaluate(masked, images, labels, attack, "8/255")
         assert result["fooled"] == 0 and result["zero_gradient"] == 40
 
@@ -88,7 +88,7 @@ def test_networks_that_cannot_be_attacked_are_named(attack, function, words):
 )
 def test_a_cut_gradient_is_named_and_square_does_not_mind(cut):
     model, images, labels = touchy(40)
-    for attack in attacks.BY_GRADIENT:
+    for attack in BY_GRADIENT:
         with pytest.raises(UserError, match="no gradient reaches the pixels.*only 'square' can"):
             attacks.evaluate(Before(cut, model), images, labels, attack)
     assert attacks.evaluate(Before(cut, model), images, labels, "square", 0.3)["fooled"] > 0
@@ -109,8 +109,7 @@ def test_autoattack_says_what_it_needs():
     with pytest.raises(
         UserError,
         match=(
-            "autoattack needs a float32 network of at least 4 classes, this one is torch.float32"
-            " with 2"
+            "autoattack needs a float32 network of at least 4 classes, not torch.float32 with 2"
         ),
     ):
         attacks.evaluate(model, images, labels, "autoattack")

@@ -98,17 +98,12 @@ def agrees_with_the_hand(attack=square, queries=30, eps=4 / 255):
     found, right, used = attack(model, images, labels, eps, queries=queries, batch_size=5, seed=3)
     rows = sum(len(batch) for batch in model.asked)
     assert rows == len(images) + int(used.sum()), "one clean evaluation, and the queries it reports"
-    assert (
-        used.max() <= queries
-        and (found - images).abs().max() <= eps + 1e-7
-        and found.min() >= 0
-        and found.max() <= 1
-    )
+    assert used.max() <= queries and (found - images).abs().max() <= eps + 1e-7
+    assert found.min() >= 0 and found.max() <= 1
     for i, image in enumerate(images):
         expected, stands, asked = by_hand(model, image, eps, queries, 3)
-        assert (
-            torch.equal(found[i], expected) and bool(right[i]) == stands and int(used[i]) == asked
-        )
+        assert torch.equal(found[i], expected)
+        assert (bool(right[i]), int(used[i])) == (stands, asked)
     assert 0 < right.sum() < (used > 0).sum() < len(images), (
         "the case has misclassified, fallen and standing images"
     )
@@ -144,11 +139,7 @@ keep, proposal = module.Standing.keep, module.Standing.proposal
     "place, name, wrong",
     [
         # the stripes are forgotten
-        (
-            module.Standing,
-            "proposal",
-            lambda self, query, budget: proposal(self, query + 1, budget),
-        ),
+        (module.Standing, "proposal", lambda self, query, n: proposal(self, query + 1, n)),
         # the schedule starts at 1
         (module, "side", lambda number, *rest: side(number + 1, *rest)),
         # survivors inherit the numbers of the fallen
@@ -227,13 +218,8 @@ def test_no_image_depends_on_its_neighbours(dtype):
     model, images, labels = case(20, dtype=dtype)
     everything = square(model, images, labels, 4 / 255, queries=40, batch_size=20, seed=2)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
-    for index, batch_size in (
-        (torch.arange(20), 1),
-        (torch.arange(20), 7),
-        (order, 20),
-        (order, 3),
-        (order[:5], 5),
-    ):
+    every = torch.arange(20)
+    for index, batch_size in ((every, 1), (every, 7), (order, 20), (order, 3), (order[:5], 5)):
         some = square(
             model, images[index], labels[index], 4 / 255, queries=40, batch_size=batch_size, seed=2
         )
@@ -283,33 +269,24 @@ def test_random_numbers_are_the_same_on_every_machine():
 def test_random_numbers_are_uniform():
     words = random_words([bytes([i]) for i in range(200)], 1, 500).double() / 2**32
     assert abs(words.mean() - 0.5) < 0.005 and abs(words.std() - math.sqrt(1 / 12)) < 0.005
-    assert (
-        len(words.unique()) > 0.99 * words.numel()
-        and abs(np.corrcoef(words[0], words[1])[0, 1]) < 0.2
-    )
+    assert len(words.unique()) > 0.99 * words.numel()
+    assert abs(np.corrcoef(words[0], words[1])[0, 1]) < 0.2
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 11), (3, 1, 1), (4, 2, 3)])
 def test_any_shape_of_images(shape):
     model, images, labels = case(6, shape)
     found, _, used = square(model, images, labels, 0.1, queries=12)
-    assert (
-        found.shape == images.shape
-        and used.max() <= 12
-        and (found - images).abs().max() <= 0.1 + 1e-7
-    )
+    assert found.shape == images.shape and used.max() <= 12
+    assert (found - images).abs().max() <= 0.1 + 1e-7
 
 
 def test_nothing_to_attack_is_not_asked():
     model, images, labels = case()
     model.bias = -1e6
     found, right, used = square(model, images, labels, 0.1, queries=10)
-    assert (
-        torch.equal(found, images)
-        and not right.any()
-        and not used.any()
-        and len(torch.cat(model.asked)) == len(images)
-    )
+    assert torch.equal(found, images) and not right.any() and not used.any()
+    assert len(torch.cat(model.asked)) == len(images)
 
 
 def test_same_success_as_torchattacks_over_seeds(monkeypatch):
