@@ -44,7 +44,7 @@ def summary(group) -> Table:
         for metric in METRICS:
             row[metric] = average(by_run(good, f"metrics.{metric}"))
         rows.append(row)
-    return Table(rows)
+    return Table(rows, groups.caption(group))
 
 
 @dataclass(eq=False)
@@ -123,7 +123,7 @@ def differences(group) -> Table | None:
     for row, each, p in zip(rows, comparisons, corrected):
         needed = stats.seeds_to_resolve(*each.accuracies, alpha) if p >= 0.05 else np.nan
         row |= {"p (Holm)": round(p, 3), "state": stats.state(p), "seeds to resolve": needed}
-    return Table(rows) if rows else None
+    return Table(rows, f"{groups.title(group)}; {DIFFERENCES}") if rows else None
 
 
 def _difference(each: Comparison) -> dict:
@@ -174,7 +174,7 @@ def networks(group) -> Table | None:
             "p of each pair": ", ".join(p_values),
         }
         rows.append(row)
-    return Table(rows) if rows else None
+    return Table(rows, f"{groups.title(group)}; {NETWORKS}") if rows else None
 
 
 def accuracy_curves(root: Path) -> dict[str, list[tuple[int, float]]]:

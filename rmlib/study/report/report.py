@@ -131,7 +131,7 @@ MEASURED = {
 }
 
 
-def tables(root: Path) -> dict[str, list[Table]]:
+def tables(root) -> dict[str, list[Table]]:
     """Every table below a folder of records, or of a
     :class:`rmlib.study.runs.collection.Collection`, by the kinds of HEADINGS.
 
@@ -141,28 +141,23 @@ def tables(root: Path) -> dict[str, list[Table]]:
     root = collection.opened(root)
     runs = groups.runs_below(root)
     measured = {kind: collection.collect_measurements(root, kind) for kind in records.KINDS}
-    experiments = groups.experiments(runs)
-    found = {kind: [] for kind in HEADINGS}
-    found["accuracy"] = [
-        accuracy.summary(group).captioned(groups.caption(group)) for group in experiments
-    ]
-    for kind, make, note in (
-        ("differences", accuracy.differences, accuracy.DIFFERENCES),
-        ("networks", accuracy.networks, accuracy.NETWORKS),
-    ):
-        made = [(make(group), f"{groups.title(group)}; {note}") for group in experiments]
-        found[kind] = [table.captioned(caption) for table, caption in made if table]
-    for kind, of_kind in MEASURED.items():
-        made = [_measured(of_kind, group, measured) for group in experiments]
-        found[kind] = [table for table in made if table]
-    attacks = measured["attacks"]
-    found["precision"] = accuracy.precisions(runs)
-    found["paper"] = reproduction.tables(runs, attacks)
-    found["eps"] = [reproduction.fitting_eps(runs, attacks)]
-    found["claims"] = [reproduction.claims(runs, attacks)]
-    found["small"] = [table for table in [small.claims(runs, attacks)] if table]
-    found["costs"] = [costs.costs(runs, measured)]
-    return found
+    attacks, experiments = measured["attacks"], groups.experiments(runs)
+    made = {
+        kind: [_measured(of_kind, group, measured) for group in experiments]
+        for kind, of_kind in MEASURED.items()
+    }
+    made |= {
+        "accuracy": [accuracy.summary(group) for group in experiments],
+        "differences": [accuracy.differences(group) for group in experiments],
+        "networks": [accuracy.networks(group) for group in experiments],
+        "precision": accuracy.precisions(runs),
+        "paper": reproduction.tables(runs, attacks),
+        "eps": [reproduction.fitting_eps(runs, attacks)],
+        "claims": [reproduction.claims(runs, attacks)],
+        "small": [small.claims(runs, attacks)],
+        "costs": [costs.costs(runs, measured)],
+    }
+    return {kind: [table for table in made[kind] if table] for kind in HEADINGS}
 
 
 def _measured(of_kind, group, measured):
@@ -178,24 +173,27 @@ def _measured(of_kind, group, measured):
     return table.captioned(f"{groups.title(group)}; {of_kind.note}; {of_kind.spread}on {devices}")
 
 
-def markdown(root: Path, kind: str = "accuracy", made: dict | None = None) -> str:
+def markdown(root, kind: str = "accuracy", made: dict | None = None) -> str:
     """The tables of one kind as Markdown, each with its caption below. ``made``: all
     :func:`tables`, if they were made already.
 
     Raises:
         UserError: unknown kind, no record, or nothing of this kind was measured.
     """
-    found = tables(root) if made is None else made
+    found = made or tables(root)
     if kind not in found:
         raise UserError(f"report {kind!r}: {nearest(kind, found)}")
     if not found[kind]:
-        raise UserError(
-            f"nothing was measured for the table {kind!r} under {getattr(root, 'folder', root)}"
-        )
-    return "\n".join(f"{table.markdown()}\n{table.caption}.\n" for table in found[kind])
+        folder = getattr(root, "folder", root)
+        raise UserError(f"nothing was measured for the table {kind!r} under {folder}")
+    return "\n".join(map(_with_caption, found[kind]))
 
 
-def write_tables(found: dict, root: Path, folder: Path) -> list[Path]:
+def _with_caption(table):
+    return f"{table.markdown()}\n{table.caption}.\n"
+
+
+def write_tables(found: dict[str, list[Table]], root, folder: Path) -> list[Path]:
     """Write the tables ``found`` below ``root`` (a folder or a collection, see :func:`tables`) into
     ``folder``: tables.md, and a CSV file for each with unrounded numbers, beside runs, attacks,
     corruptions and cam with one row per run and measurement. Returns the files.
@@ -203,13 +201,14 @@ def write_tables(found: dict, root: Path, folder: Path) -> list[Path]:
     frames, text = {}, []
     for kind, several in found.items():
         for number, table in enumerate(several, 1):
-            several_of_kind = len(several) > 1
-            frames[f"{kind}-{number}.csv" if several_of_kind else f"{kind}.csv"] = table.frame()
-            heading = f"{kind} {number}" if several_of_kind else kind
-            text.append(f"## {heading}\n\n{table.markdown()}\n{table.caption}.\n")
+            heading = f"{kind} {number}" if len(several) > 1 else kind
+            frames[heading.replace(" ", "-")] = table.frame()
+            text.append(f"## {heading}\n\n{_with_caption(table)}")
     raw = collection.gather(root)
-    frames |= {f"{name}.csv": rows for name, rows in {"runs": raw.runs, **raw.tables}.items()}
-    contents = {name: rows.to_csv(index=False) for name, rows in frames.items() if len(rows)}
+    frames |= {"runs": raw.runs, **raw.tables}
+    contents = {
+        f"{name}.csv": rows.to_csv(index=False) for name, rows in frames.items() if len(rows)
+    }
     contents["tables.md"] = "\n".join(text)
     for name, content in contents.items():
         records.atomic_write(folder / name, content.encode())
@@ -220,7 +219,7 @@ def fill(document: str, base: Path) -> str:
     """A document with every ``<!-- report FOLDER [KIND] -->`` ... ``<!-- end -->`` block made anew
     (FOLDER relative to base).
     """
-    found = {}
+    found: dict[Path, dict] = {}
 
     def block(match):
         root = base / match[2]
@@ -229,6 +228,5 @@ def fill(document: str, base: Path) -> str:
         text = markdown(root, match[3] or "accuracy", found[root])
         return f"{match[1]}\n{text}{match[4]}"
 
-    return re.sub(
-        r"(<!-- report (\S+?)(?: (\w+))? -->)\n.*?(<!-- end -->)", block, document, flags=re.DOTALL
-    )
+    pattern = r"(<!-- report (\S+?)(?: (\w+))? -->)\n.*?(<!-- end -->)"
+    return re.sub(pattern, block, document, flags=re.DOTALL)
