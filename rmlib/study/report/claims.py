@@ -7,7 +7,7 @@ import pandas as pd
 
 from rmlib.study.names import LABELS
 from rmlib.study.report import stats
-from rmlib.study.report.values import Table, Value, by_run, difference
+from rmlib.study.report.values import Table, by_run, difference
 
 # the paper names the queries but no eps: 8/255 is the default of torchattacks today, older versions
 # had 0.007
@@ -117,7 +117,7 @@ def measured(metric: str, eps: str = EPS) -> dict:
     return {"attacks": {"attack": metric, "eps": eps}} if metric in ("fgsm", "square") else {}
 
 
-def judged(claims, sides_of, verdict, needs, words: dict, decimals: int = 2) -> Table:
+def judged(claims, sides_of, verdict, needs, caption, words: dict, decimals: int = 2) -> Table:
     """A row for every claim: A minus B by Welch's t and paired by seed, p of the primary claims
     corrected by Holm, what the records say, and the seeds that would settle what is unresolved.
 
@@ -136,7 +136,6 @@ def judged(claims, sides_of, verdict, needs, words: dict, decimals: int = 2) -> 
     rows = []
     for (claim, welch, a, b), p in zip(found, _holm(found)):
         own, other = a["number"], b["number"]
-        paired = stats.paired(*stats.matched(own, other))
         gap = difference(
             welch,
             (side_name(claim.a), by_run(a)),
@@ -148,7 +147,7 @@ def judged(claims, sides_of, verdict, needs, words: dict, decimals: int = 2) -> 
             measured=measured(claim.metric),
             missing=needs(claim),
         )
-        ends = {"low": paired.low, "high": paired.high, "decimals": decimals}
+        pairs = stats.paired(*stats.matched(own, other))
         state = _lacking(claim, welch.n)
         if not state:
             state = verdict(claim, welch, own, other, p if claim.primary else welch.p)
@@ -163,13 +162,13 @@ def judged(claims, sides_of, verdict, needs, words: dict, decimals: int = 2) -> 
             "state": state,
             "n": f"{len(a)}, {len(b)} of {claim.runs}",
             "A - B": gap,
-            "paired": Value(paired.mean, {}, "difference", **ends).text(),
-            "r": round(paired.correlation, 2),
+            "paired": difference(pairs, low=pairs.low, high=pairs.high, decimals=decimals).text(),
+            "r": round(pairs.correlation, 2),
             "p (Holm)": round(p, 4),
             "seeds to resolve": needed,
         }
         rows.append(row)
-    return Table(rows)
+    return Table(rows, caption)
 
 
 def _lacking(claim, counts) -> str:

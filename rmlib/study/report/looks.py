@@ -142,36 +142,37 @@ def _counts(found):
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
+def _drawn(found, make, name) -> dict:
+    """(mixer, name of the method) -> what is drawn of its results."""
+    return {(mixer_of(label), label): make(results, name) for label, results in found.items()}
+
+
 def panels(found: dict, names) -> list:
     """For :func:`rmlib.study.figures.measures`: a panel for each of the measures that were made,
     for the first map, with every method's control.
     """
     key, entry = next(iter(_one(found).items()))
-    drawn = []
-    for name in [name for name in names if name in entry["mean"]]:
-        methods = {}
-        for label, results in found.items():
-            own = score(results, key, name)
-            control = math.nan if own.control is None else own.control
-            means = list(own.sides[""].values())
-            methods[mixer_of(label), label] = means, own.low, own.high, control
-        drawn.append((NAMES[name], methods))
-    return drawn
+
+    def dots(results, name):
+        own = score(results, key, name)
+        control = math.nan if own.control is None else own.control
+        return list(own.sides[""].values()), own.low, own.high, control
+
+    return [(NAMES[name], _drawn(found, dots, name)) for name in names if name in entry["mean"]]
 
 
 def stages(found: dict) -> tuple[list, list[str]]:
     """For :func:`rmlib.study.figures.lines`: a panel for each map of the sanity check, from the
     trained network (100) to one shuffled throughout; and the stages in words.
     """
-    first, drawn = _one(found), []
-    for key in first:
-        methods = {}
-        for label, results in found.items():
-            own = _in(results, key, "stages")
-            means = [_mean(each[stage] for each in own) for stage in first[key]["stages"]]
-            methods[mixer_of(label), label] = [100.0, *means]
-        drawn.append((title(key), _control(found, key), methods))
-    names = next(iter(first.values()))["stages"]
+    maps = _one(found)
+    names = next(iter(maps.values()))["stages"]
+
+    def line(results, key):
+        own = _in(results, key, "stages")
+        return [100.0, *(_mean(each[stage] for each in own) for stage in maps[key]["stages"])]
+
+    drawn = [(title(key), _control(found, key), _drawn(found, line, key)) for key in maps]
     return drawn, ["nothing", *(STAGES.get(stage, stage) for stage in names)]
 
 
@@ -180,14 +181,11 @@ def removal(found: dict) -> list:
     mean over images and networks.
     """
     key = next(iter(_one(found)))
-    drawn = []
-    for name in ("deletion", "insertion"):
-        methods = {}
-        for label, results in found.items():
-            curves = [curves[name] for curves in _in(results, key, "curves")]
-            methods[mixer_of(label), label] = np.mean(curves, axis=0)
-        drawn.append((name, None, methods))
-    return drawn
+
+    def mean(results, name):
+        return np.mean([curves[name] for curves in _in(results, key, "curves")], axis=0)
+
+    return [(name, None, _drawn(found, mean, name)) for name in ("deletion", "insertion")]
 
 
 def mixer_of(label: str) -> str:

@@ -149,7 +149,9 @@ def _books(root, problems):
             books[path] = Book(_title(path, book), _question(book), notebook_html(book), page)
         except (*records.DAMAGE, OSError, nbformat.ValidationError):
             # its process was killed while it was written, or it is no notebook
-            problems.append(f"{inside} is damaged: it has no page; its record, if any, counts all the same")
+            problems.append(
+                f"{inside} is damaged: it has no page; its record, if any, counts all the same"
+            )
     return books
 
 

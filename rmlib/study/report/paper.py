@@ -43,7 +43,7 @@ ACCURACY = {
     "cifar100": dict(cutmix=(79.03, LOST), mixup=(78.1, LOST), region_mixup=(78.75, 0.28)),
     "tiny-imagenet": dict(cutmix=(65.76, LOST), mixup=(65.45, 0.42), region_mixup=(66.16, 0.50)),
 }
-ABLATION = {
+ABLATION: dict[float, dict] = {
     0.0: dict(cutmix=LOST, mixup=LOST, region_mixup=LOST),
     1.0: dict(cutmix=LOST, mixup=(78.1, LOST), region_mixup=(78.75, 0.28)),
 }
@@ -59,7 +59,7 @@ SQUARE = {
 }
 
 METRICS = {"accuracy": "accuracy", "fgsm": "FGSM", "square": "Square", "speed": "speed"}
-ATTACKS = {"fgsm": FGSM, "square": SQUARE}
+ATTACKS: dict[str, dict] = {"fgsm": FGSM, "square": SQUARE}
 
 # what published runs of a similar network and length reached, in percent (OpenMixup's tables at 200
 # to 400 epochs, Awesome-Mixup's of PreAct ResNet-18, mixup-cifar10's and kuangliu's READMEs); a

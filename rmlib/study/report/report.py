@@ -1,6 +1,7 @@
 """The report: every table of what was run, from records and from nothing else."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,6 @@ BETTER = (
     f" parentheses the same measure with {CONTROL}, explained for another class, and a star"
     " where the map does better than that, paired by image and network, beyond such an interval"
 )
-# measures of cam.json that the table of differences compares
-LOOKS = ("localization", "faithfulness")
 
 
 @dataclass(frozen=True)
@@ -47,25 +46,10 @@ class Measured:
     """A table that is made for each experiment from measurements on its networks."""
 
     note: str  # what its numbers are
-    make: object  # (group, measurements of each source) -> Table or None
-    sources: tuple[str, ...]  # kinds of measurement
+    make: Callable  # (group, measurements of each source), or (maps of each measure) -> Table, None
+    sources: tuple[str, ...] = ("cam",)  # kinds of measurement
     measures: tuple[str, ...] = ()  # of the maps
     spread: str = SPREAD
-
-
-def _of_maps(measure, make, note):
-    """A table that is made from one measure of the maps."""
-
-    def table(group, cams):
-        found = looks.results_of(group, cams, measure)
-        return found and make(found)
-
-    return Measured(note, table, ("cam",), (measure,))
-
-
-def _look_differences(group, cams):
-    found = [looks.results_of(group, cams, measure) for measure in LOOKS]
-    return looks.differences([each for each in found if each])
 
 
 MEASURED = {
@@ -88,44 +72,43 @@ MEASURED = {
         attacked.corrupted,
         ("corruptions",),
     ),
-    "localization": _of_maps(
-        "localization",
-        looks.table,
+    "localization": Measured(
         f"maps of the true class; {BETTER}; extent: the image's share above half of the map's"
         " maximum; trace of the grid: asymmetry between the quarters of a window around the"
         " middle (k = 2) minus that within the tiles, on the cells of the layer; an empty map"
         " (no evidence for the class) has no extent, and elsewhere counts as a flat one",
-    ),
-    "faithfulness": _of_maps(
-        "faithfulness",
         looks.table,
+        measures=("localization",),
+    ),
+    "faithfulness": Measured(
         f"maps of the predicted class; {BETTER}; Average Drop and deletion: less is more"
         " faithful; the others: more is; deletion and insertion: area under the curve of the"
         " probability in percent of that on the whole image; ROAD combined, in points of"
         " probability, over 20, 40, 60 and 80 % of the pixels",
+        looks.table,
+        measures=("faithfulness",),
     ),
-    "sanity": _of_maps(
-        "sanity",
-        looks.sanity,
+    "sanity": Measured(
         "rank correlation in hundredths of the maps of the true class with those of the"
         " network with shuffled weights, from the head down; a map that comes from what was"
         f" learned falls to that with {CONTROL} or below; left out: pairs per network in"
         " which a map is empty",
+        looks.sanity,
+        measures=("sanity",),
     ),
-    "guard": _of_maps(
-        "guard",
-        looks.eps_table,
+    "guard": Measured(
         "Grad-CAM++ with eps = 1e-6 in the denominator of its weights, as grad-cam has it,"
         " beside eps = 0, as its paper has it, where a closed form gives both; images compared:"
         " those whose map is not empty; maximum moves: by more than a pixel",
+        looks.eps_table,
+        measures=("guard",),
     ),
     "looks": Measured(
         "differences of n pairs of networks, paired by seed and image, with 95 % intervals over"
         " both (over images alone where n is 1); p corrected by Holm for the rows of this"
         " table, the intervals are not; resolved: p below 0.05",
-        _look_differences,
-        ("cam",),
-        LOOKS,
+        lambda *found: looks.differences(list(found)),
+        measures=("localization", "faithfulness"),
         spread="",
     ),
 }
@@ -163,14 +146,20 @@ def tables(root) -> dict[str, list[Table]]:
 def _measured(of_kind, group, measured):
     """One table of MEASURED for an experiment, with its caption, or None."""
     behind = [measured[source] for source in of_kind.sources]
-    table = of_kind.make(group, *behind)
+    if of_kind.measures:
+        found = [looks.results_of(group, behind[0], measure) for measure in of_kind.measures]
+        found = [each for each in found if each]
+        table = of_kind.make(*found) if found else None
+    else:
+        table = of_kind.make(group, *behind)
     if table is None:
         return None
     if of_kind.measures:
         behind = [rows[rows["measure"].isin(of_kind.measures)] for rows in behind]
     samples = [groups.one_sample(group, rows) for rows in behind]
     devices = groups.hardware(pd.concat([rows for rows in samples if rows is not None]))
-    return table.captioned(f"{groups.title(group)}; {of_kind.note}; {of_kind.spread}on {devices}")
+    caption = f"{groups.title(group)}; {of_kind.note}; {of_kind.spread}on {devices}"
+    return Table(table.rows, caption)
 
 
 def markdown(root, kind: str = "accuracy", made: dict | None = None) -> str:

@@ -66,7 +66,7 @@ def tables(runs, attacks) -> list[Table]:
             "verdict": _verdict(reported, ours),
         }
 
-    def whole(metric, reported, caption, eps=EPS):
+    def whole(metric, reported: dict, caption, eps=EPS):
         rows = [
             row(metric, dataset, mixer, reported[dataset][mixer], eps=eps)
             for dataset in paper.DATASETS
@@ -150,11 +150,13 @@ def fitting_eps(runs, attacks) -> Table:
                 fitted = np.nan
                 if len(curves[mixer]):
                     fitted = fitting.crossing(steps, curves[mixer].mean(0), reported[mixer][0])
-                behind = {
-                    "measured": {"attacks": {"attack": metric}},
-                    "missing": needs(metric, dataset, "each method, clean_weight=1", paper.RUNS),
-                }
-                alone[label] = Value(fitted, {label: by_run(clean)}, "made", **behind)
+                alone[label] = Value(
+                    fitted,
+                    {label: by_run(clean)},
+                    "made",
+                    measured={"attacks": {"attack": metric}},
+                    missing=needs(metric, dataset, "each method, clean_weight=1", paper.RUNS),
+                )
             rows.append(
                 {"attack": paper.METRICS[metric], "dataset": paper.DATASETS[dataset]}
                 | alone
@@ -209,7 +211,7 @@ def claims(runs, attacks) -> Table:
         return needs(claim.metric, claim.dataset, sides, claim.runs)
 
     words = paper.METRICS | paper.DATASETS
-    return judged(paper.CLAIMS, sides_of, verdict, needed, words).captioned(CAPTION)
+    return judged(paper.CLAIMS, sides_of, verdict, needed, CAPTION, words)
 
 
 def verdict(claim: Claim, difference: stats.Difference, a, b, p: float) -> str:

@@ -85,12 +85,10 @@ def claims(runs, attacks) -> Table | None:
         ]
 
     def needs(claim):
-        return (
-            f"not run: needs seeds 0 to {claim.runs - 1} of both methods; rmlib batch"
-            f" notebooks/batches/{claim.dataset}-small.yaml makes them"
-        )
+        batch = f"rmlib batch notebooks/batches/{claim.dataset}-small.yaml"
+        return f"not run: needs seeds 0 to {claim.runs - 1} of both methods; {batch} makes them"
 
-    return named.judged(CLAIMS, sides_of, verdict, needs, {}, decimals=3).captioned(CAPTION)
+    return named.judged(CLAIMS, sides_of, verdict, needs, CAPTION, {}, decimals=3)
 
 
 def verdict(claim: Claim, difference: stats.Difference, a, b, p: float) -> str:

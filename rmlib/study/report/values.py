@@ -131,9 +131,9 @@ def average(numbers: dict, **more) -> Value:
     return Value(mean, {"": numbers}, std=std, **more)
 
 
-def difference(found: Difference, a: tuple[str, dict], b: tuple[str, dict], **more) -> Value:
-    """A difference with what it was made from. ``a``, ``b``: (name, run_id -> number) of a side."""
-    return Value(found.mean, dict((a, b)), "difference", **more)
+def difference(found: Difference, *sides: tuple[str, dict], **more) -> Value:
+    """A difference with what it was made from: (name, run_id -> number) of each side."""
+    return Value(found.mean, dict(sides), "difference", **more)
 
 
 def heading(name: str) -> str:
@@ -163,10 +163,6 @@ class Table:
 
     def __init__(self, rows: list[dict], caption: str = ""):
         self.rows, self.caption = rows, caption
-
-    def captioned(self, caption: str) -> "Table":
-        """The same rows under another caption."""
-        return Table(self.rows, caption)
 
     def values(self, row: int) -> dict[str, Value]:
         """The values of a row by their columns."""
