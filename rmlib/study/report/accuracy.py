@@ -11,10 +11,12 @@ from rmlib.packed import unpack_bits
 from rmlib.params import MIXERS
 from rmlib.study.names import LABELS, METHOD, experiment
 from rmlib.study.report import groups, stats
+from rmlib.study.report.claims import side_name
 from rmlib.study.report.groups import DEFAULTS
-from rmlib.study.report.values import Table, Value, average, difference, span
+from rmlib.study.report.values import Table, Value, average, by_run, difference, span
 from rmlib.study.runs import collection
 
+ACCURACY = "metrics.accuracy"
 METRICS = ("accuracy", "nll", "ece")
 DIFFERENCES = (
     "accuracy in points; 95 % interval: Welch's t over seeds; paired: over equal seeds, r their"
@@ -40,9 +42,9 @@ def summary(group) -> Table:
         good = runs[runs["status"] == "done"]
         row |= {"n": len(good), "diverged": len(runs) - len(good)}
         for metric in METRICS:
-            row[metric] = average(zip(good["run_id"], good.get(f"metrics.{metric}", [])))
+            row[metric] = average(by_run(good, f"metrics.{metric}"))
         rows.append(row)
-    return Table(rows)
+    return Table(rows, groups.caption(group))
 
 
 @dataclass(eq=False)
@@ -55,27 +57,23 @@ class Comparison:
     b: pd.DataFrame
 
     @property
-    def accuracies(self):
+    def accuracies(self) -> tuple[pd.Series, pd.Series]:
         """The accuracies of A and of B, a Series over seeds each."""
-        return self.a["metrics.accuracy"], self.b["metrics.accuracy"]
+        return self.a[ACCURACY], self.b[ACCURACY]
 
     @property
     def sides(self) -> list[tuple[str, dict]]:
         """(name, run_id -> accuracy) of A and of B."""
-        found = []
-        for runs in (self.a, self.b):
-            first = runs.iloc[0]
-            name = f"{LABELS[first['config.mixer']]}, clean_weight={first['config.clean_weight']:g}"
-            found.append((name, dict(zip(runs["run_id"], runs["metrics.accuracy"]))))
-        return found
+        method = ["config.mixer", "config.clean_weight"]
+        both = self.a, self.b
+        return [(side_name(runs[method].iloc[0]), by_run(runs, ACCURACY)) for runs in both]
 
     @cached_property
     def verdicts(self):
         """The verdicts of the networks of equal seeds of A and of B on the same test images, two
         bool arrays (seeds, images); None if no two saw the same.
         """
-        both = self.a.index.intersection(self.b.index)
-        a, b = self.a.loc[both], self.b.loc[both]
+        a, b = stats.matched(self.a, self.b)
         same = a["correct"].notna() & b["correct"].notna()
         for name in ("data.checksum", "data.test_images"):
             same &= a[name] == b[name]
@@ -83,9 +81,8 @@ class Comparison:
         if not len(a) or a["data.test_images"].nunique() > 1:
             return None
         images = int(a["data.test_images"].iloc[0])
-        return tuple(
-            np.stack([unpack_bits(text, images) for text in runs["correct"]]) for runs in (a, b)
-        )
+        a, b = (np.stack([unpack_bits(x, images) for x in runs["correct"]]) for runs in (a, b))
+        return a, b
 
 
 def compared(group) -> list[Comparison]:
@@ -100,21 +97,18 @@ def compared(group) -> list[Comparison]:
         if len(good) and all(first[f"config.{name}"] == DEFAULTS[name] for name in others):
             key = row["mixer"], first["config.clean_weight"] > 0
             found[key] = good.set_index("config.seed").sort_index()
-    region = ("region_mixup", True)
+    region = "region_mixup"
     pairs = [
-        (f"{LABELS['region_mixup']} - {LABELS[mixer]}", region, (mixer, True))
+        (f"{LABELS[region]} - {LABELS[mixer]}", (region, True), (mixer, True))
         for mixer in MIXERS
-        if mixer != "region_mixup"
+        if mixer != region
     ]
     pairs += [
         (f"{LABELS[mixer]}: with - without the clean loss", (mixer, True), (mixer, False))
         for mixer in MIXERS
     ]
-    return [
-        Comparison(label, b[0], found[a], found[b])
-        for label, a, b in pairs
-        if a in found and b in found
-    ]
+    known = [pair for pair in pairs if pair[1] in found and pair[2] in found]
+    return [Comparison(label, b[0], found[a], found[b]) for label, a, b in known]
 
 
 def differences(group) -> Table | None:
@@ -122,45 +116,40 @@ def differences(group) -> Table | None:
     seed, and over seeds and images. "resolved": p below 0.05 after Holm's correction for the number
     of comparisons. None if there is nothing to compare.
     """
-    rows = []
     comparisons = compared(group)
-    for each in comparisons:
-        a, b = each.accuracies
-        both = a.index.intersection(b.index)
-        d, pairs = stats.welch(a, b), stats.paired(a[both], b[both])
-        images = "–"
-        if each.verdicts is not None:
-            own, other = each.verdicts
-            over_both = stats.crossed(100.0 * own - 100.0 * other)
-            images = span(over_both.low, over_both.high)
-        rows.append(
-            {
-                "difference": each.label,
-                "of": each.of,
-                "points": difference(d, *each.sides),
-                "low": d.low,
-                "high": d.high,
-                "95 % interval": span(d.low, d.high),
-                "n": f"{d.n[0]}, {d.n[1]}",
-                "paired": span(pairs.low, pairs.high),
-                "paired_low": pairs.low,
-                "paired_high": pairs.high,
-                "r": round(pairs.correlation, 2),
-                "seeds and images": images,
-                "p (Holm)": d.p,
-            }
-        )
+    rows = [_difference(each) for each in comparisons]
     corrected = stats.holm([row["p (Holm)"] for row in rows])
     alpha = 0.05 / max(1, np.isfinite(corrected).sum())
     for row, each, p in zip(rows, comparisons, corrected):
-        row |= {
-            "p (Holm)": round(p, 3),
-            "state": stats.state(p),
-            "seeds to resolve": (
-                stats.seeds_to_resolve(*each.accuracies, alpha) if p >= 0.05 else np.nan
-            ),
-        }
-    return Table(rows) if rows else None
+        needed = stats.seeds_to_resolve(*each.accuracies, alpha) if p >= 0.05 else np.nan
+        row |= {"p (Holm)": round(p, 3), "state": stats.state(p), "seeds to resolve": needed}
+    return Table(rows, f"{groups.title(group)}; {DIFFERENCES}") if rows else None
+
+
+def _difference(each: Comparison) -> dict:
+    """The columns of one comparison, with its p not yet corrected."""
+    d = stats.welch(*each.accuracies)
+    pairs = stats.paired(*stats.matched(*each.accuracies))
+    images = "–"
+    if each.verdicts is not None:
+        own, other = each.verdicts
+        over_both = stats.crossed(100.0 * own - 100.0 * other)
+        images = span(over_both.low, over_both.high)
+    return {
+        "difference": each.label,
+        "of": each.of,
+        "points": difference(d, *each.sides),
+        "low": d.low,
+        "high": d.high,
+        "95 % interval": span(d.low, d.high),
+        "n": f"{d.n[0]}, {d.n[1]}",
+        "paired": span(pairs.low, pairs.high),
+        "paired_low": pairs.low,
+        "paired_high": pairs.high,
+        "r": round(pairs.correlation, 2),
+        "seeds and images": images,
+        "p (Holm)": d.p,
+    }
 
 
 def networks(group) -> Table | None:
@@ -174,35 +163,29 @@ def networks(group) -> Table | None:
             continue
         found = [stats.mcnemar(*pair) for pair in zip(*each.verdicts)]
         told = [pair.points for pair in found if pair.p < 0.05]
-        rows.append(
-            {
-                "two networks": each.label,
-                "pairs": Value(len(found), dict(each.sides), "made"),
-                "better": sum(points > 0 for points in told),
-                "worse": sum(points < 0 for points in told),
-                "not told apart": len(found) - len(told),
-                "points of each pair": ", ".join(f"{pair.points:+.2f}" for pair in found),
-                "p of each pair": ", ".join(
-                    f"{pair.p:.3f}" if pair.p >= 0.001 else "<0.001" for pair in found
-                ),
-            }
-        )
-    return Table(rows) if rows else None
+        p_values = [f"{pair.p:.3f}" if pair.p >= 0.001 else "<0.001" for pair in found]
+        row = {
+            "two networks": each.label,
+            "pairs": Value(len(found), dict(each.sides), "made"),
+            "better": sum(points > 0 for points in told),
+            "worse": sum(points < 0 for points in told),
+            "not told apart": len(found) - len(told),
+            "points of each pair": ", ".join(f"{pair.points:+.2f}" for pair in found),
+            "p of each pair": ", ".join(p_values),
+        }
+        rows.append(row)
+    return Table(rows, f"{groups.title(group)}; {NETWORKS}") if rows else None
 
 
 def accuracy_curves(root: Path) -> dict[str, list[tuple[int, float]]]:
     """Test accuracy in percent on the way of every run below a folder: run_id -> [(epoch,
     accuracy)], empty where the test set was not looked at.
     """
-    found = sorted(collection.find(root), key=lambda record: record.finished)
-    return {
-        record.run_id: [
-            (row["epoch"], row["test_accuracy"])
-            for row in record.history
-            if row.get("test_accuracy") is not None
-        ]
-        for record in found
-    }
+    curves = {}
+    for record in sorted(collection.find(root), key=lambda record: record.finished):
+        seen = [row for row in record.history if row.get("test_accuracy") is not None]
+        curves[record.run_id] = [(row["epoch"], row["test_accuracy"]) for row in seen]
+    return curves
 
 
 def told_twice(group, curves: dict):
@@ -215,11 +198,10 @@ def told_twice(group, curves: dict):
     """
     rows = []
     for each in compared(group):
-        seen = [
-            [[accuracy for _, accuracy in curves.get(run_id, ())] for run_id in runs["run_id"]]
+        a, b = (
+            [[y for _, y in curves[run_id]] for run_id in runs["run_id"] if len(curves[run_id]) > 1]
             for runs in (each.a, each.b)
-        ]
-        a, b = ([curve for curve in side if len(curve) > 1] for side in seen)
+        )
         if a and b:
             for when, pick in (("last epoch", lambda curve: curve[-1]), ("best epoch", max)):
                 label = f"{each.label}, {when}"
@@ -258,13 +240,11 @@ def precisions(runs) -> list[Table]:
     for group in groups.equal(runs[runs["status"] == "done"], names):
         rows = []
         for row, own in groups.methods(group):
-            full, half = (
-                own[own["config.precision"] == name].set_index("config.seed").sort_index()
-                for name in ("fp32", "bf16")
-            )
-            seeds = full.index.intersection(half.index)
-            if len(seeds) > 1:
-                rows.append(row | _precision(full.loc[seeds], half.loc[seeds]))
+            own = own.set_index("config.seed").sort_index()
+            is_half = own["config.precision"] == "bf16"
+            full, half = stats.matched(own[~is_half], own[is_half])
+            if len(full) > 1:
+                rows.append(row | _precision(full, half))
         if rows:
             title = groups.title(group).removesuffix(", bfloat16")
             found.append(Table(rows, f"{title}; {PRECISIONS}; on {groups.hardware(group)}"))
@@ -273,8 +253,8 @@ def precisions(runs) -> list[Table]:
 
 def _precision(full, half) -> dict:
     """The columns of a method in both precisions, for runs of equal seeds."""
-    d = stats.paired(half["metrics.accuracy"], full["metrics.accuracy"])
-    full, half = (dict(zip(runs["run_id"], runs["metrics.accuracy"])) for runs in (full, half))
+    d = stats.paired(half[ACCURACY], full[ACCURACY])
+    full, half = by_run(full, ACCURACY), by_run(half, ACCURACY)
     before = average(full)
     if -before.std <= d.low and d.high <= before.std:
         state = "equal within the spread"

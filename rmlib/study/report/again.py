@@ -7,6 +7,7 @@ from rmlib.study.names import method_name
 from rmlib.study.report import completeness
 from rmlib.study.report.groups import DEFAULTS
 from rmlib.study.runs import collection, environment, records
+from rmlib.study.runs.records import KINDS
 from rmlib.study.settings import CELL
 
 # where a rerun goes: beside the old record it would be found finished
@@ -24,26 +25,19 @@ def run_text(found, run_id, everything: bool = False) -> str:
     that have their defaults.
     """
     record, folder = found.records[run_id], found.folders[run_id]
-    config = complete(record.config)
-    if not everything:
-        config = {
-            name: value for name, value in config.items() if value != DEFAULTS.get(name, object())
-        }
-    parameters = ", ".join(f"{name}={value}" for name, value in config.items())
-    parameters += "" if everything else " (the others are the defaults: --all)"
+    config = complete(record.config).items()
+    shown = [f"{name}={x}" for name, x in config if everything or x != DEFAULTS.get(name, ...)]
+    parameters = ", ".join(shown) + ("" if everything else " (the others are the defaults: --all)")
     notebook = folder / f"{CELL}.ipynb"
-    if not notebook.exists():
-        notebook = f"no executed {CELL}.ipynb beside the record"
-    files = [
-        found.measured[kind][run_id][0] for kind in records.KINDS if run_id in found.measured[kind]
-    ]
+    missing = f"no executed {CELL}.ipynb beside the record"
+    measured = [found.measured[kind][run_id][0] for kind in KINDS if run_id in found.measured[kind]]
     shared = f" shared by {record.together} runs" if record.together > 1 else ""
     told = [
         ("record", folder / records.RECORD),
-        *(("measured", path) for path in files),
+        *(("measured", path) for path in measured),
         ("metrics", ", ".join(f"{name} {value:.6g}" for name, value in record.metrics.items())),
         ("parameters", parameters),
-        ("notebook", notebook),
+        ("notebook", notebook if notebook.exists() else missing),
         ("code", code_text(record.code)),
         ("versions", ", ".join(f"{name} {text}" for name, text in record.versions.items())),
         ("hardware", device_text(record.hardware)),
@@ -56,11 +50,10 @@ def run_text(found, run_id, everything: bool = False) -> str:
 
 def code_text(code) -> str:
     """The version and commit of rmlib that did some work."""
-    state = {
-        True: ", with changes that were not committed",
-        None: ", not known whether all was committed",
-    }.get(code["dirty"], "")
-    return f"rmlib {code['version']}, commit {code['commit'] or 'not known'}{state}"
+    text = f"rmlib {code['version']}, commit {code['commit'] or 'not known'}"
+    if code["dirty"] is None:
+        return f"{text}, not known whether all was committed"
+    return f"{text}, with changes that were not committed" if code["dirty"] else text
 
 
 def device_text(hardware) -> str:
@@ -73,8 +66,8 @@ def again(found: collection.Collection, run_id: str) -> list[str]:
     """The commands that make a run again: the code of its time, then the run alone, or the whole
     batch where a plan names one.
     """
-    record = found.records[run_id]
-    commit, lines = record.code["commit"], []
+    record, lines = found.records[run_id], []
+    commit = record.code["commit"]
     if commit and commit != environment.git_state()["commit"]:
         lines.append(f"git checkout {commit}")
     lines.append(shlex.join(["rmlib", *train_words(record)]))
@@ -82,7 +75,7 @@ def again(found: collection.Collection, run_id: str) -> list[str]:
         plan = completeness.read_plan(path)
         if plan and plan.get("file") and run_id in [run["run_id"] for run in plan["cells"]]:
             words = ["rmlib", "batch", plan["file"], "--out", str(path.parent)]
-            words += plan.get("options", ())
+            words += plan.get("options", [])
             lines.append(f"or all of its batch: {shlex.join(words)}")
     return lines
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from rmlib.robustness import masking
 from rmlib.study.report import groups
-from rmlib.study.report.values import Table, average
+from rmlib.study.report.values import Table, average, by_run
 
 LABELS = {
     "fgsm": "FGSM",
@@ -34,30 +34,27 @@ def robustness(group, attacks, corruptions) -> Table | None:
         attacks = attacks[attacks["attack"].isin(("fgsm", "square", "square_torchattacks"))]
     attacks = groups.one_sample(group, attacks)
     corruptions = groups.one_sample(group, corruptions)
-    if attacks is None and corruptions is None:
+    found = [each for each in (attacks, corruptions) if each is not None]
+    if not found:
         return None
     kinds = {}
     if attacks is not None:
         # eps = 0 is the clean accuracy
         sizes = attacks["eps"].map(Fraction)
-        kinds = attacks[sizes > 0].assign(size=sizes).sort_values(["attack", "size"])
-        kinds = {name_of(attack): attack for attack in kinds.to_dict("records")}
+        sized = attacks[sizes > 0].assign(size=sizes).sort_values(["attack", "size"])
+        kinds = {name_of(attack): attack for attack in sized.to_dict("records")}
     rows = []
     for row, runs in groups.methods(group):
-        own, changed = (
-            None if rows_ is None else rows_[rows_["run_id"].isin(runs["run_id"])]
-            for rows_ in (attacks, corruptions)
-        )
-        clean = pd.concat([each for each in (own, changed) if each is not None])
-        if not len(clean):
+        own = pd.concat([groups.of_runs(each, runs) for each in found])
+        if not len(own):
             continue
-        row |= _clean(clean, {"attacks": {}, "corruptions": {}})
+        row |= _clean(own, {"attacks": {}, "corruptions": {}})
         for name, attack in kinds.items():
             row[name] = _after(attack, own, row["images"])
-        if changed is not None:
-            row["corrupted (mean)"] = average(
-                zip(changed["run_id"], changed["mean_accuracy"]), measured={"corruptions": {}}
-            )
+        if corruptions is not None:
+            changed = groups.of_runs(corruptions, runs)
+            mean = by_run(changed, "mean_accuracy")
+            row["corrupted (mean)"] = average(mean, measured={"corruptions": {}})
         rows.append(row)
     return Table(rows)
 
@@ -69,7 +66,7 @@ def _after(attack, own, images):
         settings["queries"] = int(attack["queries"])
     same = own[(own[list(settings)] == pd.Series(settings)).all(axis=1)]
     measured = {"attacks": settings | {"images": images}}
-    return average(zip(same["run_id"], same["accuracy_after"]), measured=measured)
+    return average(by_run(same, "accuracy_after"), measured=measured)
 
 
 def _clean(measured, sources) -> dict:
@@ -77,7 +74,7 @@ def _clean(measured, sources) -> dict:
     anything was done to the images.
     """
     networks = measured.drop_duplicates("run_id")
-    clean = average(zip(networks["run_id"], networks["clean_accuracy"]), measured=sources)
+    clean = average(by_run(networks, "clean_accuracy"), measured=sources)
     images = int(networks["images"].min())
     return {"n": len(networks), "images": images, "clean_accuracy": clean}
 
@@ -87,30 +84,21 @@ def checks(group, attacks) -> Table | None:
     all of them saw, with what contradicts it (see :func:`rmlib.robustness.masking.check`); None if
     no stronger attack was made.
     """
-    if not len(attacks) or not (attacks["attack"] == "pgd")[_of(attacks, group)].any():
+    if not len(attacks) or not (groups.of_runs(attacks, group)["attack"] == "pgd").any():
         return None
     attacks = _beside_fgsm(group, attacks)
     total = group.set_index("run_id")["data.test_images"]
     rows = []
     for row, runs in groups.methods(group):
-        networks = {
-            run_id: {(each["attack"], each["eps"]): each for each in own.to_dict("records")}
-            for run_id, own in attacks[_of(attacks, runs)].groupby("run_id")
-        }
-        sizes = {eps for own in networks.values() for name, eps in own if _both(own, eps)}
+        sizes: dict = {}
+        for run_id, own in groups.of_runs(attacks, runs).groupby("run_id"):
+            results = {(each["attack"], each["eps"]): each for each in own.to_dict("records")}
+            for name, eps in results:
+                if name == "pgd" and ("fgsm", eps) in results:
+                    sizes.setdefault(eps, {})[run_id] = results
         for eps in sorted(sizes, key=Fraction):
-            own = {run_id: found for run_id, found in networks.items() if _both(found, eps)}
-            rows.append(row | _check(own, eps, total))
+            rows.append(row | _check(sizes[eps], eps, total))
     return Table(rows) if rows else None
-
-
-def _of(attacks, runs):
-    return attacks["run_id"].isin(runs["run_id"])
-
-
-def _both(results, eps):
-    """Whether a network was attacked by FGSM and by PGD at a size."""
-    return ("pgd", eps) in results and ("fgsm", eps) in results
 
 
 def _beside_fgsm(group, attacks):
@@ -132,27 +120,23 @@ def _check(networks, eps, total) -> dict:
         run_id: masking.check(own, eps, int(total[run_id]), int(own["fgsm", eps]["image_seed"]))
         for run_id, own in networks.items()
     }
-    last = {
-        run_id: own["autoattack", eps]
-        for run_id, own in networks.items()
-        if ("autoattack", eps) in own
-    }
-    measured = {"attacks": {"eps": eps}}
+    key = "autoattack", eps
+    last = {run_id: own[key] for run_id, own in networks.items() if key in own}
     told = [text for each in found.values() for text in each["warnings"]]
     warnings = [
         f"{text} ({told.count(text)} of {len(found)})" for text in masking.WARNINGS if text in told
     ]
+
+    def mean(results, name):
+        numbers = {run_id: each[name] for run_id, each in results.items()}
+        return average(numbers, measured={"attacks": {"eps": eps}})
+
     return {
         "eps": eps,
         "n": len(found),
         "images": min(each["images"] for each in found.values()),
-        **{
-            name: average({run_id: each[name] for run_id, each in found.items()}, measured=measured)
-            for name in ("fgsm", "strongest", "zero_gradient")
-        },
-        "autoattack": average(
-            {run_id: each["robust_accuracy"] for run_id, each in last.items()}, measured=measured
-        ),
+        **{name: mean(found, name) for name in ("fgsm", "strongest", "zero_gradient")},
+        "autoattack": mean(last, "robust_accuracy"),
         "its images": min(each["images"] for each in last.values()) if last else None,
         "warning": "; ".join(warnings) or None,
     }
@@ -165,16 +149,17 @@ def corrupted(group, measured) -> Table | None:
     measured = groups.one_sample(group, measured)
     if measured is None:
         return None
-    sources = {"corruptions": {}}
+    sources: dict = {"corruptions": {}}
     rows = []
     for row, runs in groups.methods(group):
-        own = measured[_of(measured, runs)]
+        own = groups.of_runs(measured, runs)
         if not len(own):
             continue
         row |= _clean(own, sources)
         for name in own["accuracy"].iloc[0]:
             means = [sum(each[name]) / len(each[name]) for each in own["accuracy"]]
-            row[name.replace("_", " ")] = average(zip(own["run_id"], means), measured=sources)
-        row["mean"] = average(zip(own["run_id"], own["mean_accuracy"]), measured=sources)
+            numbers = dict(zip(own["run_id"], means))
+            row[name.replace("_", " ")] = average(numbers, measured=sources)
+        row["mean"] = average(by_run(own, "mean_accuracy"), measured=sources)
         rows.append(row)
     return Table(rows)

@@ -7,11 +7,31 @@ import pandas as pd
 
 from rmlib.study.names import LABELS
 from rmlib.study.report import stats
-from rmlib.study.report.values import Table, Value, difference
+from rmlib.study.report.values import Table, by_run, difference
 
 # the paper names the queries but no eps: 8/255 is the default of torchattacks today, older versions
 # had 0.007
 EPS, QUERIES = "8/255", 100
+
+# what the protocol of the paper and that of the small-data study both ask of a run's parameters;
+# mixer, clean_weight, seed, precision and threads are free
+COMMON = {
+    "stem_stride": 1,
+    "final_norm": False,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "test_images": None,
+    "augment": True,
+    "holdout": False,
+    "average": False,
+    "k": 2,
+    "alpha": 1.0,
+    "regions": "grid",
+    "per_sample": False,
+    "shared_partner": False,
+    "shared_weight": False,
+    "cutmix_prob": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -92,37 +112,34 @@ def _attacked(attacks, metric, eps):
     return attacks[fits].rename(columns=names)[["run_id", "images", "number", "attacked"]]
 
 
-def by_run(found) -> dict:
-    """run_id -> number, of what :func:`numbers` found."""
-    return dict(zip(found["run_id"], found["number"]))
-
-
 def measured(metric: str, eps: str = EPS) -> dict:
     """The settings by which the measurements behind a metric are found."""
     return {"attacks": {"attack": metric, "eps": eps}} if metric in ("fgsm", "square") else {}
 
 
-def judged(claims, sides_of, verdict, needs, heads, decimals: int = 2) -> Table:
+def judged(claims, sides_of, verdict, needs, caption, words: dict, decimals: int = 2) -> Table:
     """A row for every claim: A minus B by Welch's t and paired by seed, p of the primary claims
     corrected by Holm, what the records say, and the seeds that would settle what is unresolved.
 
     Args:
         claims: of :class:`Claim`.
         sides_of: claim -> what :func:`numbers` found for A and for B.
-        verdict: (claim, Welch's difference, A, B, p) -> words; p is corrected for primary claims.
+        verdict: (claim, Welch's difference, A, B, p) -> words, where there are enough runs; p is
+            corrected for primary claims.
         needs: claim -> what would have to be run.
-        heads: (metric -> words, dataset -> words).
+        words: metric or dataset -> how the table calls it, where not so.
     """
-    rows, found = [], []
+    found = []
     for claim in claims:
-        sides = sides_of(claim)
-        a, b = (each["number"] for each in sides)
-        both = a.index.intersection(b.index)
-        welch, paired = stats.welch(a, b), stats.paired(a[both], b[both])
-        names = [side_name(side) for side in (claim.a, claim.b)]
+        a, b = sides_of(claim)
+        found.append((claim, stats.welch(a["number"], b["number"]), a, b))
+    rows = []
+    for (claim, welch, a, b), p in zip(found, _holm(found)):
+        own, other = a["number"], b["number"]
         gap = difference(
             welch,
-            *zip(names, map(by_run, sides)),
+            (side_name(claim.a), by_run(a)),
+            (side_name(claim.b), by_run(b)),
             low=welch.low,
             high=welch.high,
             decimals=decimals,
@@ -130,48 +147,45 @@ def judged(claims, sides_of, verdict, needs, heads, decimals: int = 2) -> Table:
             measured=measured(claim.metric),
             missing=needs(claim),
         )
-        pairs = Value(
-            paired.mean,
-            {},
-            "difference",
-            low=paired.low,
-            high=paired.high,
-            decimals=decimals,
-        )
-        found.append((claim, welch, a, b))
-        rows.append(
-            {
-                "claim": ("primary: " if claim.primary else "") + claim.text,
-                "in": heads[0][claim.metric],
-                "dataset": heads[1][claim.dataset],
-                "state": None,
-                "n": f"{len(a)}, {len(b)} of {claim.runs}",
-                "A - B": gap,
-                "paired": pairs.text(),
-                "r": round(paired.correlation, 2),
-            }
-        )
-    for row, each, p in zip(rows, found, _holm(found)):
-        claim, welch, a, b = each
-        row["state"] = verdict(*each, p if claim.primary else welch.p)
-        row["p (Holm)"] = round(p, 4)
-        row["seeds to resolve"] = math.nan
-        if row["state"] == "unresolved":
+        pairs = stats.paired(*stats.matched(own, other))
+        state = _lacking(claim, welch.n)
+        if not state:
+            state = verdict(claim, welch, own, other, p if claim.primary else welch.p)
+        needed = math.nan
+        if state == "unresolved":
             level = 0.05 / sum(other.primary for other in claims) if claim.primary else 0.05
-            row["seeds to resolve"] = stats.seeds_to_resolve(a, b, level, claim.margin)
-    return Table(rows)
+            needed = stats.seeds_to_resolve(own, other, level, claim.margin)
+        row = {
+            "claim": ("primary: " if claim.primary else "") + claim.text,
+            "in": words.get(claim.metric, claim.metric),
+            "dataset": words.get(claim.dataset, claim.dataset),
+            "state": state,
+            "n": f"{len(a)}, {len(b)} of {claim.runs}",
+            "A - B": gap,
+            "paired": difference(pairs, low=pairs.low, high=pairs.high, decimals=decimals).text(),
+            "r": round(pairs.correlation, 2),
+            "p (Holm)": round(p, 4),
+            "seeds to resolve": needed,
+        }
+        rows.append(row)
+    return Table(rows, caption)
+
+
+def _lacking(claim, counts) -> str:
+    """What is to be said of a claim with too few runs, '' if there are enough."""
+    if not max(counts):
+        return "not run"
+    few = f"too few runs ({counts[0]} and {counts[1]} of {claim.runs})"
+    return few if min(counts) < claim.runs else ""
 
 
 def _holm(found) -> list[float]:
     """p of the primary claims, corrected for their number; one without enough runs counts as p = 1
     and has none itself. NaN for the others.
     """
-    enough = [
-        claim.primary and min(welch.n) >= claim.runs and welch.p == welch.p
-        for claim, welch, _, _ in found
-    ]
-    p_values = [
-        (welch.p if whole else 1.0) if claim.primary else math.nan
-        for whole, (claim, welch, _, _) in zip(enough, found)
-    ]
-    return [p if whole else math.nan for whole, p in zip(enough, stats.holm(p_values))]
+    known, p_values = [], []
+    for claim, welch, _, _ in found:
+        known.append(claim.primary and min(welch.n) >= claim.runs and welch.p == welch.p)
+        unknown = 1.0 if claim.primary else math.nan
+        p_values.append(welch.p if known[-1] else unknown)
+    return [p if has else math.nan for has, p in zip(known, stats.holm(p_values))]

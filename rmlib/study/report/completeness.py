@@ -18,19 +18,17 @@ def missing(found: collection.Collection) -> list[str]:
         plan = read_plan(path)
         if plan is None:
             lines.append(
-                f"{path} is damaged: the same batch writes it anew; what is missing is told from"
-                " the other runs"
+                f"{path} is damaged: the same batch writes it anew; until then other runs tell"
+                " what is missing"
             )
             continue
-        planned |= {cell["run_id"] for cell in plan["cells"]}
+        planned |= {run["run_id"] for run in plan["cells"]}
         lines += _of_plan(found, plan, path.parent)
     rest = found.runs[~found.runs["run_id"].isin(planned)] if len(found.runs) else found.runs
     experiments = groups.experiments(rest) if len(rest) else []
     for group in experiments:
-        lines += [
-            f"{groups.title(group)}: {line}" if len(experiments) > 1 or planned else line
-            for line in _of_experiment(found, group)
-        ]
+        title = f"{groups.title(group)}: " if len(experiments) > 1 or planned else ""
+        lines += [title + line for line in _of_experiment(found, group)]
     return lines
 
 
@@ -38,12 +36,8 @@ def read_plan(path: Path) -> dict | None:
     """The content of a plan, or None if it cannot be used."""
     try:
         plan = json.loads(path.read_text())
-        return (
-            plan
-            if plan["schema_version"] == 1
-            and all(isinstance(cell["run_id"], str) and cell["label"] for cell in plan["cells"])
-            else None
-        )
+        whole = all(isinstance(run["run_id"], str) and run["label"] for run in plan["cells"])
+        return plan if whole and plan["schema_version"] == 1 else None
     except (*records.DAMAGE, OSError):
         return None
 
@@ -52,9 +46,9 @@ def _of_plan(found, plan, folder):
     """Runs without a record, each with its reason, and runs whose measurements did not come to
     their end.
     """
-    name, planned = plan.get("name", folder.name), plan["cells"]
+    name = plan.get("name", folder.name)
     lines, not_run, measured = [], [], []
-    for run in planned:
+    for run in plan["cells"]:
         run_id, label = run["run_id"], run["label"]
         if run_id not in found.records:
             reason = why(folder / run_id)
@@ -66,7 +60,7 @@ def _of_plan(found, plan, folder):
             lines.append(f"{name}: {label} diverged")
         elif run.get("robustness"):
             measured.append(run)
-    lines += _list(f"{name}: not run", not_run, len(planned))
+    lines += _list(f"{name}: not run", not_run, len(plan["cells"]))
     for kind in records.KINDS:
         lacking = [run["label"] for run in measured if not _to_the_end(found, kind, run["run_id"])]
         lines += _list(f"{name}: {kind}: missing", lacking, len(measured))
@@ -77,11 +71,11 @@ def _to_the_end(found, kind, run_id):
     """Whether a kind of measurement is there; maps are when the last of them is, see
     :func:`rmlib.study.runs.records.measured_to_the_end`.
     """
-    _, content = found.measured[kind].get(run_id, (None, None))
-    return content is not None and (
-        kind != "cam"
-        or any(row.settings.get("measure") == records.KEPT for row in content.measurements)
-    )
+    if run_id not in found.measured[kind]:
+        return False
+    _, content = found.measured[kind][run_id]
+    measures = [row.settings.get("measure") for row in content.measurements]
+    return kind != "cam" or records.KEPT in measures
 
 
 def _list(what, labels, total):
@@ -101,18 +95,16 @@ def why(folder: Path) -> str:
         pass
     except IndexError:
         return "status failed"
-    return (
-        "status unfinished: it goes on from its checkpoint"
-        if (folder / records.CHECKPOINT).exists()
-        else NOT_RUN
-    )
+    unfinished = (folder / records.CHECKPOINT).exists()
+    return "status unfinished: it goes on from its checkpoint" if unfinished else NOT_RUN
 
 
 def _of_experiment(found, group):
     """Seeds that some method of an experiment has and another lacks, and measurements that some
     runs with the same weight of the clean loss have.
     """
-    lines, labels = [], {}
+    lines: list[str] = []
+    labels: dict[str, str] = {}
     seeds = sorted(set(group["config.seed"]))
     for columns, runs in groups.methods(group):
         runs = runs.sort_values("config.seed")
@@ -128,9 +120,9 @@ def _of_experiment(found, group):
             lines.append(f"{label}: seed {seed} is missing ({reason})")
     done = group[group["status"] == "done"]
     for _, alike in done.groupby("config.clean_weight", sort=False):
-        own = [run_id for run_id in labels if run_id in set(alike["run_id"])]
+        counted = [run_id for run_id in labels if run_id in set(alike["run_id"])]
         for kind in records.KINDS:
-            lacking = [labels[run_id] for run_id in own if run_id not in found.measured[kind]]
+            lacking = [labels[run_id] for run_id in counted if run_id not in found.measured[kind]]
             if len(lacking) < len(alike):
                 lines += _list(f"{kind}: missing", lacking, len(alike))
     return lines
@@ -138,8 +130,6 @@ def _of_experiment(found, group):
 
 def _label(columns):
     """A method in words, by its columns in a table: 'Mixup, clean_weight=0'."""
-    words = [LABELS[columns["mixer"]]]
-    for name, value in columns.items():
-        if name != "mixer":
-            words.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
-    return ", ".join(words)
+    others = [(name, value) for name, value in columns.items() if name != "mixer"]
+    texts = [(name, f"{x:g}" if isinstance(x, float) else x) for name, x in others]
+    return ", ".join([LABELS[columns["mixer"]], *(f"{name}={text}" for name, text in texts)])

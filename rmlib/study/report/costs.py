@@ -3,7 +3,7 @@
 import pandas as pd
 
 from rmlib.study.report import groups
-from rmlib.study.report.values import Table, Value, average
+from rmlib.study.report.values import Table, Value, average, by_run
 
 CAPTION = (
     "hours of a GPU where the work was done on one, else hours of a process on a CPU, whatever its"
@@ -35,26 +35,21 @@ def costs(runs, measured: dict) -> Table:
     rows = []
     named = [(groups.title(group), group) for group in groups.experiments(runs)]
     for name, group in [*named, ("all", runs)]:
-        own = work[work["run_id"].isin(group["run_id"])]
-        for unit, done in own.groupby("unit", sort=True):
+        for unit, done in groups.of_runs(work, group).groupby("unit", sort=True):
             rows.append({"experiment": name} | _of_device(unit, done, name != "all"))
     return Table(rows, CAPTION)
 
 
 def _of_device(unit, done, with_speed) -> dict:
     """The columns of some work on one kind of device."""
-    sides = {
-        kind: done.groupby("run_id", sort=False)[kind].sum().to_dict()
-        for kind in KINDS
-        if kind in done
-    }
-    hours = {kind: done[kind].sum() if kind in done else 0.0 for kind in KINDS}
+    sides = {kind: done.groupby("run_id", sort=False)[kind].sum().to_dict() for kind in KINDS}
+    hours = {kind: done[kind].sum() for kind in KINDS}
     fast = done.dropna(subset="images_per_second") if with_speed else done.iloc[:0]
     return {
         "runs": int(done["training"].notna().sum()),
         **{kind: round(hours[kind], 2) for kind in KINDS},
         "sum": Value(round(sum(hours.values()), 2), sides, "sum"),
         "unit": unit,
-        "images_per_second": average(zip(fast["run_id"], fast["images_per_second"])),
+        "images_per_second": average(by_run(fast, "images_per_second")),
         "hardware": groups.hardware(done),
     }

@@ -17,7 +17,7 @@ from rmlib.study.report import report
 from rmlib.study.report.again import code_text, device_text, run_name, run_text
 from rmlib.study.report.places import places, select, showing
 from rmlib.study.report.stats import mean_std
-from rmlib.study.report.values import HEADS, Value, spread
+from rmlib.study.report.values import Value, spread
 from rmlib.study.runs import collection
 
 # notebook that measures a kind
@@ -48,13 +48,11 @@ def explain(words: list[str], column: str | None = None, everything: bool = Fals
     folder = records_folder(words)
     found = collection.gather(folder)
     words = words[1:] if Path(words[0]).is_dir() else words
-    text = _explain(found, list(words), column, everything)
-    if not found.problems:
-        return text
-    return (
-        f"{text}\n\nleft out as damaged or foreign: {len(found.problems)} of the files (rmlib"
-        f" report {folder} names them)"
-    )
+    text = _explain(found, words, column, everything)
+    if found.problems:
+        text += f"\n\nleft out as damaged or foreign: {len(found.problems)} of the files"
+        text += f" (rmlib report {folder} names them)"
+    return text
 
 
 def _explain(found, words, column, everything):
@@ -70,15 +68,10 @@ def _explain(found, words, column, everything):
         return run_text(found, ids[0], everything) + "\n" + _stands_in(tables, ids[0])
     chosen = _chosen(found, tables, words, column)
     if len(chosen) > SHOWN and len({(place.kind, place.number, place.row) for place in chosen}) > 1:
-        return "\n".join(
-            [
-                f"{len(chosen)} values; name one of them by more words, or by --column:",
-                *(f"  {place.where}: {place.text}" for place in chosen),
-            ]
-        )
-    runs = dict.fromkeys(
-        run_id for place in chosen for value in place.values.values() for run_id in value.runs
-    )
+        lines = [f"{len(chosen)} values; name one of them by more words, or by --column:"]
+        return "\n".join([*lines, *(f"  {place.where}: {place.text}" for place in chosen)])
+    values = [value for place in chosen for value in place.values.values()]
+    runs = dict.fromkeys(run_id for value in values for run_id in value.runs)
     told = [place_text(found, place) for place in chosen]
     return "\n\n".join([*told, *(run_text(found, run_id, everything) for run_id in runs)])
 
@@ -122,7 +115,8 @@ def place_text(found, place) -> str:
     values = place.values
     if not any(value.runs for value in values.values()):
         missing = [value.missing for value in values.values() if value.missing]
-        return "\n".join([*lines, f"  {(missing or ['nothing was measured for this value'])[0]}"])
+        missing.append("nothing was measured for this value")
+        return "\n".join([*lines, f"  {missing[0]}"])
     if place.name not in values:
         lines.append("  made of what its whole row is made of:")
     for name, value in values.items():
@@ -143,22 +137,19 @@ def _value(found, name, value, with_name):
         if side:
             mean, std = mean_std(list(numbers.values()))
             lines.append(f"  {side}: {spread(mean, std, 4)}, n = {len(numbers)}")
-        by_seed = sorted(numbers, key=lambda run_id: found.records[run_id].config["seed"])
-        lines += [
-            f"    {numbers[run_id]:<12.8g} {run_name(found, run_id)}  run {run_id}"
-            for run_id in by_seed
-        ]
+        for run_id in sorted(numbers, key=lambda run_id: found.records[run_id].config["seed"]):
+            lines.append(f"    {numbers[run_id]:<12.8g} {run_name(found, run_id)}  run {run_id}")
     again = value.again()
     if again == again and value.runs:
-        lines.append(f"  recomputed: {_recomputed(name, value, again)}")
+        lines.append(f"  recomputed: {_recomputed(value, again)}")
     return lines
 
 
-def _recomputed(name, value, again):
+def _recomputed(value, again):
     """The value made again from the numbers listed, and whether it is the one in the table."""
     if value.how == "mean":
         _, std = mean_std(list(value.sides[""].values()))
-        text = spread(again, std, max(4, HEADS.get(name, (name, 1))[1]))
+        text = spread(again, std, 4)
     else:
         text = f"{again:+.4f}" if value.how == "difference" else f"{again:.2f}"
     if abs(value.mean - again) <= 1e-9 * max(1, abs(value.mean)):
@@ -170,7 +161,7 @@ def _measurements(found, value: Value):
     """The stored measurements behind a value: settings once, and the file of each run."""
     lines = []
     for kind, wanted in value.measured.items():
-        known = {}
+        known: dict = {}
         for run_id in value.runs:
             path, content = found.measured[kind].get(run_id, (None, None))
             for each in content.measurements if content else ():
@@ -197,22 +188,17 @@ def _notebooks(found, kind, run_ids):
         if (folder / name).exists():
             lines.append(f"  executed notebook: {folder / name}")
         else:
-            lines.append(
-                f"  measured by notebook {NOTEBOOK[kind]} with save=True (no executed copy in"
-                f" {folder})"
-            )
+            text = f"measured by notebook {NOTEBOOK[kind]} with save=True"
+            lines.append(f"  {text} (no executed copy in {folder})")
     return lines
 
 
 def _stands_in(tables, run_id):
     """The values that a run stands behind, a line for each row."""
-    rows = {}
+    rows: dict = {}
     for kind, several in tables.items():
         for place in places(kind, several):
             if isinstance(place.entry, Value) and run_id in place.entry.runs:
                 rows.setdefault((kind, place.number, place.row), []).append(place)
-    lines = [
-        f"    {own[0].where.rsplit(' | ', 1)[0]}: {', '.join(place.head for place in own)}"
-        for own in rows.values()
-    ]
+    lines = [f"    {own[0].of_row}: {', '.join(x.head for x in own)}" for own in rows.values()]
     return "\n".join(["  stands behind:", *lines]) if lines else "  stands behind no value"

@@ -7,8 +7,8 @@ from scipy.interpolate import PchipInterpolator
 
 
 def _between(sizes, values):
-    """A monotone curve through points, over log(1 + size), where accuracy under attack bends least:
-    a function of sizes.
+    """A monotone curve through points, a function of sizes; over log(1 + size), where accuracy
+    under attack bends least.
     """
     curve = PchipInterpolator(np.log1p(sizes), values)
     return lambda at: curve(np.log1p(at))
@@ -46,17 +46,16 @@ def fit_size(
     """
     sizes, random = np.asarray(sizes, dtype=float), np.random.default_rng(seed)
     grid = np.expm1(np.linspace(np.log1p(sizes[0]), np.log1p(sizes[-1]), 1001))
-    ours = np.array([_between(sizes, np.mean(runs, 0))(grid) for runs in curves])  # (values, grid)
+    # (values, grid)
+    ours = np.array([_between(sizes, np.mean(runs, 0))(grid) for runs in curves])
     spread = np.array([_between(sizes, np.std(runs, 0, ddof=1))(grid) for runs in curves])
-    count, (means, stds, theirs) = (
-        np.array([len(runs) for runs in curves])[:, None],
-        np.array(reported, dtype=float).T[..., None],
-    )
+    count = np.array([len(runs) for runs in curves])[:, None]
+    means, stds, theirs = np.array(reported, dtype=float).T[..., None]
 
     def misfit(curve, spread, means, stds):
-        return ((curve - means) ** 2 / np.maximum(spread**2 / count + stds**2 / theirs, 1e-12)).sum(
-            -2
-        )  # (..., grid)
+        """(..., values, grid) -> (..., grid)."""
+        variance = np.maximum(spread**2 / count + stds**2 / theirs, 1e-12)
+        return ((curve - means) ** 2 / variance).sum(-2)
 
     observed = misfit(ours, spread, means, stds)
     best = int(observed.argmin())
@@ -73,12 +72,11 @@ def fit_size(
 
     found, least = [], []
     for block in np.array_split(np.arange(draws), 20):
-        least.append(
-            simulate(lambda n, shape: random.standard_normal(shape), block).min(1)
-        )  # p: the spreads taken as true
-        found.append(
-            grid[simulate(lambda n, shape: random.standard_t(n - 1, shape), block).argmin(1)]
-        )  # interval: as uncertain as they are
+        # p: the spreads taken as true
+        least.append(simulate(lambda n, shape: random.standard_normal(shape), block).min(1))
+        # interval: as uncertain as they are
+        best_again = simulate(lambda n, shape: random.standard_t(n - 1, shape), block).argmin(1)
+        found.append(grid[best_again])
     low, high = np.percentile(np.concatenate(found), (2.5, 97.5))
     p = (1 + (np.concatenate(least) >= observed[best]).sum()) / (1 + draws)
     return float(grid[best]), float(low), float(high), float(p)

@@ -1,7 +1,5 @@
 """The runs of a report in groups that may be compared, and what each has in common."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from rmlib import UserError
@@ -15,20 +13,20 @@ DEFAULTS = TrainParams().config
 TOLD = ("mixer", "seed", "train_images", "test_images", "eval_every")
 
 
-def runs_below(root: Path):
+def runs_below(root) -> pd.DataFrame:
     """All runs below a folder, or of a :class:`rmlib.study.runs.collection.Collection`, as a table
     (see :func:`rmlib.study.runs.collection.collect`).
 
     Raises:
         UserError: there is no record.
     """
-    runs = collection.collect(root)
-    if runs.empty:
+    found = collection.opened(root)
+    if found.runs.empty:
         raise UserError(
-            f"there is no record under {Path(getattr(root, 'folder', root)).resolve()}: run a batch"
-            " first, e.g. rmlib batch notebooks/batches/quick.yaml"
+            f"there is no record under {found.folder.resolve()}: run a batch first, e.g."
+            " rmlib batch notebooks/batches/quick.yaml"
         )
-    return runs
+    return found.runs
 
 
 def experiments(runs) -> list:
@@ -64,13 +62,11 @@ def methods(group, repeated: bool = False) -> list:
         texts = [str(first[name]) for name in config]
         return bool(first["config.average"]), -first["config.clean_weight"], place, texts
 
-    return [
-        (
-            {name: runs[f"config.{name}"].iloc[0] for name in ("mixer", *varying)},
-            runs if repeated else _latest(runs),
-        )
-        for runs in sorted(equal(group, config), key=order)
-    ]
+    found = []
+    for runs in sorted(equal(group, config), key=order):
+        columns = {name: runs[f"config.{name}"].iloc[0] for name in ("mixer", *varying)}
+        found.append((columns, runs if repeated else _latest(runs)))
+    return found
 
 
 def _latest(runs):
@@ -78,9 +74,8 @@ def _latest(runs):
     same = ["config.seed", "config.precision"]
     if not runs.duplicated(same).any():
         return runs
-    return (
-        runs.sort_values("finished", kind="stable").drop_duplicates(same, keep="last").sort_index()
-    )
+    latest = runs.sort_values("finished", kind="stable").drop_duplicates(same, keep="last")
+    return latest.sort_index()
 
 
 def one_sample(group, measured):
@@ -88,16 +83,15 @@ def one_sample(group, measured):
     equal ones the latest; so a network counts once. For attacks one sample for each of them. None
     if there is none.
     """
-    if not len(measured):
-        return None
-    own = measured[measured["run_id"].isin(group["run_id"])].sort_values(["images", "finished"])
+    own = of_runs(measured, group)
     if not len(own):
         return None
-    identity = ("images", "image_seed", "checksum", "batch_size", "maps", "k")
-    identity = [name for name in identity if name in own]
+    own = own.sort_values(["images", "finished"])
+    identity = {"images", "image_seed", "checksum", "batch_size", "maps", "k"}
+    names = [name for name in own if name in identity]
 
     def largest(rows):
-        texts = rows[identity].map(str)
+        texts = rows[names].map(str)
         return rows[(texts == texts.iloc[-1]).all(axis=1)]
 
     if "attack" not in own:
@@ -105,15 +99,20 @@ def one_sample(group, measured):
     return pd.concat([largest(rows) for _, rows in own.groupby("attack", sort=False)])
 
 
+def of_runs(measured, runs) -> pd.DataFrame:
+    """The measurements of some runs, in their order."""
+    return measured[measured["run_id"].isin(runs["run_id"])] if len(measured) else measured
+
+
 def title(group) -> str:
     """'cifar10, width 8, 10 epochs, 5000 training images, bfloat16': an experiment in a few words;
     trained in float32 if it says nothing.
     """
     first = group.iloc[0]
+    precision = ", bfloat16" if first["config.precision"] == "bf16" else ""
     return (
         f"{first['config.dataset']}, width {first['config.width']}, {first['config.epochs']}"
-        f" epochs, {first['data.train_images']} training images"
-        + (", bfloat16" if first["config.precision"] == "bf16" else "")
+        f" epochs, {first['data.train_images']} training images{precision}"
     )
 
 
@@ -126,14 +125,10 @@ def caption(group) -> str:
     }
     first = ("dataset", "width", "epochs", "batch_size", "schedule", "lr")
     words = [f"{name} {config[name]}" for name in first if name in config]
-    words += [
-        f"{name} {value}"
-        for name, value in config.items()
-        if name not in (*first, *TOLD)
-        and value is not None
-        and value == value
-        and value != DEFAULTS.get(name)
-    ]
+    for name, value in config.items():
+        known = value is not None and value == value
+        if known and name not in (*first, *TOLD) and value != DEFAULTS.get(name):
+            words.append(f"{name} {value}")
     minutes = (group["seconds"] / group["together"]).sum() / 60
     return (
         f"{', '.join(words)}; {_all(group, 'data.train_images')} training and"

@@ -12,7 +12,7 @@ import numpy as np
 from rmlib.packed import unpack_values
 from rmlib.study.names import LABELS, MAPS, METHOD, method_name
 from rmlib.study.report import groups, stats
-from rmlib.study.report.values import CONTROL, Table, average, difference, span
+from rmlib.study.report.values import CONTROL, Table, Value, average, difference, span
 
 NAMES = {
     "energy_inside": "energy inside the object (%)",
@@ -56,19 +56,21 @@ def results_of(group, cams, measure: str) -> dict | None:
     cams = groups.one_sample(group, cams[cams["measure"] == measure] if len(cams) else cams)
     if cams is None:
         return None
-    results = {
-        run["run_id"]: {name: entry for name, entry in run.items() if entry == entry}
-        for run in cams.to_dict("records")
-    }
+    results = {}
+    for run in cams.to_dict("records"):
+        results[run["run_id"]] = {name: entry for name, entry in run.items() if entry == entry}
     found = {}
     for _, runs in groups.methods(group):
         own = runs[runs["run_id"].isin(results)].sort_values("config.seed")
         if len(own):
             label = method_name({name: own[f"config.{name}"].iloc[0] for name in METHOD})
-            found[label] = {
-                seed: results[run_id] for seed, run_id in zip(own["config.seed"], own["run_id"])
-            }
+            found[label] = dict(zip(own["config.seed"], own["run_id"].map(results.get)))
     return found
+
+
+def _in(results, key, part):
+    """One part of what every network of a method was found to look at."""
+    return [result["found"][key][part] for result in results.values()]
 
 
 def _one(found):
@@ -88,38 +90,27 @@ def values(results: dict, key: str, name: str, kind: str = "values") -> np.ndarr
     """A measure of single images, (networks, images), from the results of a method's networks; of
     its control with kind="control_values".
     """
-    return np.stack(
-        [unpack_values(result["found"][key][kind][name]) for result in results.values()]
-    )
+    return np.stack([unpack_values(each[name]) for each in _in(results, key, kind)])
 
 
-def better(results: dict, key: str, name: str) -> bool:
-    """Whether a method's maps score better than those of other images, paired by image and network,
-    beyond the 95 % interval over both.
-    """
-    gain = stats.crossed(values(results, key, name) - values(results, key, name, "control_values"))
-    return gain.high < 0 if name in LOWER else gain.low > 0
+def beyond_control(results: dict, key: str, name: str) -> np.ndarray:
+    """A measure of single images minus the same measure of the maps of other images."""
+    return values(results, key, name) - values(results, key, name, "control_values")
 
 
-def score(results: dict, key: str, name: str):
+def score(results: dict, key: str, name: str) -> Value:
     """A measure of one map of a method: the mean over its networks and its spread, the 95 %
     interval over networks and images (see :func:`rmlib.study.report.stats.crossed`), and the
-    control's mean, where there is one.
+    control's mean, where there is one, with whether the maps beat it beyond such an interval.
     """
     interval = stats.crossed(values(results, key, name))
-    control, beats = None, None
-    entries = [result["found"][key] for result in results.values()]
-    if name in entries[0]["control"]:
-        control = float(np.mean([entry["control"][name] for entry in entries]))
-        beats = better(results, key, name)
-    return average(
-        of_runs(results, lambda result: result["found"][key]["mean"][name]),
-        low=interval.low,
-        high=interval.high,
-        control=control,
-        better=beats,
-        measured=_measured(results),
-    )
+    beside = {"low": interval.low, "high": interval.high, "measured": _measured(results)}
+    controls = _in(results, key, "control")
+    if name in controls[0]:
+        gain = stats.crossed(beyond_control(results, key, name))
+        beside["control"] = float(np.mean([control[name] for control in controls]))
+        beside["better"] = gain.high < 0 if name in LOWER else gain.low > 0
+    return average(of_runs(results, lambda each: each["found"][key]["mean"][name]), **beside)
 
 
 def _measured(results):
@@ -133,12 +124,8 @@ def table(found: dict) -> Table:
     rows = []
     for key, entry in _one(found).items():
         for name in entry["mean"]:
-            row = {
-                "map": title(key),
-                "measure": NAMES[name],
-                "n": _counts(found),
-                "images": len(values(next(iter(found.values())), key, name)[0]),
-            }
+            images = len(values(next(iter(found.values())), key, name)[0])
+            row = {"map": title(key), "measure": NAMES[name], "n": _counts(found), "images": images}
             rows.append(row | {label: score(own, key, name) for label, own in found.items()})
     return Table(rows)
 
@@ -155,41 +142,37 @@ def _counts(found):
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
+def _drawn(found, make, name) -> dict:
+    """(mixer, name of the method) -> what is drawn of its results."""
+    return {(mixer_of(label), label): make(results, name) for label, results in found.items()}
+
+
 def panels(found: dict, names) -> list:
     """For :func:`rmlib.study.figures.measures`: a panel for each of the measures that were made,
     for the first map, with every method's control.
     """
     key, entry = next(iter(_one(found).items()))
-    drawn = []
-    for name in [name for name in names if name in entry["mean"]]:
-        methods = {}
-        for label, results in found.items():
-            own = score(results, key, name)
-            control = math.nan if own.control is None else own.control
-            means = list(own.sides[""].values())
-            methods[mixer_of(label), label] = means, own.low, own.high, control
-        drawn.append((NAMES[name], methods))
-    return drawn
 
+    def dots(results, name):
+        own = score(results, key, name)
+        control = math.nan if own.control is None else own.control
+        return list(own.sides[""].values()), own.low, own.high, control
 
-def _in(results, key, part):
-    """One part of what every network of a method was found to look at."""
-    return [result["found"][key][part] for result in results.values()]
+    return [(NAMES[name], _drawn(found, dots, name)) for name in names if name in entry["mean"]]
 
 
 def stages(found: dict) -> tuple[list, list[str]]:
     """For :func:`rmlib.study.figures.lines`: a panel for each map of the sanity check, from the
     trained network (100) to one shuffled throughout; and the stages in words.
     """
-    first, drawn = _one(found), []
-    for key in first:
-        methods = {}
-        for label, results in found.items():
-            own = _in(results, key, "stages")
-            means = [_mean(each[stage] for each in own) for stage in first[key]["stages"]]
-            methods[mixer_of(label), label] = [100.0, *means]
-        drawn.append((title(key), _control(found, key), methods))
-    names = next(iter(first.values()))["stages"]
+    maps = _one(found)
+    names = next(iter(maps.values()))["stages"]
+
+    def line(results, key):
+        own = _in(results, key, "stages")
+        return [100.0, *(_mean(each[stage] for each in own) for stage in maps[key]["stages"])]
+
+    drawn = [(title(key), _control(found, key), _drawn(found, line, key)) for key in maps]
     return drawn, ["nothing", *(STAGES.get(stage, stage) for stage in names)]
 
 
@@ -198,14 +181,11 @@ def removal(found: dict) -> list:
     mean over images and networks.
     """
     key = next(iter(_one(found)))
-    drawn = []
-    for name in ("deletion", "insertion"):
-        methods = {}
-        for label, results in found.items():
-            curves = [curves[name] for curves in _in(results, key, "curves")]
-            methods[mixer_of(label), label] = np.mean(curves, axis=0)
-        drawn.append((name, None, methods))
-    return drawn
+
+    def mean(results, name):
+        return np.mean([curves[name] for curves in _in(results, key, "curves")], axis=0)
+
+    return [(name, None, _drawn(found, mean, name)) for name in ("deletion", "insertion")]
 
 
 def mixer_of(label: str) -> str:
@@ -231,11 +211,8 @@ def sanity(found: dict) -> Table:
     for key, entry in _one(found).items():
         control = _control(found, key)
         for number, stage in enumerate(entry["stages"]):
-            row = {
-                "map": title(key),
-                "shuffled": f"{'and ' if number else ''}{STAGES.get(stage, stage)}",
-                "n": _counts(found),
-            }
+            shuffled = ("and " if number else "") + STAGES.get(stage, stage)
+            row = {"map": title(key), "shuffled": shuffled, "n": _counts(found)}
             left = []
             for label, results in found.items():
                 own = of_runs(results, lambda result: result["found"][key]["stages"][stage])
@@ -261,31 +238,29 @@ def differences(several: list[dict]) -> Table | None:
         key, entry = next(iter(_one(found).items()))
         pairs = [
             (own, label)
-            for own in found
-            for label in found
+            for own, label in itertools.product(found, found)
             if mixer_of(own) == "region_mixup" != mixer_of(label) and _loss(own) == _loss(label)
         ]
         names = [name for name in COMPARED if name in entry["mean"]]
         for name, pair in itertools.product(names, pairs):
-            if set(found[pair[0]]) & set(found[pair[1]]):
-                rows.append(_difference(found, key, name, pair))
+            seeds = sorted(set(found[pair[0]]) & set(found[pair[1]]))
+            if seeds:
+                rows.append(_difference(found, key, name, pair, seeds))
     for row, p in zip(rows, stats.holm([row["p (Holm)"] for row in rows])):
         row["p (Holm)"] = f"{p:.3f}" if p == p else "–"
         row["state"] = stats.state(p) if row["n"] > 1 else "one network each"
     return Table(rows) if rows else None
 
 
-def _difference(found, key, name, pair) -> dict:
-    """The columns of one method minus another in one measure."""
-    seeds = sorted(set(found[pair[0]]) & set(found[pair[1]]))
+def _difference(found, key, name, pair, seeds) -> dict:
+    """The columns of one method minus another in one measure, over the seeds of both."""
+    measure = beyond_control if name in BEYOND else values
     scores, sides = [], []
     for label in pair:
         own = {seed: found[label][seed] for seed in seeds}
-        of_images = values(own, key, name)
-        if name in BEYOND:
-            of_images = of_images - values(own, key, name, "control_values")
-        run_ids = (result.get("run_id", seed) for seed, result in own.items())
+        of_images = measure(own, key, name)
         scores.append(of_images)
+        run_ids = (result.get("run_id", seed) for seed, result in own.items())
         sides.append((label, dict(zip(run_ids, of_images.mean(1).tolist()))))
     d = stats.crossed(scores[0] - scores[1])
     return {
@@ -315,9 +290,9 @@ def eps_table(found: dict) -> Table | None:
     for label, results in found.items():
         own = {seed: result for seed, result in results.items() if "correlation" in result}
         if own:
-            columns = {
-                head: average(of_runs(own, lambda result: result[name]), measured=_measured(own))
-                for name, head in GUARD.items()
-            }
-            rows.append({"method": label, "n": len(own)} | columns)
+            row = {"method": label, "n": len(own)}
+            for name, head in GUARD.items():
+                numbers = of_runs(own, lambda result: result[name])
+                row[head] = average(numbers, measured=_measured(own))
+            rows.append(row)
     return Table(rows) if rows else None

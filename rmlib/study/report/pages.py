@@ -2,6 +2,7 @@
 network nor JavaScript.
 """
 
+import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,7 @@ deviation stand beside each, what was run on which hardware above each table. Th
 """)
 
 
-def build(
-    root: Path, folder: Path, tables: dict | None = None, missing: list[str] | None = None
-) -> Path:
+def build(root, folder: Path, tables: dict | None = None, missing: list[str] | None = None) -> Path:
     """Write the site of everything below ``root`` (a folder, or a
     :class:`rmlib.study.runs.collection.Collection` of it) into ``folder``; returns the index page.
     ``tables`` and ``missing``: of :func:`rmlib.study.report.report.tables` and
@@ -93,7 +92,7 @@ def build(
         UserError: there is no record below root, or the folder cannot be written.
     """
     found = collection.gather(root)
-    root, folder, runs = found.folder, Path(folder), groups.runs_below(found)
+    root, runs = found.folder, groups.runs_below(found)
     tables = report.tables(found) if tables is None else tables
     report.write_tables(tables, found, folder / "tables")
     # no machine path where it can be helped
@@ -151,37 +150,28 @@ def _books(root, problems):
         except (*records.DAMAGE, OSError, nbformat.ValidationError):
             # its process was killed while it was written, or it is no notebook
             problems.append(
-                f"{inside} is damaged: it has no page; its record, if there is one, counts all the"
-                " same"
+                f"{inside} is damaged: it has no page; its record, if any, counts all the same"
             )
     return books
 
 
 def _tables(tables):
     """All tables in Markdown, under their headings."""
-    return "\n".join(
-        f"## {heading}\n\n"
-        + "\n".join(f"{table.caption}:\n\n{table.markdown()}" for table in tables[kind])
-        for kind, heading in report.HEADINGS.items()
-        if tables[kind]
-    )
+    parts = []
+    for kind, heading in report.HEADINGS.items():
+        texts = [f"{table.caption}:\n\n{table.markdown()}" for table in tables[kind]]
+        parts += [f"## {heading}\n\n" + "\n".join(texts)] if texts else []
+    return "\n".join(parts)
 
 
 def notebook_html(notebook) -> str:
     """The body of a notebook's page: Markdown with MathML, code, outputs with their figures."""
-    notebook = notebook.copy()
-    notebook.cells = [
-        (
-            nbformat.from_dict({**cell, "source": _with_mathml(cell.source)})
-            if cell.cell_type == "markdown"
-            else cell
-        )
-        for cell in notebook.cells
-    ]
-    exporter = HTMLExporter(
-        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
-    )
-    return exporter.from_notebook_node(notebook)[0]
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _with_mathml(cell.source)
+    prompts = {"exclude_input_prompt": True, "exclude_output_prompt": True}
+    return HTMLExporter(template_name="basic", **prompts).from_notebook_node(notebook)[0]
 
 
 def _with_mathml(text):
@@ -196,21 +186,13 @@ def _with_mathml(text):
             return f'<div class="formula">{convert(match["block"], display="block")}</div>'
         return convert(match["inline"])
 
-    return re.sub(
-        r"(?P<code>`[^`]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$",
-        formula,
-        text,
-        flags=re.DOTALL,
-    )
+    pattern = r"(?P<code>`[^`]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"
+    return re.sub(pattern, formula, text, flags=re.DOTALL)
 
 
 def _page(title, links, body):
-    return PAGE.render(
-        title=title,
-        links=links,
-        body=body,
-        pygments=HtmlFormatter(style="default").get_style_defs(".highlight"),
-    )
+    style = HtmlFormatter(style="default").get_style_defs(".highlight")
+    return PAGE.render(title=title, links=links, body=body, pygments=style)
 
 
 def _title(path, notebook):
@@ -229,11 +211,8 @@ def _runs(runs, pages):
     """Headings and rows (page or None, values) of the table of single runs. ``pages``: run_id ->
     page of its notebook.
     """
-    varying = [
-        name
-        for name in ("dataset", "width", "epochs", *METHOD[1:])
-        if runs[f"config.{name}"].map(str).nunique() > 1
-    ]
+    names = ("dataset", "width", "epochs", *METHOD[1:])
+    varying = [name for name in names if runs[f"config.{name}"].map(str).nunique() > 1]
     rows = []
     for group in groups.experiments(runs):
         for _, method in groups.methods(group, repeated=True):

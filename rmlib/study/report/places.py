@@ -2,26 +2,17 @@
 by a number that it shows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rmlib import UserError
 from rmlib.params import nearest
 from rmlib.study.names import METHOD
-from rmlib.study.report.values import HEADS, Table, Value
+from rmlib.study.report.values import Table, Value, decimals_of, heading
 
 # columns that name a row by their text alone, and with their name
-NAMING = (
-    "mixer",
-    "method",
-    "map",
-    "measure",
-    "difference",
-    "two networks",
-    "claim",
-    "dataset",
-    "experiment",
-)
-KEYS = (*NAMING, *METHOD, "clean loss", "shuffled", "eps", "in", "attack")
+NAMING = {"mixer", "method", "map", "measure", "difference", "two networks", "claim"}
+NAMING |= {"dataset", "experiment"}
+KEYS = NAMING | {*METHOD, "clean loss", "shuffled", "eps", "in", "attack"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +45,7 @@ class Place:
     @property
     def head(self) -> str:
         """The heading of its column."""
-        return HEADS.get(self.name, (self.name, 1))[0]
+        return heading(self.name)
 
     @property
     def is_key(self) -> bool:
@@ -62,24 +53,23 @@ class Place:
         return self.name in KEYS and not isinstance(self.entry, Value)
 
     @property
-    def keys(self) -> str:
-        """What names the row."""
-        words = []
-        for name in self.table.names():
-            place = Place(self.kind, self.number, self.table, self.row, name)
-            if place.is_key:
-                words.append(place.text if name in NAMING else f"{name} {place.text}")
-        return ", ".join(words)
-
-    @property
-    def where(self) -> str:
-        """'table accuracy, shapes, width 8 | Mixup, clean_weight 1 | accuracy (%)'."""
+    def of_row(self) -> str:
+        """'table accuracy, shapes, width 8 | Mixup, clean_weight 1': its table, and what names its
+        row.
+        """
         of = ""
         if self.kind not in ("claims", "eps", "costs", "small"):
             of = ", " + self.table.caption.split(";")[0].split(" (the paper")[0]
-        return f"table {self.kind}{of} | {self.keys} | {self.head}"
+        keys = [x for x in (replace(self, name=name) for name in self.table.names()) if x.is_key]
+        words = [x.text if x.name in NAMING else f"{x.name} {x.text}" for x in keys]
+        return f"table {self.kind}{of} | {', '.join(words)}"
 
-    def names_it(self, word: str) -> bool:
+    @property
+    def where(self) -> str:
+        """Its row and its heading."""
+        return f"{self.of_row} | {self.head}"
+
+    def is_called(self, word: str) -> bool:
         """Whether a word (lower case) is this entry, alone or as column=entry."""
         text = self.text.lower()
         return word in (text, f"{self.name}={text}".lower(), f"{self.head}={text}".lower())
@@ -103,27 +93,19 @@ def select(kind: str, several: list[Table], words: list[str], column: str | None
     heads = {text.lower() for place in found for text in (place.head, place.name)}
     columns = [column.lower()] if column else []
     for word in map(str.lower, words):
-        rows = _rows(place for place in found if place.names_it(word))
+        rows = _rows(place for place in found if place.is_called(word))
         if not rows and word in heads:
             columns.append(word)
             continue
-        rows = rows or _rows(
-            place
-            for place in found
-            if word in place.text.lower() or word in place.table.caption.lower()
-        )
+        rows = rows or _rows(x for x in found if word in f"{x.text}\n{x.table.caption}".lower())
         if not rows:
             known = [place.text for place in found if place.is_key]
-            known += [place.head for place in found]
-            raise UserError(
-                f"table {kind}: no row has {word!r}: {nearest(word, list(dict.fromkeys(known)))}"
-            )
+            known = list(dict.fromkeys(known + [place.head for place in found]))
+            raise UserError(f"table {kind}: no row has {word!r}: {nearest(word, known)}")
         found = [place for place in found if (place.number, place.row) in rows]
     for name in columns:
         found = _of_column(kind, found, name)
-    if columns:
-        return found
-    return _values_of_rows(found)
+    return found if columns else _values_of_rows(found)
 
 
 def _rows(found):
@@ -143,7 +125,8 @@ def _of_column(kind, found, name):
 def _values_of_rows(found):
     """The values among some entries; of a row without one its first entry that is no key."""
     values = [place for place in found if isinstance(place.entry, Value)]
-    rows, others = _rows(values), {}
+    rows = _rows(values)
+    others: dict = {}
     for place in found:
         if not place.is_key and (place.number, place.row) not in rows:
             others.setdefault((place.number, place.row), place)
@@ -157,19 +140,16 @@ def showing(number: str, found: list[Place], folder) -> list[Place]:
         UserError: none; names the nearest number.
     """
     wanted = number.replace("%", "").replace("−", "-").strip().lstrip("+")
-    shown = {}
+    shown = []
     for place in found:
         if isinstance(place.entry, Value):
-            numbers = place.entry.numbers(HEADS.get(place.name, (None, 1))[1])
-            shown[place] = [text.lstrip("+") for text in numbers]
-    hits = [place for place, numbers in shown.items() if wanted in numbers]
+            numbers = place.entry.numbers(decimals_of(place.name))
+            shown += [(text.lstrip("+"), place) for text in numbers]
+    hits = [place for text, place in shown if text == wanted]
     if hits:
-        return hits
+        return list(dict.fromkeys(hits))
     try:
-        near, place = min(
-            ((text, place) for place, numbers in shown.items() for text in numbers),
-            key=lambda pair: abs(float(pair[0]) - float(wanted)),
-        )
+        near, place = min(shown, key=lambda pair: abs(float(pair[0]) - float(wanted)))
     except ValueError:
         kinds = ", ".join(dict.fromkeys(place.kind for place in found))
         raise UserError(

@@ -1,6 +1,7 @@
 """The report: every table of what was run, from records and from nothing else."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,6 @@ BETTER = (
     f" parentheses the same measure with {CONTROL}, explained for another class, and a star"
     " where the map does better than that, paired by image and network, beyond such an interval"
 )
-# measures of cam.json that the table of differences compares
-LOOKS = ("localization", "faithfulness")
 
 
 @dataclass(frozen=True)
@@ -47,25 +46,10 @@ class Measured:
     """A table that is made for each experiment from measurements on its networks."""
 
     note: str  # what its numbers are
-    make: object  # (group, measurements of each source) -> Table or None
-    sources: tuple[str, ...]  # kinds of measurement
+    make: Callable  # (group, measurements of each source), or (maps of each measure) -> Table, None
+    sources: tuple[str, ...] = ("cam",)  # kinds of measurement
     measures: tuple[str, ...] = ()  # of the maps
     spread: str = SPREAD
-
-
-def _of_maps(measure, make, note):
-    """A table that is made from one measure of the maps."""
-
-    def table(group, cams):
-        found = looks.results_of(group, cams, measure)
-        return found and make(found)
-
-    return Measured(note, table, ("cam",), (measure,))
-
-
-def _look_differences(group, cams):
-    found = [looks.results_of(group, cams, measure) for measure in LOOKS]
-    return looks.differences([each for each in found if each])
 
 
 MEASURED = {
@@ -88,50 +72,49 @@ MEASURED = {
         attacked.corrupted,
         ("corruptions",),
     ),
-    "localization": _of_maps(
-        "localization",
-        looks.table,
+    "localization": Measured(
         f"maps of the true class; {BETTER}; extent: the image's share above half of the map's"
         " maximum; trace of the grid: asymmetry between the quarters of a window around the"
         " middle (k = 2) minus that within the tiles, on the cells of the layer; an empty map"
         " (no evidence for the class) has no extent, and elsewhere counts as a flat one",
-    ),
-    "faithfulness": _of_maps(
-        "faithfulness",
         looks.table,
+        measures=("localization",),
+    ),
+    "faithfulness": Measured(
         f"maps of the predicted class; {BETTER}; Average Drop and deletion: less is more"
         " faithful; the others: more is; deletion and insertion: area under the curve of the"
         " probability in percent of that on the whole image; ROAD combined, in points of"
         " probability, over 20, 40, 60 and 80 % of the pixels",
+        looks.table,
+        measures=("faithfulness",),
     ),
-    "sanity": _of_maps(
-        "sanity",
-        looks.sanity,
+    "sanity": Measured(
         "rank correlation in hundredths of the maps of the true class with those of the"
         " network with shuffled weights, from the head down; a map that comes from what was"
         f" learned falls to that with {CONTROL} or below; left out: pairs per network in"
         " which a map is empty",
+        looks.sanity,
+        measures=("sanity",),
     ),
-    "guard": _of_maps(
-        "guard",
-        looks.eps_table,
+    "guard": Measured(
         "Grad-CAM++ with eps = 1e-6 in the denominator of its weights, as grad-cam has it,"
         " beside eps = 0, as its paper has it, where a closed form gives both; images compared:"
         " those whose map is not empty; maximum moves: by more than a pixel",
+        looks.eps_table,
+        measures=("guard",),
     ),
     "looks": Measured(
         "differences of n pairs of networks, paired by seed and image, with 95 % intervals over"
         " both (over images alone where n is 1); p corrected by Holm for the rows of this"
         " table, the intervals are not; resolved: p below 0.05",
-        _look_differences,
-        ("cam",),
-        LOOKS,
+        lambda *found: looks.differences(list(found)),
+        measures=("localization", "faithfulness"),
         spread="",
     ),
 }
 
 
-def tables(root: Path) -> dict[str, list[Table]]:
+def tables(root) -> dict[str, list[Table]]:
     """Every table below a folder of records, or of a
     :class:`rmlib.study.runs.collection.Collection`, by the kinds of HEADINGS.
 
@@ -141,61 +124,65 @@ def tables(root: Path) -> dict[str, list[Table]]:
     root = collection.opened(root)
     runs = groups.runs_below(root)
     measured = {kind: collection.collect_measurements(root, kind) for kind in records.KINDS}
-    experiments = groups.experiments(runs)
-    found = {kind: [] for kind in HEADINGS}
-    found["accuracy"] = [
-        accuracy.summary(group).captioned(groups.caption(group)) for group in experiments
-    ]
-    for kind, make, note in (
-        ("differences", accuracy.differences, accuracy.DIFFERENCES),
-        ("networks", accuracy.networks, accuracy.NETWORKS),
-    ):
-        made = [(make(group), f"{groups.title(group)}; {note}") for group in experiments]
-        found[kind] = [table.captioned(caption) for table, caption in made if table]
-    for kind, of_kind in MEASURED.items():
-        made = [_measured(of_kind, group, measured) for group in experiments]
-        found[kind] = [table for table in made if table]
-    attacks = measured["attacks"]
-    found["precision"] = accuracy.precisions(runs)
-    found["paper"] = reproduction.tables(runs, attacks)
-    found["eps"] = [reproduction.fitting_eps(runs, attacks)]
-    found["claims"] = [reproduction.claims(runs, attacks)]
-    found["small"] = [table for table in [small.claims(runs, attacks)] if table]
-    found["costs"] = [costs.costs(runs, measured)]
-    return found
+    attacks, experiments = measured["attacks"], groups.experiments(runs)
+    made = {
+        kind: [_measured(of_kind, group, measured) for group in experiments]
+        for kind, of_kind in MEASURED.items()
+    }
+    made |= {
+        "accuracy": [accuracy.summary(group) for group in experiments],
+        "differences": [accuracy.differences(group) for group in experiments],
+        "networks": [accuracy.networks(group) for group in experiments],
+        "precision": accuracy.precisions(runs),
+        "paper": reproduction.tables(runs, attacks),
+        "eps": [reproduction.fitting_eps(runs, attacks)],
+        "claims": [reproduction.claims(runs, attacks)],
+        "small": [small.claims(runs, attacks)],
+        "costs": [costs.costs(runs, measured)],
+    }
+    return {kind: [table for table in made[kind] if table] for kind in HEADINGS}
 
 
 def _measured(of_kind, group, measured):
     """One table of MEASURED for an experiment, with its caption, or None."""
     behind = [measured[source] for source in of_kind.sources]
-    table = of_kind.make(group, *behind)
+    if of_kind.measures:
+        found = [looks.results_of(group, behind[0], measure) for measure in of_kind.measures]
+        found = [each for each in found if each]
+        table = of_kind.make(*found) if found else None
+    else:
+        table = of_kind.make(group, *behind)
     if table is None:
         return None
     if of_kind.measures:
         behind = [rows[rows["measure"].isin(of_kind.measures)] for rows in behind]
     samples = [groups.one_sample(group, rows) for rows in behind]
     devices = groups.hardware(pd.concat([rows for rows in samples if rows is not None]))
-    return table.captioned(f"{groups.title(group)}; {of_kind.note}; {of_kind.spread}on {devices}")
+    caption = f"{groups.title(group)}; {of_kind.note}; {of_kind.spread}on {devices}"
+    return Table(table.rows, caption)
 
 
-def markdown(root: Path, kind: str = "accuracy", made: dict | None = None) -> str:
+def markdown(root, kind: str = "accuracy", made: dict | None = None) -> str:
     """The tables of one kind as Markdown, each with its caption below. ``made``: all
     :func:`tables`, if they were made already.
 
     Raises:
         UserError: unknown kind, no record, or nothing of this kind was measured.
     """
-    found = tables(root) if made is None else made
+    found = made or tables(root)
     if kind not in found:
         raise UserError(f"report {kind!r}: {nearest(kind, found)}")
     if not found[kind]:
-        raise UserError(
-            f"nothing was measured for the table {kind!r} under {getattr(root, 'folder', root)}"
-        )
-    return "\n".join(f"{table.markdown()}\n{table.caption}.\n" for table in found[kind])
+        folder = getattr(root, "folder", root)
+        raise UserError(f"nothing was measured for the table {kind!r} under {folder}")
+    return "\n".join(map(_with_caption, found[kind]))
 
 
-def write_tables(found: dict, root: Path, folder: Path) -> list[Path]:
+def _with_caption(table):
+    return f"{table.markdown()}\n{table.caption}.\n"
+
+
+def write_tables(found: dict[str, list[Table]], root, folder: Path) -> list[Path]:
     """Write the tables ``found`` below ``root`` (a folder or a collection, see :func:`tables`) into
     ``folder``: tables.md, and a CSV file for each with unrounded numbers, beside runs, attacks,
     corruptions and cam with one row per run and measurement. Returns the files.
@@ -203,13 +190,14 @@ def write_tables(found: dict, root: Path, folder: Path) -> list[Path]:
     frames, text = {}, []
     for kind, several in found.items():
         for number, table in enumerate(several, 1):
-            several_of_kind = len(several) > 1
-            frames[f"{kind}-{number}.csv" if several_of_kind else f"{kind}.csv"] = table.frame()
-            heading = f"{kind} {number}" if several_of_kind else kind
-            text.append(f"## {heading}\n\n{table.markdown()}\n{table.caption}.\n")
+            heading = f"{kind} {number}" if len(several) > 1 else kind
+            frames[heading.replace(" ", "-")] = table.frame()
+            text.append(f"## {heading}\n\n{_with_caption(table)}")
     raw = collection.gather(root)
-    frames |= {f"{name}.csv": rows for name, rows in {"runs": raw.runs, **raw.tables}.items()}
-    contents = {name: rows.to_csv(index=False) for name, rows in frames.items() if len(rows)}
+    frames |= {"runs": raw.runs, **raw.tables}
+    contents = {
+        f"{name}.csv": rows.to_csv(index=False) for name, rows in frames.items() if len(rows)
+    }
     contents["tables.md"] = "\n".join(text)
     for name, content in contents.items():
         records.atomic_write(folder / name, content.encode())
@@ -220,7 +208,7 @@ def fill(document: str, base: Path) -> str:
     """A document with every ``<!-- report FOLDER [KIND] -->`` ... ``<!-- end -->`` block made anew
     (FOLDER relative to base).
     """
-    found = {}
+    found: dict[Path, dict] = {}
 
     def block(match):
         root = base / match[2]
@@ -229,6 +217,5 @@ def fill(document: str, base: Path) -> str:
         text = markdown(root, match[3] or "accuracy", found[root])
         return f"{match[1]}\n{text}{match[4]}"
 
-    return re.sub(
-        r"(<!-- report (\S+?)(?: (\w+))? -->)\n.*?(<!-- end -->)", block, document, flags=re.DOTALL
-    )
+    pattern = r"(<!-- report (\S+?)(?: (\w+))? -->)\n.*?(<!-- end -->)"
+    return re.sub(pattern, block, document, flags=re.DOTALL)

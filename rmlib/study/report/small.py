@@ -7,40 +7,18 @@ paper's tables.
 
 from scipy.stats import ttest_ind
 
+from rmlib.study.report import claims as named
 from rmlib.study.report import stats
-from rmlib.study.report.claims import (
-    EPS,
-    QUERIES,
-    Claim,
-    fit_protocol,
-    judged,
-    numbers,
-    side_name,
-)
+from rmlib.study.report.claims import EPS, QUERIES, Claim, fit_protocol, numbers, side_name
 from rmlib.study.report.values import Table
 
-# what the parameters of a run must be to count here; method, seed, precision and threads are free
-PROTOCOL = {
+# what the parameters of a run must be to count here
+PROTOCOL = named.COMMON | {
     "width": 8,
-    "stem_stride": 1,
-    "final_norm": False,
     "epochs": 60,
     "batch_size": 50,
     "schedule": "onecycle",
     "lr": 0.05,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "test_images": None,
-    "augment": True,
-    "holdout": False,
-    "alpha": 1.0,
-    "average": False,
-    "k": 2,
-    "regions": "grid",
-    "per_sample": False,
-    "shared_partner": False,
-    "shared_weight": False,
-    "cutmix_prob": 1.0,
 }
 TRAIN_IMAGES = {"cifar10": 5000, "cifar100": 10_000}
 SEEDS = {"cifar10": 10, "cifar100": 5}  # of the methods with the clean term, fixed before the runs
@@ -48,47 +26,31 @@ ABLATION_SEEDS = 5  # of the mixing methods without it
 MARGIN = 1.0  # points of accuracy: what counts as no larger difference, fixed before the runs
 IMAGES = 1000  # test images under attack
 
+REGION, MIXUP, CUTMIX = ("region_mixup", 1.0), ("mixup", 1.0), ("cutmix", 1.0)
+DOUBLED, PLAIN = ("none", 1.0), ("none", 0.0)
 
-def _claim(metric, dataset, a, b, runs, primary=False):
+
+def _claim(metric, a, b, runs=SEEDS["cifar10"], primary=False, dataset="cifar10"):
     return Claim(f"{side_name(a)} minus {side_name(b)}", metric, dataset, a, b, runs, primary)
 
 
 def _claims():
-    region, mixup, cutmix, doubled, plain = (
-        ("region_mixup", 1.0),
-        ("mixup", 1.0),
-        ("cutmix", 1.0),
-        ("none", 1.0),
-        ("none", 0.0),
-    )
-    yield from (
-        _claim("accuracy", "cifar10", region, other, SEEDS["cifar10"], True)
-        for other in (mixup, cutmix)
-    )
-    yield from (
-        _claim("accuracy", "cifar10", region, other, SEEDS["cifar10"]) for other in (doubled, plain)
-    )
-    yield from (
-        _claim(metric, "cifar10", region, other, SEEDS["cifar10"])
-        for metric in ("nll", "ece")
-        for other in (mixup, cutmix, doubled, plain)
-    )
-    yield from (
-        _claim("accuracy", "cifar10", (mixer, 1.0), (mixer, 0.0), ABLATION_SEEDS)
-        for mixer in ("mixup", "cutmix", "region_mixup")
-    )
-    yield from (
-        _claim(metric, "cifar10", region, other, SEEDS["cifar10"])
-        for metric in ("fgsm", "square")
-        for other in (mixup, cutmix, doubled)
-    )
-    yield _claim(
-        "square", "cifar10", mixup, cutmix, SEEDS["cifar10"]
-    )  # as the paper's Table 4 has it
-    yield from (
-        _claim("accuracy", "cifar100", region, other, SEEDS["cifar100"])
-        for other in (mixup, cutmix, doubled)
-    )
+    for other in (MIXUP, CUTMIX):
+        yield _claim("accuracy", REGION, other, primary=True)
+    for other in (DOUBLED, PLAIN):
+        yield _claim("accuracy", REGION, other)
+    for metric in ("nll", "ece"):
+        for other in (MIXUP, CUTMIX, DOUBLED, PLAIN):
+            yield _claim(metric, REGION, other)
+    for mixer in ("mixup", "cutmix", "region_mixup"):
+        yield _claim("accuracy", (mixer, 1.0), (mixer, 0.0), ABLATION_SEEDS)
+    for metric in ("fgsm", "square"):
+        for other in (MIXUP, CUTMIX, DOUBLED):
+            yield _claim(metric, REGION, other)
+    # as the paper's Table 4 has it
+    yield _claim("square", MIXUP, CUTMIX)
+    for other in (MIXUP, CUTMIX, DOUBLED):
+        yield _claim("accuracy", REGION, other, SEEDS["cifar100"], dataset="cifar100")
 
 
 CLAIMS = tuple(_claims())
@@ -97,9 +59,8 @@ CAPTION = (
     " paper's experiment. A minus B with its 95 % interval by Welch's t, in percent points (NLL in"
     " nats). Number of seeds and margin were fixed before the runs. p of the two primary claims"
     " corrected by Holm; the others are resolved by their own p, uncorrected. No larger"
-    f" difference: two one-sided tests at 5 % against a margin of {MARGIN:g} point of"
-    f" accuracy. FGSM and Square: eps {EPS}, {QUERIES}"
-    f" queries, {IMAGES} test images"
+    f" difference: two one-sided tests at 5 % against a margin of {MARGIN:g} point of accuracy."
+    f" FGSM and Square: eps {EPS}, {QUERIES} queries, {IMAGES} test images"
 )
 
 
@@ -124,23 +85,16 @@ def claims(runs, attacks) -> Table | None:
         ]
 
     def needs(claim):
-        return (
-            f"not run: needs seeds 0 to {claim.runs - 1} of both methods; rmlib batch"
-            f" notebooks/batches/{claim.dataset}-small.yaml makes them"
-        )
+        batch = f"rmlib batch notebooks/batches/{claim.dataset}-small.yaml"
+        return f"not run: needs seeds 0 to {claim.runs - 1} of both methods; {batch} makes them"
 
-    heads = {claim.metric: claim.metric for claim in CLAIMS}, {name: name for name in SEEDS}
-    return judged(CLAIMS, sides_of, verdict, needs, heads, decimals=3).captioned(CAPTION)
+    return named.judged(CLAIMS, sides_of, verdict, needs, CAPTION, {}, decimals=3)
 
 
 def verdict(claim: Claim, difference: stats.Difference, a, b, p: float) -> str:
-    """What two samples say about a claim: A larger, A smaller, no larger difference than MARGIN
+    """What two samples of enough runs say: A larger, A smaller, no difference larger than MARGIN
     (accuracy), or unresolved.
     """
-    if not max(len(a), len(b)):
-        return "not run"
-    if min(len(a), len(b)) < claim.runs:
-        return f"too few runs ({len(a)} and {len(b)} of {claim.runs})"
     if p < 0.05:
         return "resolved: larger" if difference.mean > 0 else "resolved: smaller"
     if claim.metric == "accuracy" and equivalent(a, b):
@@ -148,10 +102,8 @@ def verdict(claim: Claim, difference: stats.Difference, a, b, p: float) -> str:
     return "unresolved"
 
 
-def equivalent(a, b, margin: float = MARGIN) -> bool:
-    """Whether two one-sided Welch tests at 5 % put the difference of means within ``margin``, a
-    number named before the runs.
-    """
-    above = ttest_ind(a + margin, b, equal_var=False, alternative="greater").pvalue
-    below = ttest_ind(a - margin, b, equal_var=False, alternative="less").pvalue
+def equivalent(a, b) -> bool:
+    """Whether two one-sided Welch tests at 5 % put the difference of means within MARGIN."""
+    above = ttest_ind(a + MARGIN, b, equal_var=False, alternative="greater").pvalue
+    below = ttest_ind(a - MARGIN, b, equal_var=False, alternative="less").pvalue
     return bool(max(above, below) < 0.05)

@@ -38,9 +38,14 @@ class Difference:
 def mean_std(values) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1) of some runs; NaN where there are too few."""
     values = np.asarray(values, dtype=float)
-    return (values.mean() if len(values) else math.nan), (
-        values.std(ddof=1) if len(values) > 1 else math.nan
-    )
+    mean = values.mean() if len(values) else math.nan
+    return mean, values.std(ddof=1) if len(values) > 1 else math.nan
+
+
+def matched(a, b) -> tuple:
+    """The rows of equal seeds of two Series or DataFrames that are indexed by the seed."""
+    seeds = a.index.intersection(b.index)
+    return a.loc[seeds], b.loc[seeds]
 
 
 def _alike(values, size=None) -> bool:
@@ -50,22 +55,25 @@ def _alike(values, size=None) -> bool:
     return bool(np.ptp(values) <= 1e-12 * (np.abs(values).max() if size is None else size))
 
 
-def welch(a, b) -> Difference:
-    """A minus B for independent runs with unequal spread, one number per run: Welch's t test, 95 %
-    interval.
-    """
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    mean, count = mean_std(a)[0] - mean_std(b)[0], (len(a), len(b))
-    if min(count) < 2 or _alike(a) and _alike(b):
-        return Difference(mean, math.nan, math.nan, math.nan, count)
-    test = stats.ttest_ind(a, b, equal_var=False)
+def _by_t(mean, n, test, correlation=math.nan) -> Difference:
+    """A difference with what a t test of scipy says of it; interval and p are NaN without one."""
+    if test is None:
+        return Difference(mean, math.nan, math.nan, math.nan, n, correlation)
     low, high = test.confidence_interval(0.95)
-    return Difference(mean, float(low), float(high), float(test.pvalue), count)
+    return Difference(mean, float(low), float(high), float(test.pvalue), n, correlation)
+
+
+def welch(a, b) -> Difference:
+    """A minus B for independent runs with unequal spread, one number per run: Welch's t test."""
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    known = min(len(a), len(b)) > 1 and not (_alike(a) and _alike(b))
+    test = stats.ttest_ind(a, b, equal_var=False) if known else None
+    return _by_t(mean_std(a)[0] - mean_std(b)[0], (len(a), len(b)), test)
 
 
 def paired(a, b) -> Difference:
-    """A minus B for runs in pairs, such as equal seeds: the t test of the differences, 95 %
-    interval, with the correlation of the pairs.
+    """A minus B for runs in pairs, such as equal seeds: the t test of the differences, with the
+    correlation of the pairs.
 
     Raises:
         ValueError: a and b have different lengths.
@@ -73,24 +81,18 @@ def paired(a, b) -> Difference:
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} runs are not pairs")
-    mean, count = mean_std(a - b)[0], (len(a), len(b))
-    correlation = (
-        float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and not (_alike(a) or _alike(b)) else math.nan
-    )
-    if len(a) < 2 or _alike(a - b, np.abs([a, b]).max()):
-        return Difference(mean, math.nan, math.nan, math.nan, count, correlation)
-    test = stats.ttest_rel(a, b)
-    low, high = test.confidence_interval(0.95)
-    return Difference(mean, float(low), float(high), float(test.pvalue), count, correlation)
+    test, correlation = None, math.nan
+    if len(a) > 1 and not (_alike(a) or _alike(b)):
+        correlation = float(np.corrcoef(a, b)[0, 1])
+    if len(a) > 1 and not _alike(a - b, np.abs([a, b]).max()):
+        test = stats.ttest_rel(a, b)
+    return _by_t(mean_std(a - b)[0], (len(a), len(b)), test, correlation)
 
 
-def seeds_needed(
-    difference: float, std_a: float, std_b: float, alpha: float = 0.05, power: float = 0.8
-) -> float:
+def seeds_needed(difference: float, std_a: float, std_b: float, alpha: float = 0.05) -> float:
     """The least number of seeds of each method with which Welch's t test, two-sided at ``alpha``,
-    resolves a difference of this size and direction in the share ``power`` of cases; by scipy's
-    noncentral t with Welch's degrees of freedom (statsmodels' TTestIndPower knows equal spreads
-    only).
+    resolves a difference of this size and direction in 80 % of cases; by scipy's noncentral t with
+    Welch's degrees of freedom (statsmodels' TTestIndPower knows equal spreads only).
 
     It answers "how many, if the truth is what was seen": difference and spread from three seeds are
     uncertain, and so is this number.
@@ -103,25 +105,19 @@ def seeds_needed(
         A whole number of at least 2; infinity for no difference; NaN where the difference or a
         spread is unknown, or nothing spreads.
     """
-    variances, spread = (std_a**2, std_b**2), math.hypot(std_a, std_b)
+    spread = math.hypot(std_a, std_b)
     if not spread > 0 or difference != difference:
         return math.nan
-    freedom = spread**4 / (
-        variances[0] ** 2 + variances[1] ** 2
-    )  # per seed beyond the first: 1 if one method spreads alone, 2 if both do alike
+    # per seed beyond the first: 1 if one method spreads alone, 2 if both do alike
+    freedom = spread**4 / ((std_a**2) ** 2 + (std_b**2) ** 2)
 
     def resolves(seeds):
         degrees = (seeds - 1) * freedom
-        return (
-            stats.nct.sf(
-                stats.t.isf(alpha / 2, degrees),
-                degrees,
-                abs(difference) / spread * math.sqrt(seeds),
-            )
-            >= power
-        )
+        shift = abs(difference) / spread * math.sqrt(seeds)
+        return stats.nct.sf(stats.t.isf(alpha / 2, degrees), degrees, shift) >= 0.8
 
-    low, high = 1, 2  # low is too few; the power grows with the seeds
+    # low is too few; the power grows with the seeds
+    low, high = 1, 2
     while not resolves(high):
         low, high = high, 2 * high
         if high > 1e9:
@@ -165,11 +161,8 @@ class TwoNetworks:
         return 100 * (self.only_a - self.only_b) / self.images
 
     def __str__(self):
-        found = (
-            "not told apart"
-            if self.p >= 0.05
-            else f"{'A' if self.only_a > self.only_b else 'B'} is better"
-        )
+        better = "A is better" if self.only_a > self.only_b else "B is better"
+        found = "not told apart" if self.p >= 0.05 else better
         return (
             f"these two networks, on {self.images} images: {found} (only A right {self.only_a},"
             f" only B {self.only_b}, p = {self.p:.2g}); about methods, that is about other seeds,"
@@ -182,25 +175,17 @@ def mcnemar(correct_a, correct_b) -> TwoNetworks:
     right would fall to either like a fair coin.
 
     Args:
-        correct_a, correct_b: (images,) bool, the verdicts of the two networks on the same images in
-            the same order.
+        correct_a, correct_b: (images,) bool, the verdicts on the same images in the same order.
 
     Raises:
         ValueError: different numbers of images, or none.
     """
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if a.shape != b.shape or not a.size:
-        raise ValueError(
-            f"{a.shape} and {b.shape} verdicts: expected as many of one network as of the other,"
-            " and at least one"
-        )
-    table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
-    return TwoNetworks(
-        int(table[0][1]),
-        int(table[1][0]),
-        a.size,
-        min(float(exact_mcnemar(table, exact=True).pvalue), 1.0),
-    )
+        raise ValueError(f"{a.shape} and {b.shape} verdicts: expected as many of each, and some")
+    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
+    p = float(exact_mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue)
+    return TwoNetworks(only_a, only_b, a.size, p)
 
 
 def crossed(values) -> Difference:
@@ -225,42 +210,32 @@ def crossed(values) -> Difference:
     values = np.asarray(values, dtype=float)
     runs, images = values.shape
     mean, by_run, by_image = float(values.mean()), values.mean(1), values.mean(0)
-    parts, rest = [], 0.0  # (variance of the mean, degrees of freedom)
+    # (variance of the mean, degrees of freedom)
+    parts, rest = [], 0.0
     if runs > 1:
         parts.append((by_run.var(ddof=1) / runs, runs - 1))
-        rest = (
-            ((values - by_run[:, None] - by_image + mean) ** 2).sum()
-            / ((runs - 1) * (images - 1))
-            / (runs * images)
-        )
+        squares = ((values - by_run[:, None] - by_image + mean) ** 2).sum()
+        rest = squares / ((runs - 1) * (images - 1)) / (runs * images)
     parts.append((max(by_image.var(ddof=1) / images - rest, 0.0), images - 1))
 
     def half(level):
-        return math.sqrt(
-            sum(variance * stats.t.isf(level / 2, degrees) ** 2 for variance, degrees in parts)
-        )
+        squares = [part * stats.t.isf(level / 2, degrees) ** 2 for part, degrees in parts]
+        return math.sqrt(sum(squares))
 
     if not half(0.05) > 0:
         return Difference(mean, math.nan, math.nan, math.nan, (runs, images))
-    lowest = 1e-12
-    p = (
-        lowest
-        if half(lowest) < abs(mean)
-        else brentq(lambda level: half(level) - abs(mean), lowest, 1.0)
-        if mean
-        else 1.0
-    )
-    return Difference(mean, mean - half(0.05), mean + half(0.05), float(p), (runs, images))
+    p = 1e-12 if mean else 1.0
+    if mean and half(p) >= abs(mean):
+        p = float(brentq(lambda level: half(level) - abs(mean), p, 1.0))
+    return Difference(mean, mean - half(0.05), mean + half(0.05), p, (runs, images))
 
 
 def interval(values) -> tuple[float, float]:
     """95 % interval of the mean of some runs by Student's t; NaN for fewer than two."""
+    if len(values) < 2:
+        return math.nan, math.nan
     mean, std = mean_std(values)
-    half = (
-        stats.t.ppf(0.975, len(values) - 1) * std / math.sqrt(len(values))
-        if len(values) > 1
-        else math.nan
-    )
+    half = stats.t.ppf(0.975, len(values) - 1) * std / math.sqrt(len(values))
     return mean - half, mean + half
 
 

@@ -43,7 +43,7 @@ class Value:
         std: sample standard deviation over the runs, NaN for fewer than two.
         low, high: ends of the 95 % interval that is printed with it; NaN where there is none.
         control: the same measure of a control, and ``better``: whether the mean beats it.
-        decimals: as printed; None leaves that to the column.
+        decimals: of a difference; those of the others are their column's.
         as_text: CSV holds the printed text.
         measured: {kind of measurement: settings} that the numbers were read from.
         missing: what would have to be run, if nothing was.
@@ -57,7 +57,7 @@ class Value:
     high: float | None = None
     control: float | None = None
     better: bool | None = None
-    decimals: int | None = None
+    decimals: int = 2
     as_text: bool = False
     measured: dict = field(default_factory=dict)
     missing: str = ""
@@ -84,8 +84,7 @@ class Value:
             return []
         ends = [x for x in (self.low, self.high) if x is not None and x == x]
         if self.how == "difference":
-            places = 2 if self.decimals is None else self.decimals
-            return [f"{x:+.{places}f}" for x in (self.mean, *ends)]
+            return [f"{x:+.{self.decimals}f}" for x in (self.mean, *ends)]
         if self.how != "mean":
             return [f"{self.mean:g}"]
         numbers = [f"{x:.{decimals}f}" for x in (self.mean, self.std) if x == x]
@@ -111,26 +110,40 @@ class Value:
         """Its columns in CSV: X, and of a mean X_std, X_low, X_high, X_control, X_better."""
         if self.as_text:
             return {name: self.text()}
-        found = {name: self.mean}
-        if self.how == "mean":
-            found[f"{name}_std"] = self.std
-            if self.low is not None:
-                found |= {f"{name}_low": self.low, f"{name}_high": self.high}
-            if self.control is not None:
-                found |= {f"{name}_control": self.control, f"{name}_better": self.better}
+        if self.how != "mean":
+            return {name: self.mean}
+        found: dict = {name: self.mean, f"{name}_std": self.std}
+        if self.low is not None:
+            found |= {f"{name}_low": self.low, f"{name}_high": self.high}
+        if self.control is not None:
+            found |= {f"{name}_control": self.control, f"{name}_better": self.better}
         return found
+
+
+def by_run(rows: pd.DataFrame, name: str = "number") -> dict:
+    """run_id -> number, of a column of a table of runs or measurements; {} without the column."""
+    return dict(zip(rows["run_id"], rows.get(name, ())))
 
 
 def average(numbers: dict, **more) -> Value:
     """The mean and spread of some runs. ``numbers``: run_id -> number."""
-    numbers = dict(numbers)
     mean, std = mean_std(list(numbers.values()))
     return Value(mean, {"": numbers}, std=std, **more)
 
 
-def difference(found: Difference, a: tuple[str, dict], b: tuple[str, dict], **more) -> Value:
-    """A difference with what it was made from. ``a``, ``b``: (name, run_id -> number) of a side."""
-    return Value(found.mean, {name: dict(side) for name, side in (a, b)}, "difference", **more)
+def difference(found: Difference, *sides: tuple[str, dict], **more) -> Value:
+    """A difference with what it was made from: (name, run_id -> number) of each side."""
+    return Value(found.mean, dict(sides), "difference", **more)
+
+
+def heading(name: str) -> str:
+    """The heading of a column."""
+    return HEADS.get(name, (name, 1))[0]
+
+
+def decimals_of(name: str) -> int:
+    """How many decimals the values of a column are printed with."""
+    return HEADS.get(name, (name, 1))[1]
 
 
 def spread(mean: float, std: float, decimals: int) -> str:
@@ -151,10 +164,6 @@ class Table:
     def __init__(self, rows: list[dict], caption: str = ""):
         self.rows, self.caption = rows, caption
 
-    def captioned(self, caption: str) -> "Table":
-        """The same rows under another caption."""
-        return Table(self.rows, caption)
-
     def values(self, row: int) -> dict[str, Value]:
         """The values of a row by their columns."""
         return {name: x for name, x in self.rows[row].items() if isinstance(x, Value)}
@@ -163,7 +172,7 @@ class Table:
         """The unrounded numbers, as they stand in CSV (see :meth:`Value.columns`)."""
         rows = []
         for row in self.rows:
-            columns = {}
+            columns: dict = {}
             for name, entry in row.items():
                 columns |= entry.columns(name) if isinstance(entry, Value) else {name: entry}
             rows.append(columns)
@@ -178,7 +187,7 @@ class Table:
         """An entry as it is printed."""
         entry = self.rows[row].get(name)
         if isinstance(entry, Value):
-            return entry.text(HEADS.get(name, (name, 1))[1])
+            return entry.text(decimals_of(name))
         text = _plain(name, entry)
         diverged = self.rows[row].get("diverged")
         return text + (f" (+ {diverged} diverged)" if name == "n" and diverged else "")
@@ -186,15 +195,15 @@ class Table:
     def markdown(self) -> str:
         """The table in Markdown."""
         frame, names = self.frame(), self.names()
-        heads = [HEADS.get(name, (name, 1))[0] for name in names]
-        rules = ["---:" if self._is_number(frame, name) else "---" for name in names]
-        lines = [[self.text(row, name) for name in names] for row in range(len(self.rows))]
-        return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rules, *lines)) + "\n"
+        rules = ["---:" if _is_number(frame, name) else "---" for name in names]
+        lines = [[heading(name) for name in names], rules]
+        lines += [[self.text(row, name) for name in names] for row in range(len(self.rows))]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
-    def _is_number(self, frame, name):
-        if f"{name}_std" in frame:
-            return True
-        return pd.api.types.is_numeric_dtype(frame[name]) and name not in METHOD
+
+def _is_number(frame, name):
+    is_number = pd.api.types.is_numeric_dtype(frame[name]) and name not in METHOD
+    return is_number or f"{name}_std" in frame
 
 
 def _plain(name, entry):

@@ -8,58 +8,36 @@ from rmlib.packed import pack_bits
 from rmlib.study.report import report
 
 
+def fgsm(eps, after, images=50, **sample):
+    """Settings and result of an attack by FGSM."""
+    result = {"images": images, "clean_accuracy": 80.0, "accuracy_after": after}
+    return {"attack": "fgsm", "eps": eps, **sample}, result
+
+
+def store_robustness(root, record, accuracy):
+    """FGSM of three sizes, Square and two corruptions of a network."""
+    square, result = fgsm("8/255", 50.0)
+    square |= {"attack": "square", "queries": 100}
+    sizes = (("16/255", accuracy - 30), ("8/255", accuracy), ("0", 80.0))
+    attacks = [fgsm(eps, value) for eps, value in sizes]
+    measured(root, record, "attacks", *attacks, (square, result))
+    severities = {"shot_noise": [60.0, 50.0, 40.0, 30.0, 20.0], "contrast": [accuracy] * 5}
+    means = {"images": 50, "clean_accuracy": 80.0, "mean_accuracy": accuracy + 20}
+    measured(root, record, "corruptions", ({"images": 50}, means | {"accuracy": severities}))
+
+
 def test_attacks_stand_beside_their_method(tmp_path):
     made = [make_record(80, seed=s) for s in range(3)]
     save(tmp_path, *made, make_record(75, mixer="mixup"))
     for accuracy, record in zip((40.0, 44.0, 48.0), made):
-        measured(
-            tmp_path,
-            record,
-            "attacks",
-            *[
-                (
-                    {"attack": "fgsm", "eps": eps},
-                    {"images": 50, "clean_accuracy": 80.0, "accuracy_after": value},
-                )
-                for eps, value in (("16/255", accuracy - 30), ("8/255", accuracy), ("0", 80.0))
-            ],
-            (
-                {"attack": "square", "eps": "8/255", "queries": 100},
-                {"images": 50, "clean_accuracy": 80.0, "accuracy_after": 50.0},
-            ),
-        )
-        measured(
-            tmp_path,
-            record,
-            "corruptions",
-            (
-                {"images": 50},
-                {
-                    "images": 50,
-                    "clean_accuracy": 80.0,
-                    "mean_accuracy": accuracy + 20,
-                    "accuracy": {
-                        "shot_noise": [60.0, 50.0, 40.0, 30.0, 20.0],
-                        "contrast": [accuracy] * 5,
-                    },
-                },
-            ),
-        )
+        store_robustness(tmp_path, record, accuracy)
     text = report.markdown(tmp_path, "robustness")
     for sample in (
         {"image_seed": 1, "images": 20},
         {"image_seed": 0, "images": 20},
         {"batch_size": 7, "images": 20},
     ):
-        measured(
-            tmp_path,
-            made[0],
-            "attacks",
-            (
-                {"attack": "fgsm", "eps": "8/255", **sample},
-                {"images": 20, "clean_accuracy": 0.0, "accuracy_after": 0.0},
-            ),
-        )
+        measured(tmp_path, made[0], "attacks", fgsm("8/255", 0.0, **sample))
     assert report.markdown(tmp_path, "robustness") == text, (
         "a second, smaller sample is no second network"
     )
@@ -79,20 +57,18 @@ def test_attacks_stand_beside_their_method(tmp_path):
     assert "| 4 | 0.07 |" in report.markdown(tmp_path, "costs")
 
 
+def verdicts(left, zero=None, count=200):
+    """The result of an attack that leaves the first ``left`` of ``count`` images right."""
+    percent = 100 * left / count
+    result = {"images": count, "correct": pack_bits(torch.arange(count) < left)}
+    result |= {"accuracy_after": percent, "robust_accuracy": percent, "clean_accuracy": 80.0}
+    return result if zero is None else result | {"zero_gradient": zero}
+
+
 def test_checks_count_the_networks_behind_a_warning(tmp_path):
     """Three networks on 200 of 10000 images: one without gradients, one overstated, one honest."""
     made = [make_record(80, seed=s) for s in range(3)]
     save(tmp_path, *made)
-
-    def verdicts(left, zero=None, count=200):
-        bits = torch.arange(count) < left
-        return {
-            "images": count,
-            "correct": pack_bits(bits),
-            "accuracy_after": 100 * left / count,
-            "robust_accuracy": 100 * left / count,
-            "clean_accuracy": 80.0,
-        } | ({} if zero is None else {"zero_gradient": zero})
 
     for record, pgd, zero in zip(made, (100, 60, 100), (50, 0, 0)):
         common = {"image_seed": 4, "checksum": "c", "batch_size": 9}
@@ -134,12 +110,8 @@ def test_checks_count_the_networks_behind_a_warning(tmp_path):
     )
     assert row["autoattack"] == 25 and row["its images"] == 20 and table.iloc[0]["its images"] != 20
     before = made_table.markdown()
-    other = {
-        "image_seed": 5,
-        "checksum": "c",
-        "batch_size": 9,
-        "images": 200,
-    }  # other images, measured later, by PGD alone
+    # other images, measured later, by PGD alone
+    other = {"image_seed": 5, "checksum": "c", "batch_size": 9, "images": 200}
     measured(
         tmp_path,
         made[0],

@@ -15,6 +15,12 @@ from rmlib.study.cli import main
 from rmlib.study.report import completeness, pages, report
 from rmlib.study.runs import collection, records
 
+# settings and result of an attack
+FGSM = (
+    {"attack": "fgsm", "eps": "8/255"},
+    {"images": 10, "clean_accuracy": 80.0, "accuracy_after": 50.0},
+)
+
 
 def test_every_committed_record_is_read_and_a_broken_one_is_not():
     folders = [path.parent for path in (project_root() / "results").rglob("record.json")]
@@ -98,18 +104,9 @@ def test_bad_files_stop_nothing_and_are_named(tmp_path, capsys):
     """
     good = [make_record(80 + seed, seed=seed) for seed in range(3)]
     save(tmp_path, *good)
-    for record, file in zip(
-        good, ("attacks", "cam")
-    ):  # a measurement of another run, and half a file
-        measured(
-            tmp_path,
-            record,
-            file,
-            (
-                {"attack": "fgsm", "eps": "8/255", "measure": "x"},
-                {"images": 10, "clean_accuracy": 80.0, "accuracy_after": 50.0},
-            ),
-        )
+    # a measurement of another run, and half a file
+    for record, file in zip(good, ("attacks", "cam")):
+        measured(tmp_path, record, file, ({**FGSM[0], "measure": "x"}, FGSM[1]))
     path = tmp_path / good[0].run_id / "attacks.json"
     path.write_text(path.read_text().replace(good[0].run_id, "0" * 12))
     half = tmp_path / good[1].run_id / "cam.json"
@@ -193,15 +190,7 @@ def test_a_run_stored_twice_counts_once_and_always_the_same(tmp_path):
 
 def test_every_file_is_read_once(tmp_path, monkeypatch):
     save(tmp_path, *(make_record(80, seed=seed) for seed in range(3)))
-    measured(
-        tmp_path,
-        make_record(80),
-        "attacks",
-        (
-            {"attack": "fgsm", "eps": "8/255"},
-            {"images": 10, "clean_accuracy": 80.0, "accuracy_after": 50.0},
-        ),
-    )
+    measured(tmp_path, make_record(80), "attacks", FGSM)
     opened, original = [], records.Path.read_text
     monkeypatch.setattr(
         records.Path,
@@ -250,15 +239,7 @@ def test_what_other_methods_have_is_missed(tmp_path):
     (tmp_path / failed.run_id / "error.txt").write_text("OutOfMemoryError: 8 GiB\n\nmuch more")
     spoilt(tmp_path, left_out, metrics={"accuracy": 1.0})
     for record in runs[4:6]:
-        measured(
-            tmp_path,
-            record,
-            "attacks",
-            (
-                {"attack": "fgsm", "eps": "8/255"},
-                {"images": 10, "clean_accuracy": 80.0, "accuracy_after": 50.0},
-            ),
-        )
+        measured(tmp_path, record, "attacks", FGSM)
     assert completeness.missing(collection.gather(tmp_path))[1:] == [
         "Mixup, clean_weight=1: seed 2 is missing (status failed: OutOfMemoryError: 8 GiB)",
         "Mixup, clean_weight=1: seed 3 is missing (its record is left out)",
@@ -302,21 +283,8 @@ def test_what_the_plan_of_a_batch_names_is_missed(tmp_path, capsys):
         *(f"small: {kind}: missing for 1 of 1 runs: mixup seed=0" for kind in records.KINDS),
     ]
     for kind in records.KINDS:
-        measured(
-            tmp_path,
-            there,
-            kind,
-            (
-                {"attack": "fgsm", "eps": "8/255", "measure": "other"},
-                {
-                    "images": 10,
-                    "clean_accuracy": 80.0,
-                    "accuracy_after": 5.0,
-                    "mean_accuracy": 5.0,
-                    "accuracy": {},
-                },
-            ),
-        )
+        settings, result = FGSM[0] | {"measure": "other"}, FGSM[1]
+        measured(tmp_path, there, kind, (settings, result | {"mean_accuracy": 5.0, "accuracy": {}}))
     assert completeness.missing(collection.gather(tmp_path))[2:] == [
         "small: cam: missing for 1 of 1 runs: mixup seed=0"
     ], "the maps are not measured to the end"

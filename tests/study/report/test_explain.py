@@ -102,19 +102,20 @@ def test_every_value_of_every_table_is_explained(quick):
                     assert runs and runs <= set(found.records), (kind, place.name)
 
 
+def parsed(parser, line):
+    """The parameters of a training that a command line gives."""
+    options = vars(parser.parse_args(shlex.split(line)))
+    names = [name for name in TrainParams.model_fields if options[name] is not None]
+    return parse("02_training", {name: options[name] for name in names})
+
+
 def test_the_command_gives_the_run():
     found = collection.gather(project_root() / "results")
     parser, _ = build_parser()
     assert len(found.records) > 60
     for record in found.records.values():
         words = train_words(record)
-        options = parser.parse_args(shlex.split(shlex.join(words)))
-        given = {
-            name: getattr(options, name)
-            for name in TrainParams.model_fields
-            if getattr(options, name) is not None
-        }
-        params = parse("02_training", given)
+        params = parsed(parser, shlex.join(words))
         assert (
             params.run_id == record.run_id
             and params.config == complete(record.config)
@@ -138,18 +139,7 @@ def test_commands_survive_every_kind_of_parameter():
     assert (
         "'folder:my pictures'" in line and "--train-images all" in line and "--no-augment" in line
     )
-    options = build_parser()[0].parse_args(shlex.split(line))
-    assert (
-        parse(
-            "02_training",
-            {
-                name: getattr(options, name)
-                for name in TrainParams.model_fields
-                if getattr(options, name) is not None
-            },
-        ).run_id
-        == record.run_id
-    )
+    assert parsed(build_parser()[0], line).run_id == record.run_id
 
 
 def test_three_ways_to_the_same_cell(capsys):

@@ -23,77 +23,55 @@ def looked(key="gradcam++ layer4", **values):
     return {"found": {key: entry}}
 
 
+BASE = [10.0, 20.0, 30.0, 40.0]
+WHAT = {"maps": ["gradcam++ layer4"], "image_seed": 0, "checksum": "c"}
+STAGES = {"linear": 30.0, "conv1": -2.0}
+GUARD = {"correlation": 98.0, "lowest": 5.0, "compared": 4, "moved": 1.0, "negative": 50.0}
+
+
+def store_maps(root, record, shift):
+    """All measures of a network's maps, on images that score BASE + shift; network 0 has an empty
+    map, network 1 no closed form.
+    """
+    what = WHAT | {"measure": "localization", "images": 4}
+    stages = STAGES if shift else STAGES | {"conv1": None}
+    sanity = {"stages": stages, "left_out": {"linear": 0, "conv1": 3}, "control": 20.0}
+    guard = {} if shift == 1 else GUARD | {"correlation": 98.0 + shift}
+    energy = [v + shift for v in BASE]
+    measured(
+        root,
+        record,
+        "cam",
+        (what, looked(energy_inside=energy, extent=[50.0] * 4)),
+        (what | {"measure": "sanity"}, {"found": {"gradcam++ layer4": sanity}}),
+        (what | {"measure": "guard"}, guard),
+        # pictures, not a measure
+        (what | {"measure": "maps", "images": 99}, {"shape": [99, 32, 32], "layers": {}}),
+        # a smaller sample
+        (what | {"images": 2}, looked(energy_inside=[0.0, 0.0], extent=[0.0, 0.0])),
+    )
+
+
 def test_maps_stand_beside_their_method(tmp_path):
     """Numbers by hand: three networks and one of another method, four images; and what is no
     measure, or another sample, does not count.
     """
-    made, other = (
-        [make_record(80, seed=s) for s in range(3)],
-        make_record(75, mixer="mixup", seed=1),
-    )
+    made = [make_record(80, seed=s) for s in range(3)]
+    other = make_record(75, mixer="mixup", seed=1)
     save(tmp_path, *made, other)
-    base = [10.0, 20.0, 30.0, 40.0]
-    what = {
-        "measure": "localization",
-        "maps": ["gradcam++ layer4"],
-        "images": 4,
-        "image_seed": 0,
-        "checksum": "c",
-    }
-    for shift, record in ((0.0, made[0]), (1.0, made[1]), (2.0, made[2]), (5.0, other)):
-        measured(
-            tmp_path,
-            record,
-            "cam",
-            (what, looked(energy_inside=[v + shift for v in base], extent=[50.0] * 4)),
-            (
-                what | {"measure": "sanity"},
-                {
-                    "found": {
-                        "gradcam++ layer4": {
-                            "stages": {"linear": 30.0, "conv1": -2.0 if shift else None},
-                            "left_out": {"linear": 0, "conv1": 3},
-                            "control": 20.0,
-                        }
-                    }
-                },
-            ),
-            (
-                what | {"measure": "guard"},
-                (
-                    {
-                        "correlation": 98.0 + shift,
-                        "lowest": 5.0,
-                        "compared": 4,
-                        "moved": 1.0,
-                        "negative": 50.0,
-                    }
-                    if shift != 1
-                    else {}
-                ),
-            ),
-        )
-        measured(
-            tmp_path,
-            record,
-            "cam",
-            (
-                what | {"measure": "maps", "images": 99},
-                {"shape": [99, 32, 32], "layers": {}},
-            ),  # pictures, not a measure
-            (what | {"images": 2}, looked(energy_inside=[0.0, 0.0], extent=[0.0, 0.0])),
-        )
+    for shift, record in zip((0.0, 1.0, 2.0, 5.0), (*made, other)):
+        store_maps(tmp_path, record, shift)
     text = report.markdown(tmp_path, "localization")
     (localization,) = report.tables(tmp_path)["localization"]
     caption, table = localization.caption, localization.frame()
-    low, high = stats.ttest_1samp(base, 0).confidence_interval(0.95)
+    low, high = stats.ttest_1samp(BASE, 0).confidence_interval(0.95)
     assert (
         f"| Grad-CAM++ layer4 | energy inside the object (%) | 1 to 3 | 4 | 30.0 [{low + 5:.1f},"
         f" {high + 5:.1f}] (20.0) | 26.0 ± 1.0 [" in text
     ), "one network: over images alone"
     seeds, pictures = (
         stats.sem([0, 1, 2]) * stats.t.ppf(0.975, 2),
-        stats.sem(base) * stats.t.ppf(0.975, 3),
+        stats.sem(BASE) * stats.t.ppf(0.975, 3),
     )
     assert (
         table["Region Mixup_low"].iloc[0] == pytest.approx(26 - (seeds**2 + pictures**2) ** 0.5)
@@ -124,16 +102,8 @@ def test_differences_of_maps_are_paired_by_seed_and_image(tmp_path):
     """Networks and images that differ much, and a method that is better by one point on each:
     resolved; by chance: unresolved.
     """
-    rng, what = (
-        torch.Generator().manual_seed(0),
-        {
-            "measure": "faithfulness",
-            "maps": ["gradcam++ layer4"],
-            "images": 40,
-            "image_seed": 0,
-            "checksum": "c",
-        },
-    )
+    rng = torch.Generator().manual_seed(0)
+    what = WHAT | {"measure": "faithfulness", "images": 40}
     for mixer, gain in (("region_mixup", 1.0), ("cutmix", 0.0)):
         images = 30 * torch.rand(40, generator=torch.Generator().manual_seed(7)).double()
         for seed in range(4):

@@ -26,6 +26,18 @@ class Links(HTMLParser):
             self.loaded.append(str(attributes))
 
 
+def write_notebook(path, text):
+    """A notebook with a Markdown cell, and code with two outputs."""
+    table = {"text/markdown": "| a | b |\n|---|---|\n| 1 | 2 |"}
+    outputs = [
+        nbformat.v4.new_output("stream", text="42 <b>\n"),
+        nbformat.v4.new_output("display_data", table),
+    ]
+    code = nbformat.v4.new_code_cell("print(6 * 7)", outputs=outputs)
+    cells = [nbformat.v4.new_markdown_cell(text), code]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
 def test_the_site_is_whole(tmp_path):
     """Every page is linked from the index, every link leads somewhere, nothing is loaded from
     elsewhere, formulas are MathML.
@@ -41,19 +53,7 @@ def test_the_site_is_whole(tmp_path):
         (root / "01_method.ipynb", lesson),
         (root / record.run_id / "02_training.ipynb", "# 2. Training\n\n[back](01_method.ipynb)"),
     ):
-        cells = [
-            nbformat.v4.new_markdown_cell(text),
-            nbformat.v4.new_code_cell(
-                "print(6 * 7)",
-                outputs=[
-                    nbformat.v4.new_output("stream", text="42 <b>\n"),
-                    nbformat.v4.new_output(
-                        "display_data", {"text/markdown": "| a | b |\n|---|---|\n| 1 | 2 |"}
-                    ),
-                ],
-            ),
-        ]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+        write_notebook(path, text)
     index = pages.build(root, root / "report")
     found = {path.name: Links(path.read_text()) for path in (root / "report").glob("*.html")}
     assert set(found) == {"index.html", "01_method.html", f"{record.run_id}-02_training.html"}

@@ -270,12 +270,9 @@ def test_tables_3_and_4_stand_for_every_size_that_was_measured(tmp_path):
         for each in reproduction.tables(*below(tmp_path))
         if "with eps" in each.caption
     ]
-    assert captions == [
-        "Table 3 2/255",
-        "Table 3 8/255",
-        "Table 3 16/255",
-        "Table 4 8/255",
-    ], "by size; eps = 0 is the clean accuracy; 8/255 where nothing was measured"
+    assert captions == ["Table 3 2/255", "Table 3 8/255", "Table 3 16/255", "Table 4 8/255"], (
+        "by size; eps = 0 is the clean accuracy; 8/255 where nothing was measured"
+    )
     assert (
         cells(tmp_path, 3, "2/255", dataset="CIFAR-10", mixer="region_mixup")["ours"].item() == 80
     )

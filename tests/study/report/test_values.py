@@ -65,7 +65,6 @@ def test_a_table_prints_values_and_plain_entries():
     assert table.values(0) == {"accuracy": row["accuracy"]} and table.values(1) == {}
     frame = table.frame()
     assert list(frame) == ["mixer", "n", "diverged", "accuracy", "accuracy_std", CONTROL]
-    assert table.captioned("other").rows is table.rows
 
 
 def test_an_interval_that_is_not_known_is_a_dash():
