@@ -109,7 +109,8 @@ def test_a_bar_of_progress_changes_nothing(tiny_run, tmp_path, monkeypatch, caps
     monkeypatch.setattr(run, "interactive", lambda: True)
     watched = params(tiny_run, epochs=2, out=str(tmp_path / "watched"))
     assert train(watched, log=quiet).history == expected.history
-    assert "epoch 1" in capsys.readouterr().err
+    # how often it is drawn depends on the clock; its beginning always is
+    assert "0/4" in capsys.readouterr().err
 
 
 def test_a_diverged_run_says_so(tiny_run):
