@@ -128,6 +128,7 @@ def _set_aside(batch, run):
     """Keep an unusable record under another name; returns one line of text."""
     path = run.folder / records.RECORD
     aside = path.with_name(f"{path.name}.damaged")
+    reason = "its record could not be read"
     try:
         batch.record(run)
     except UserError as error:

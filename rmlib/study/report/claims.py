@@ -117,7 +117,9 @@ def measured(metric: str, eps: str = EPS) -> dict:
     return {"attacks": {"attack": metric, "eps": eps}} if metric in ("fgsm", "square") else {}
 
 
-def judged(claims, sides_of, verdict, needs, caption, words: dict, decimals: int = 2) -> Table:
+def judged(
+    claims, sides_of, verdict, needs, caption, words: dict, decimals=2, uncorrected=False
+) -> Table:
     """A row for every claim: A minus B by Welch's t and paired by seed, p of the primary claims
     corrected by Holm, what the records say, and the seeds that would settle what is unresolved.
 
@@ -128,6 +130,7 @@ def judged(claims, sides_of, verdict, needs, caption, words: dict, decimals: int
             corrected for primary claims.
         needs: claim -> what would have to be run.
         words: metric or dataset -> how the table calls it, where not so.
+        uncorrected: also show p of every claim before the correction.
     """
     found = []
     for claim in claims:
@@ -164,6 +167,7 @@ def judged(claims, sides_of, verdict, needs, caption, words: dict, decimals: int
             "A - B": gap,
             "paired": difference(pairs, low=pairs.low, high=pairs.high, decimals=decimals).text(),
             "r": round(pairs.correlation, 2),
+            **({"p": round(welch.p, 4)} if uncorrected else {}),
             "p (Holm)": round(p, 4),
             "seeds to resolve": needed,
         }
