@@ -5,7 +5,7 @@ The files follow the notebooks. Their public functions are imported here, so tha
 """
 
 # ruff: noqa: F401
-from rmlib.study.figures.maps import cam_grid, cells, lines, mean_maps, measures
+from rmlib.study.figures.maps import cam_grid, grid_points, lines, mean_maps, measures
 from rmlib.study.figures.method import (
     batch_strip,
     clear_plan,

@@ -32,7 +32,7 @@ def cam_grid(images, titles, rows, masks=None):
     return figure
 
 
-def cells(image, title, rows):
+def grid_points(image, title, rows):
     """One image and its maps, each as computed and as a picture: how few numbers a map has.
 
     Args:
@@ -45,7 +45,7 @@ def cells(image, title, rows):
     axes[1, 0].axis("off")
     for (label, small, picture), (above, below) in zip(rows, axes.T[1:]):
         above.imshow(small, cmap="turbo")
-        above.set_title(f"{label}\n{small.shape[0]} x {small.shape[1]} cells", fontsize=8)
+        above.set_title(f"{label}\n{small.shape[0]} x {small.shape[1]} grid points", fontsize=8)
         show_map(below, image, picture)
         above.set(xticks=[], yticks=[])
     figure.tight_layout(pad=0.4)

@@ -1,9 +1,9 @@
 """What the paper reports: its protocol, its tables and its claims.
 
 Saha & Garain 2024, "Region Mixup", ICLR Tiny Papers, https://arxiv.org/abs/2409.15028. The numbers
-were typed from the paper once, here; LOST marks cells that the copy of the paper used here does not
-show. A cell or claim gets a verdict only from records of its own dataset under the paper's
-protocol; else it says "not run".
+were typed from the paper once, here; LOST marks values that the copy used here does not show. A
+value or claim gets a verdict only from records of its own dataset under the paper's protocol; else
+it says "not run".
 """
 
 from dataclasses import replace

@@ -75,7 +75,7 @@ MEASURED = {
     "localization": Measured(
         f"maps of the true class; {BETTER}; extent: the image's share above half of the map's"
         " maximum; trace of the grid: asymmetry between the quarters of a window around the"
-        " middle (k = 2) minus that within the tiles, on the cells of the layer; an empty map"
+        " middle (k = 2) minus that within the tiles, on the grid points of the layer; an empty map"
         " (no evidence for the class) has no extent, and elsewhere counts as a flat one",
         looks.table,
         measures=("localization",),
