@@ -206,7 +206,7 @@ def test_an_unwritable_out_is_named_before_any_kernel_starts(project, out, no_pr
     """Below a file, and in a file system that takes nothing."""
     (project / "file").write_text("")
     if out.startswith("/proc") and not Path("/proc/self").is_dir():
-        pytest.skip("there is none")
+        pytest.skip("no /proc on this system")
     grid(project, seed=[0])
     with pytest.raises(UserError, match=f"{out} cannot be written .*choose another folder"):
         run(out=out)

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from made import make_record, save
+from made import PAPERS, make_record, save
 
 from rmlib.study import figures
 from rmlib.study.report import groups
@@ -73,18 +73,7 @@ def test_the_forest_shows_what_the_table_says(tmp_path):
     "change, note, shown",
     [
         ({}, True, True),
-        (
-            dict(
-                width=64,
-                epochs=400,
-                batch_size=128,
-                schedule="multistep",
-                lr=0.1,
-                train_images=None,
-            ),
-            False,
-            True,
-        ),
+        (PAPERS, False, True),
         ({"dataset": "shapes"}, False, False),
         ({"far": True}, False, False),
     ],
@@ -93,6 +82,7 @@ def test_curves_of_all_runs_and_the_papers_numbers_where_they_belong(tmp_path, c
     import matplotlib
 
     matplotlib.use("agg")
+    change = dict(change)
     values = [10.0, 20.0] if change.pop("far", False) else [30.0, 80.0]
     made = [
         make_record(values[1], seed=seed, mixer=mixer, **{"dataset": "cifar10"} | change)
