@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from rmlib.data import ImageSet
+from rmlib.evaluate import full_precision
 from rmlib.params import TrainParams
 from rmlib.recorded import Recording
 from rmlib.train import make_run, training
@@ -74,11 +75,12 @@ class Replayed(Recording):
 
 
 class Called(Recording):
-    """The same steps, called one after the other."""
+    """The same steps, called one after the other, in the precision in which others record."""
 
     def record(self):
         for size in self.rows:
-            self.graphs[size] = SimpleNamespace(replay=functools.partial(self.compute, size))
+            call = full_precision()(functools.partial(self.compute, size))
+            self.graphs[size] = SimpleNamespace(replay=call)
 
 
 def make(changes, seed=0, device="cpu"):
