@@ -13,14 +13,14 @@ from functools import partial
 import torch
 
 from rmlib.data import ImageSet, to_float
-from rmlib.evaluate import evaluating, full_precision, predict
+from rmlib.evaluate import predict
 from rmlib.maps import cam, faithfulness, localization
 from rmlib.maps.params import CamParams
 from rmlib.measuring import Task, drawn
 from rmlib.packed import pack_values
 
 PURPOSE = "measured images"  # of the stream that draws the images of the measures
-MEASURES = ("localization", "faithfulness", "sanity", "guard")
+MEASURES = ("localization", "faithfulness", "sanity")
 KEPT = "maps"  # the small maps that are stored last, for figures
 
 
@@ -138,44 +138,6 @@ def _mean(values: torch.Tensor) -> float | None:
     return None if values.isnan().all() else values.nanmean().item()
 
 
-def guard(model, data: ImageSet, settings: CamParams) -> dict:
-    """What the eps in the denominator of Grad-CAM++ changes, where the closed form holds.
-
-    Returns:
-        Over the images ``compared``, whose maps with and without eps are not empty:
-        ``correlation`` and ``lowest``, mean and minimum of the rank correlation in hundredths;
-        ``moved``, percent whose maximum moves by more than a pixel. ``negative``: percent of the
-        activations. {} where there is no closed form, or nothing to compare.
-    """
-    head = cam.head_behind(model, settings.layer)
-    if head is None:
-        return {}
-    module, device = model.get_submodule(settings.layer), head.weight.device
-    with evaluating(model), full_precision(), torch.autocast(device.type, enabled=False):
-        parts = [
-            cam.forward_to(model, module, to_float(images.to(device)))[0].float()
-            for images in data.images.split(200)
-        ]
-        activations, weights = torch.cat(parts), head.weight[data.labels.to(device)]
-        with_eps, without = (
-            cam.enlarge(cam.closed_form(activations, weights, eps=eps), data.images.shape[2:]).cpu()
-            for eps in (cam.EPS, 0.0)
-        )
-    same = 100 * faithfulness.correlation(with_eps, without)
-    known, width = ~same.isnan(), with_eps.shape[2]
-    if not known.any():
-        return {}
-    a, b = (grids.flatten(1).argmax(1) for grids in (with_eps, without))
-    moved = ((a // width - b // width).abs() > 1) | ((a % width - b % width).abs() > 1)
-    return {
-        "correlation": same[known].mean().item(),
-        "lowest": same[known].min().item(),
-        "compared": int(known.sum()),
-        "moved": 100 * moved[known].double().mean().item(),
-        "negative": 100 * (activations < 0).double().mean().item(),
-    }
-
-
 def small(model, data: ImageSet, settings: CamParams) -> dict:
     """Maps of the true classes in 8 bits, at the grid points of each layer: see :func:`pictures`.
 
@@ -206,13 +168,11 @@ def measure(model, test_set: ImageSet, settings: CamParams, name: str) -> Task:
         "localization": (locate, PURPOSE, settings.measured),
         "faithfulness": (perturb, PURPOSE, settings.perturbed),
         "sanity": (check, PURPOSE, settings.perturbed),
-        "guard": (guard, PURPOSE, settings.measured),
         KEPT: (small, cam.PURPOSE, settings.images),
     }[name]
     data, images = drawn(test_set, count, settings.seed, purpose)
     methods = cam.LIBRARY if name == "localization" else ["gradcam++"]
-    explained = [settings.layer] if name == "guard" else layers(settings)
-    maps = [f"{method} {layer}" for method in methods for layer in explained]
+    maps = [f"{method} {layer}" for method in methods for layer in layers(settings)]
     classes = "predicted" if name == "faithfulness" else "true"
     what = {"measure": name, "maps": maps, "from": cam.IDENTITY, "class": classes} | images
     if name == "localization":

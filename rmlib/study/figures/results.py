@@ -6,47 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
-from rmlib.study.figures.style import COLOURS, panels
-from rmlib.study.names import LABELS, METHOD, method_name
-from rmlib.study.report import paper
+from rmlib.study.figures.style import COLOURS
 
 GREY = "#555555"
-
-
-def seeds(groups: list):
-    """Accuracy of every run, a dot for each, with the mean of each method as a bar.
-
-    Args:
-        groups: (title, DataFrame with columns mixer, clean loss ("with" or "without") and accuracy
-            in percent) per experiment.
-    """
-    figure, axes = panels(len(groups), 3, 2.5, 2.5, margin=1.0)
-    for axis, (title, table) in zip(axes.flat, groups):
-        _seeds(axis, table)
-        axis.set_title(title.replace(", bfloat16", ",\nbfloat16"), fontsize=8)
-    circle = Line2D([], [], marker="o", ls="", color=GREY, label="with the clean loss")
-    square = Line2D([], [], marker="s", ls="", color=GREY, mfc="white", label="without")
-    last = axes.flat[len(groups) - 1]
-    last.legend(handles=[circle, square], frameon=False, fontsize=7, loc="best")
-    figure.tight_layout()
-    return figure
-
-
-def _seeds(axis, table):
-    """One panel of :func:`seeds`."""
-    order = [mixer for mixer in COLOURS if mixer in set(table["mixer"])]
-    for place, mixer in enumerate(order):
-        own = table[table["mixer"] == mixer]
-        colour = COLOURS[mixer]
-        kinds = [kind for kind in ("with", "without") if kind in set(own["clean loss"])]
-        for number, kind in enumerate(kinds):
-            values = own.loc[own["clean loss"] == kind, "accuracy"]
-            x = place + 0.36 * (number - (len(kinds) - 1) / 2)
-            marker, filled = ("o", colour) if kind == "with" else ("s", "white")
-            axis.plot([x] * len(values), values, marker, color=colour, mfc=filled, ms=5)
-            axis.plot([x - 0.13, x + 0.13], [values.mean()] * 2, color=colour, lw=2)
-    axis.set(xticks=range(len(order)), xlim=(-0.5, len(order) - 0.5), ylabel="test accuracy (%)")
-    axis.set_xticklabels([LABELS[mixer].replace(" ", "\n") for mixer in order], fontsize=8)
 
 
 def _forest(axis, table, title: str):
@@ -119,46 +81,3 @@ def told_twice(curves: dict, groups: list):
         _forest(figure.add_subplot(grid[place, 1]), table, title)
     figure.axes[-1].set_xlabel("difference in accuracy (points), 95 % interval", fontsize=8)
     return figure
-
-
-def curves_of_runs(groups: list, curves: dict):
-    """Test accuracy over the epochs of every run, a thin line each, and the paper's numbers.
-
-    Args:
-        groups: list of (title, runs of one experiment).
-        curves: run_id -> [(epoch, accuracy in percent)], see ``report.accuracy_curves``.
-    """
-    figure, axes = panels(len(groups), 2, 6.2, 2.8, layout="constrained")
-    for axis, (title, group) in zip(axes.flat, groups):
-        seen = set()
-        for run in group.sort_values(["config.average", "config.mixer"]).to_dict("records"):
-            mixer = run["config.mixer"]
-            method = method_name({name: run[f"config.{name}"] for name in METHOD})
-            style = "-" if run["config.clean_weight"] else "--"
-            if run["config.average"]:
-                style = ":"
-            look = {"color": COLOURS[mixer], "marker": "osD^vP*X"[list(COLOURS).index(mixer) % 8]}
-            label = None if method in seen else method
-            points = curves[run["run_id"]] or [(np.nan, np.nan)]
-            axis.plot(*zip(*points), style, lw=1, ms=3, markevery=[-1], label=label, **look)
-            seen.add(method)
-        _papers_numbers(axis, group, [y for id in group["run_id"] for _, y in curves[id]])
-        axis.set(xlabel="epoch", ylabel="test accuracy (%)")
-        axis.set_title(title, fontsize=9)
-        axis.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def _papers_numbers(axis, group, values):
-    """Lines at the paper's accuracies, where they lie near enough to be seen on the same axis."""
-    reported: Any = paper.ACCURACY.get(group["config.dataset"].iloc[0], {})
-    means = {mixer: mean for mixer, (mean, _) in reported.items()}
-    if not means or min(means.values()) - max(values) > max(values) - min(values):
-        return
-    for mixer, mean in means.items():
-        axis.axhline(mean, color=COLOURS[mixer], lw=0.8)
-    words = "paper: " + ", ".join(f"{LABELS[mixer]} {mean:g}" for mixer, mean in means.items())
-    if not len(paper.under_protocol(group)):
-        words += "\n(another experiment: width 64, 400 epochs, all images)"
-    place, below = (0.01, min(means.values())), {"xytext": (0, -3), "textcoords": "offset points"}
-    axis.annotate(words, place, xycoords=("axes fraction", "data"), va="top", fontsize=7.5, **below)

@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from rmlib.packed import unpack_bits
 from rmlib.params import MIXERS
-from rmlib.study.names import LABELS, METHOD, experiment
+from rmlib.study.names import LABELS, METHOD
 from rmlib.study.report import groups, stats
 from rmlib.study.report.claims import side_name
 from rmlib.study.report.groups import DEFAULTS
-from rmlib.study.report.values import Table, Value, average, by_run, difference, span
-from rmlib.study.runs import collection
+from rmlib.study.report.values import Table, average, by_run, difference, span
 
 ACCURACY = "metrics.accuracy"
 METRICS = ("accuracy", "nll", "ece")
@@ -25,11 +23,6 @@ DIFFERENCES = (
     " comparisons of this table, the intervals are not; seeds to resolve: of each method, if"
     " difference and spread are what was seen, in 80 % of cases, at 5 % over the number of"
     " comparisons"
-)
-NETWORKS = (
-    "McNemar's exact test of two networks at a time, those of equal seeds, on all test images;"
-    " better, worse: pairs in which p is below 0.05, uncorrected. It is about these networks: of"
-    " two methods it says nothing, which is why pairs of the same methods may contradict each other"
 )
 
 
@@ -152,63 +145,6 @@ def _difference(each: Comparison) -> dict:
     }
 
 
-def networks(group) -> Table | None:
-    """Two networks of equal seed at a time, for the comparisons of :func:`compared`: how often the
-    first is better, worse, or not told apart by McNemar's test on single images. None if there are
-    no such pairs.
-    """
-    rows = []
-    for each in compared(group):
-        if each.verdicts is None:
-            continue
-        found = [stats.mcnemar(*pair) for pair in zip(*each.verdicts)]
-        told = [pair.points for pair in found if pair.p < 0.05]
-        p_values = [f"{pair.p:.3f}" if pair.p >= 0.001 else "<0.001" for pair in found]
-        row = {
-            "two networks": each.label,
-            "pairs": Value(len(found), dict(each.sides), "made"),
-            "better": sum(points > 0 for points in told),
-            "worse": sum(points < 0 for points in told),
-            "not told apart": len(found) - len(told),
-            "points of each pair": ", ".join(f"{pair.points:+.2f}" for pair in found),
-            "p of each pair": ", ".join(p_values),
-        }
-        rows.append(row)
-    return Table(rows, f"{groups.title(group)}; {NETWORKS}") if rows else None
-
-
-def accuracy_curves(root: Path) -> dict[str, list[tuple[int, float]]]:
-    """Test accuracy in percent on the way of every run below a folder: run_id -> [(epoch,
-    accuracy)], empty where the test set was not looked at.
-    """
-    curves = {}
-    for record in sorted(collection.find(root), key=lambda record: record.finished):
-        seen = [row for row in record.history if row.get("test_accuracy") is not None]
-        curves[record.run_id] = [(row["epoch"], row["test_accuracy"]) for row in seen]
-    return curves
-
-
-def told_twice(group, curves: dict):
-    """The same runs told at their last epoch, and at their best epoch on the test set, which nobody
-    may do: a DataFrame with two rows for each comparison of :func:`compared` (see
-    :func:`difference_row`), or None if no two methods have curves of two points or more.
-
-    Args:
-        curves: of :func:`accuracy_curves`.
-    """
-    rows = []
-    for each in compared(group):
-        a, b = (
-            [[y for _, y in curves[run_id]] for run_id in runs["run_id"] if len(curves[run_id]) > 1]
-            for runs in (each.a, each.b)
-        )
-        if a and b:
-            for when, pick in (("last epoch", lambda curve: curve[-1]), ("best epoch", max)):
-                label = f"{each.label}, {when}"
-                rows.append(difference_row(label, each.of, map(pick, a), map(pick, b)))
-    return pd.DataFrame(rows) if rows else None
-
-
 def difference_row(label: str, of: str, a, b) -> dict:
     """One row for :func:`rmlib.study.figures.forest`: Welch's difference of two lists of accuracies
     in percent, and whether its p, uncorrected, is below 0.05.
@@ -216,55 +152,3 @@ def difference_row(label: str, of: str, a, b) -> dict:
     d = stats.welch(list(a), list(b))
     bounds = {"points": d.mean, "low": d.low, "high": d.high, "p": d.p}
     return {"difference": label, "of": of, **bounds, "state": stats.state(d.p)}
-
-
-PRECISIONS = (
-    "accuracy after training in each precision, evaluated in float32; mean ± sample standard"
-    " deviation over n seeds; bfloat16 - float32 in points, paired by seed; equal within the"
-    " spread: its interval lies within one standard deviation of the float32 seeds"
-)
-
-
-def precisions(runs) -> list[Table]:
-    """Training in bfloat16 beside float32: accuracy of runs that are equal in everything else,
-    paired by seed, a table for each experiment.
-
-    "equal within the spread": the 95 % interval of the paired difference lies within one sample
-    standard deviation of the float32 seeds either way. "differs": it excludes 0, and is not within
-    that.
-    """
-    if runs["config.precision"].nunique() < 2:
-        return []
-    names = [f"config.{name}" for name in experiment(DEFAULTS) if name != "precision"]
-    found = []
-    for group in groups.equal(runs[runs["status"] == "done"], names):
-        rows = []
-        for row, own in groups.methods(group):
-            own = own.set_index("config.seed").sort_index()
-            is_half = own["config.precision"] == "bf16"
-            full, half = stats.matched(own[~is_half], own[is_half])
-            if len(full) > 1:
-                rows.append(row | _precision(full, half))
-        if rows:
-            title = groups.title(group).removesuffix(", bfloat16")
-            found.append(Table(rows, f"{title}; {PRECISIONS}; on {groups.hardware(group)}"))
-    return found
-
-
-def _precision(full, half) -> dict:
-    """The columns of a method in both precisions, for runs of equal seeds."""
-    d = stats.paired(half[ACCURACY], full[ACCURACY])
-    full, half = by_run(full, ACCURACY), by_run(half, ACCURACY)
-    before = average(full)
-    if -before.std <= d.low and d.high <= before.std:
-        state = "equal within the spread"
-    else:
-        state = "differs" if d.low > 0 or d.high < 0 else "unresolved"
-    return {
-        "n": len(full),
-        "float32 (%)": before,
-        "bfloat16 (%)": average(half),
-        "difference": difference(d, ("bfloat16", half), ("float32", full), as_text=True),
-        "95 % interval": span(d.low, d.high),
-        "state": state,
-    }

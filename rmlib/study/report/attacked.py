@@ -140,26 +140,3 @@ def _check(networks, eps, total) -> dict:
         "its images": min(each["images"] for each in last.values()) if last else None,
         "warning": "; ".join(warnings) or None,
     }
-
-
-def corrupted(group, measured) -> Table | None:
-    """Accuracy under each corruption (percent, mean over its five severities) per method; None if
-    it was not measured.
-    """
-    measured = groups.one_sample(group, measured)
-    if measured is None:
-        return None
-    sources: dict = {"corruptions": {}}
-    rows = []
-    for row, runs in groups.methods(group):
-        own = groups.of_runs(measured, runs)
-        if not len(own):
-            continue
-        row |= _clean(own, sources)
-        for name in own["accuracy"].iloc[0]:
-            means = [sum(each[name]) / len(each[name]) for each in own["accuracy"]]
-            numbers = dict(zip(own["run_id"], means))
-            row[name.replace("_", " ")] = average(numbers, measured=sources)
-        row["mean"] = average(by_run(own, "mean_accuracy"), measured=sources)
-        rows.append(row)
-    return Table(rows)

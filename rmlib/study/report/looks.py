@@ -37,14 +37,6 @@ COMPARED = ("energy_inside", "pointing_game", "extent", "grid_trace", "deletion"
 BEYOND = ("deletion", "road")
 # names of parts of the network in words
 STAGES = {"linear": "head", "conv1": "stem"}
-# column of :func:`eps_table` for each number of the guard
-GUARD = {
-    "correlation": "rank correlation of the maps (%)",
-    "lowest": "lowest",
-    "compared": "images compared",
-    "moved": "maximum moves (% of images)",
-    "negative": "negative activations (%)",
-}
 
 
 def results_of(group, cams, measure: str) -> dict | None:
@@ -280,19 +272,3 @@ def _difference(found, key, name, pair, seeds) -> dict:
 def _loss(label):
     """The parts of a method's name that say how the clean batch counts."""
     return [part for part in label.split(", ")[1:] if part.startswith(("clean_weight", "average"))]
-
-
-def eps_table(found: dict) -> Table | None:
-    """What the eps of Grad-CAM++ changes per method (see :func:`rmlib.maps.battery.guard`), None
-    where no network has a closed form.
-    """
-    rows = []
-    for label, results in found.items():
-        own = {seed: result for seed, result in results.items() if "correlation" in result}
-        if own:
-            row = {"method": label, "n": len(own)}
-            for name, head in GUARD.items():
-                numbers = of_runs(own, lambda result: result[name])
-                row[head] = average(numbers, measured=_measured(own))
-            rows.append(row)
-    return Table(rows) if rows else None

@@ -10,7 +10,7 @@ from rmlib.study.names import METHOD
 from rmlib.study.report.values import Table, Value, decimals_of, heading
 
 # columns that name a row by their text alone, and with their name
-NAMING = {"mixer", "method", "map", "measure", "difference", "two networks", "claim"}
+NAMING = {"mixer", "method", "map", "measure", "difference", "claim"}
 NAMING |= {"dataset", "experiment"}
 KEYS = NAMING | {*METHOD, "clean loss", "shuffled", "eps", "in", "attack"}
 
@@ -58,7 +58,7 @@ class Place:
         row.
         """
         of = ""
-        if self.kind not in ("claims", "eps", "costs", "small"):
+        if self.kind not in ("claims", "costs", "small"):
             of = ", " + self.table.caption.split(";")[0].split(" (the paper")[0]
         keys = [x for x in (replace(self, name=name) for name in self.table.names()) if x.is_key]
         words = [x.text if x.name in NAMING else f"{x.name} {x.text}" for x in keys]

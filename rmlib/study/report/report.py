@@ -17,18 +17,13 @@ from rmlib.study.runs import collection, records
 HEADINGS = {
     "accuracy": "What was run",
     "differences": "Differences with their intervals",
-    "networks": "Two networks at a time (McNemar)",
     "robustness": "Under attack and under corruptions",
     "checks": "Can FGSM be believed?",
-    "corrupted": "Under each corruption",
     "localization": "Where the networks look",
     "faithfulness": "Do the maps tell what the networks look at?",
     "sanity": "Maps of shuffled networks",
-    "guard": "The eps of Grad-CAM++",
     "looks": "Differences in where they look",
-    "precision": "bfloat16 beside float32",
     "paper": "The paper's tables, and ours",
-    "eps": "Which eps did the paper use?",
     "claims": "The claims",
     "small": "The claims of the small-data study",
     "costs": "What it cost",
@@ -67,11 +62,6 @@ MEASURED = {
         attacked.checks,
         ("attacks",),
     ),
-    "corrupted": Measured(
-        "accuracy in percent of `images` test images per network, mean over five severities",
-        attacked.corrupted,
-        ("corruptions",),
-    ),
     "localization": Measured(
         f"maps of the true class; {BETTER}; extent: the image's share above half of the map's"
         " maximum; trace of the grid: asymmetry between the quarters of a window around the"
@@ -96,13 +86,6 @@ MEASURED = {
         looks.sanity,
         measures=("sanity",),
     ),
-    "guard": Measured(
-        "Grad-CAM++ with eps = 1e-6 in the denominator of its weights, as grad-cam has it,"
-        " beside eps = 0, as its paper has it, where a closed form gives both; images compared:"
-        " those whose map is not empty; maximum moves: by more than a pixel",
-        looks.eps_table,
-        measures=("guard",),
-    ),
     "looks": Measured(
         "differences of n pairs of networks, paired by seed and image, with 95 % intervals over"
         " both (over images alone where n is 1); p corrected by Holm for the rows of this"
@@ -118,7 +101,7 @@ def tables(root) -> dict[str, list[Table]]:
     """Every table below a folder of records, or of a
     :class:`rmlib.study.runs.collection.Collection`, by the kinds of HEADINGS.
 
-    ``precision`` and what compares, attacks or maps have a table for each experiment that has such
+    What compares, attacks or maps has a table for each experiment that has such
     runs; ``small`` has one where some of the small-data study was run.
     """
     root = collection.opened(root)
@@ -132,10 +115,7 @@ def tables(root) -> dict[str, list[Table]]:
     made |= {
         "accuracy": [accuracy.summary(group) for group in experiments],
         "differences": [accuracy.differences(group) for group in experiments],
-        "networks": [accuracy.networks(group) for group in experiments],
-        "precision": accuracy.precisions(runs),
         "paper": reproduction.tables(runs, attacks),
-        "eps": [reproduction.fitting_eps(runs, attacks)],
         "claims": [reproduction.claims(runs, attacks)],
         "small": [small.claims(runs, attacks)],
         "costs": [costs.costs(runs, measured)],

@@ -1,24 +1,16 @@
-"""Our runs beside the paper's tables, the size of perturbation it may have used, its claims."""
+"""Our runs beside the paper's tables, and its claims."""
 
 from fractions import Fraction
 
-import numpy as np
 from scipy.stats import ttest_ind_from_stats
 
-from rmlib.study.names import LABELS
-from rmlib.study.report import fitting, paper, stats
+from rmlib.study.report import paper, stats
 from rmlib.study.report.claims import EPS, QUERIES, Claim, judged, measured, numbers, side_name
-from rmlib.study.report.values import Table, Value, average, by_run
+from rmlib.study.report.values import Table, average, by_run
 
 NOTE = (
     f"percent; paper: mean ± spread of {paper.RUNS} runs; verdict: Welch's t test of ours against"
     " the paper's mean and spread, at 5 %"
-)
-EPS_NOTE = (
-    "The paper gives no eps. Size of perturbation, in 255ths of the pixel range, at which our"
-    " networks under its protocol give its numbers: for each method alone, and the one that comes"
-    " closest to all three, with its 95 % interval and the p of what does not fit (0.05 or less: no"
-    " one eps fits; more: not rejected, which is less than shown)"
 )
 CAPTION = (
     "A verdict needs the claim's own dataset, width 64 and 400 epochs, and as many seeds of both"
@@ -128,68 +120,6 @@ def sizes_measured(runs, attacks, metric: str) -> list[str]:
     own = attacks[(attacks["attack"] == metric) & attacks["run_id"].isin(runs["run_id"])]
     whole = own["images"] == own["run_id"].map(runs.set_index("run_id")["data.test_images"])
     return sorted(set(own.loc[whole, "eps"]) - {"0"}, key=Fraction)
-
-
-def fitting_eps(runs, attacks) -> Table:
-    """The size of perturbation, which the paper does not give, at which our networks give its
-    numbers: for each method alone (in 255ths of the pixel range; a dash: its curve does not fall to
-    the number), and one for all three, with its 95 % interval and the p of its misfit (see
-    :func:`rmlib.study.report.fitting.fit_size`).
-    """
-    runs, rows = paper.under_protocol(runs), []
-    for metric, datasets in paper.ATTACKS.items():
-        sizes = sizes_measured(runs, attacks, metric)
-        # without perturbation: the clean accuracy
-        steps = [0.0, *(255 * float(Fraction(eps)) for eps in sizes)]
-        for dataset, reported in datasets.items():
-            curves, alone = {}, {}
-            for mixer in paper.METHODS:
-                side, label = (mixer, 1.0), LABELS[mixer]
-                clean = numbers(runs, attacks, "accuracy", dataset, side)
-                curves[mixer] = _curve(runs, attacks, metric, dataset, side, clean, sizes)
-                fitted = np.nan
-                if len(curves[mixer]):
-                    fitted = fitting.crossing(steps, curves[mixer].mean(0), reported[mixer][0])
-                alone[label] = Value(
-                    fitted,
-                    {label: by_run(clean)},
-                    "made",
-                    measured={"attacks": {"attack": metric}},
-                    missing=needs(metric, dataset, "each method, clean_weight=1", paper.RUNS),
-                )
-            rows.append(
-                {"attack": paper.METRICS[metric], "dataset": paper.DATASETS[dataset]}
-                | alone
-                | _one_for_all(steps, curves, reported)
-            )
-    return Table(rows, EPS_NOTE)
-
-
-def _curve(runs, attacks, metric, dataset, side, clean, sizes):
-    """Accuracies (networks, sizes) of a method without perturbation and at each size."""
-    found = clean[["number"]]
-    for eps in sizes:
-        own = numbers(runs, attacks, metric, dataset, side, eps)
-        found = found.join(own["number"].rename(eps), how="inner")
-    return found.dropna().to_numpy()
-
-
-def _one_for_all(steps, curves, reported) -> dict:
-    """Columns: the size that fits all methods best, its interval, p, and what that says."""
-    best = low = high = p = np.nan
-    counts = [len(curve) for curve in curves.values()]
-    if len(steps) < 2 or not any(counts):
-        state = "not run"
-    elif min(counts) < 2:
-        state = "too few runs"
-    else:
-        theirs = [(*reported[mixer], paper.RUNS) for mixer in curves]
-        best, low, high, p = fitting.fit_size(steps, list(curves.values()), theirs)
-        state = "no one eps fits" if p <= 0.05 else "not rejected"
-        if np.isclose(best, (steps[0], steps[-1])).any():
-            state = "outside the sizes measured"
-    interval = f"[{low:.2f}, {high:.2f}]" if best == best else "–"
-    return {"one eps for all": best, "95 % interval": interval, "p": p, "state": state}
 
 
 def claims(runs, attacks) -> Table:

@@ -1,11 +1,8 @@
 """Figures of results show the numbers of their tables."""
 
 import pandas as pd
-import pytest
-from made import PAPERS, make_record, save
 
 from rmlib.study import figures
-from rmlib.study.report import groups
 
 
 def drawn(figure):
@@ -67,36 +64,3 @@ def test_the_forest_shows_what_the_table_says(tmp_path):
     ), "no interval, no line"
     figure = figures.forest([("one", pd.DataFrame([other]))])
     assert figure.axes[0].get_title(loc="left") == "one (one run each)"
-
-
-@pytest.mark.parametrize(
-    "change, note, shown",
-    [
-        ({}, True, True),
-        (PAPERS, False, True),
-        ({"dataset": "shapes"}, False, False),
-        ({"far": True}, False, False),
-    ],
-)
-def test_curves_of_all_runs_and_the_papers_numbers_where_they_belong(tmp_path, change, note, shown):
-    import matplotlib
-
-    matplotlib.use("agg")
-    change = dict(change)
-    values = [10.0, 20.0] if change.pop("far", False) else [30.0, 80.0]
-    made = [
-        make_record(values[1], seed=seed, mixer=mixer, **{"dataset": "cifar10"} | change)
-        for seed in range(2)
-        for mixer in ("mixup", "region_mixup")
-    ]
-    save(tmp_path, *made)
-    group = groups.runs_below(tmp_path)
-    figure = figures.curves_of_runs(
-        [("one", group)], {record.run_id: [(1, values[0]), (2, values[1])] for record in made}
-    )
-    (lines,), text = drawn(figure), " ".join(each.get_text() for each in figure.axes[0].texts)
-    assert sum(y == values for _, y, *_ in lines) == 4, "every run has its line"
-    assert [y[0] for _, y, *_ in lines if y[0] == y[1]] == ([95.82, 95.89, 96.19] if shown else [])
-    assert ("paper: CutMix 95.82, Mixup 95.89, Region Mixup 96.19" in text) == shown and (
-        "another experiment" in text
-    ) == note

@@ -2,11 +2,9 @@
 
 import statistics
 
-import numpy as np
 import pandas as pd
 import pytest
 from made import make_record, save
-from scipy import stats
 
 from rmlib.study.report import accuracy, groups, pages, report
 
@@ -112,87 +110,3 @@ def test_a_seed_counts_once(tmp_path):
     )
     (group,) = groups.experiments(groups.runs_below(tmp_path))
     assert accuracy.differences(group).frame()["n"].tolist() == ["2, 2"]
-
-
-def with_curve(curve, seed, **config):
-    """A record with a test accuracy after every second epoch, the last one included."""
-    record = make_record(curve[-1], seed=seed, epochs=2 * len(curve), **config)
-    history = [
-        row | {"test_accuracy": curve[row["epoch"] // 2 - 1] if row["epoch"] % 2 == 0 else None}
-        for row in record.history
-    ]
-    return record.model_copy(update={"history": history})
-
-
-def test_the_best_epoch_is_told_beside_the_last(tmp_path):
-    """The same runs: the last epochs agree, the best ones differ, for the method whose curve is
-    noisier; runs without a curve have no best epoch.
-    """
-    lasts, peaks = [70.0, 71.0, 72.0], [79.0, 80.2, 81.0]
-    save(
-        tmp_path,
-        *(with_curve([60.0, peak, last], s) for s, (last, peak) in enumerate(zip(lasts, peaks))),
-        *(with_curve([60.0, 65.0, last], s, mixer="mixup") for s, last in enumerate(lasts)),
-        make_record(50.0, mixer="cutmix"),
-    )
-    (group,), curves = (
-        groups.experiments(groups.runs_below(tmp_path)),
-        accuracy.accuracy_curves(tmp_path),
-    )
-    assert sorted(curves.values()) == sorted(
-        [
-            [],
-            *(
-                [(2, 60.0), (4, x), (6, y)]
-                for x, y in [*zip(peaks, lasts), *((65.0, y) for y in lasts)]
-            ),
-        ]
-    )
-    table = accuracy.told_twice(group, curves)
-    assert table["difference"].tolist() == [
-        "Region Mixup - Mixup, last epoch",
-        "Region Mixup - Mixup, best epoch",
-    ] and table["state"].tolist() == ["unresolved", "resolved"]
-    assert table["points"].tolist() == pytest.approx([0.0, np.mean(peaks) - 71]) and table[
-        "p"
-    ].tolist() == pytest.approx([1.0, stats.ttest_ind(peaks, lasts, equal_var=False).pvalue])
-    assert (
-        accuracy.told_twice(group, {run_id: curve[:1] for run_id, curve in curves.items()}) is None
-    ), "one point: nothing to choose from"
-
-
-def test_precisions_are_compared_by_pairs(tmp_path):
-    """Seeds differ much and pairs little: equal. Pairs shifted by more than the spread: differs.
-    Seeds without a partner do not count.
-    """
-    spread = [60.0, 70.0, 80.0, 90.0]
-    for shift, mixer in ((0.1, "mixup"), (-40.0, "cutmix")):
-        save(
-            tmp_path,
-            *(make_record(value, seed=seed, mixer=mixer) for seed, value in enumerate(spread)),
-        )
-        save(
-            tmp_path,
-            *(
-                make_record(
-                    value + shift + 0.1 * (seed % 2), seed=seed, mixer=mixer, precision="bf16"
-                )
-                for seed, value in enumerate(spread)
-            ),
-        )
-    save(
-        tmp_path,
-        make_record(5.0, seed=9, mixer="mixup", precision="bf16"),
-        make_record(50.0, mixer="none"),
-        make_record(50.0, mixer="none", precision="bf16"),
-    )
-    text = report.markdown(tmp_path, "precision")
-    assert (
-        "| Mixup | 4 | 75.0 ± 12.9 | 75.1 ± 12.9 | +0.15 | [+0.06, +0.24] | equal within the"
-        " spread |" in text
-    )
-    assert (
-        "| CutMix | 4 | 75.0 ± 12.9 |" in text
-        and "| -39.95 | [-40.04, -39.86] | differs |" in text
-        and "No mixing" not in text
-    )

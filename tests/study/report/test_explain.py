@@ -213,10 +213,10 @@ def test_experiments_of_one_title_are_told_apart(tmp_path, capsys):
             ),
         )
     found = collection.gather(tmp_path)
-    for kind in ("networks", "differences", "costs"):
+    for kind in ("differences", "costs"):
         named = []
         for place in places(kind, report.tables(found)[kind]):
-            if place.name in ("points", "pairs", "training"):
+            if place.name in ("points", "training"):
                 runs = {run_id for value in place.values.values() for run_id in value.runs}
                 named.append({found.records[run_id].config["lr"] for run_id in runs})
         assert named == [{0.1}, {0.05}] + [{0.1, 0.05}] * (kind == "costs") or named == [

@@ -306,9 +306,8 @@ def test_the_committed_records_have_no_verdict_they_did_not_earn():
     root = project_root() / "results"
     tables = report.tables(root)
     verdicts = {verdict for table in tables["paper"] for verdict in table.frame()["verdict"]}
-    states = set(tables["eps"][0].frame()["state"])
     eligible = paper.under_protocol(groups.runs_below(root))
-    assert len(eligible) or verdicts == {"not run"} == states
+    assert len(eligible) or verdicts == {"not run"}
 
 
 def test_a_network_below_published_ones_is_pointed_out():
