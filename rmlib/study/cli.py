@@ -236,7 +236,7 @@ def run_report(options) -> int:
 
 
 def make_report(root: Path, folder: Path) -> int:
-    """Print the table of accuracy and what is missing; write all tables and the HTML site.
+    """Print answer, table of accuracy and what is missing; write all tables and the HTML site.
 
     Returns how many files had to be left out, each named on stderr.
     """
@@ -247,6 +247,7 @@ def make_report(root: Path, folder: Path) -> int:
     for problem in found.problems:
         print(f"left out: {problem}", file=sys.stderr)
     tables = report.tables(found)
+    print(report.markdown(found, "answer"))
     print(report.markdown(found, made=tables))
     missing = completeness.missing(found)
     print("\n".join(f"missing: {line}" for line in missing) or "complete", end="\n\n")

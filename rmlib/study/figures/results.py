@@ -1,4 +1,4 @@
-"""Figures of 05_results: accuracies of runs, their curves, and differences with intervals."""
+"""Figures of 05_results and of reports: accuracies, and differences with their intervals."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from rmlib.study.figures.style import COLOURS
+from rmlib.study.report.stats import interval
 
 GREY = "#555555"
 
@@ -80,4 +81,29 @@ def told_twice(curves: dict, groups: list):
     for place, (title, table) in enumerate(groups):
         _forest(figure.add_subplot(grid[place, 1]), table, title)
     figure.axes[-1].set_xlabel("difference in accuracy (points), 95 % interval", fontsize=8)
+    return figure
+
+
+def methods(groups: list):
+    """Accuracy of every run as a dot, with each method's mean and 95 % interval, best on top.
+
+    Args:
+        groups: (title, methods as of :func:`rmlib.study.report.answer.methods`) per experiment.
+    """
+    heights = [len(found) + 1.2 for _, found in groups]
+    look: Any = {"height_ratios": heights, "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(len(groups), 1, figsize=(7, 0.4 + 0.27 * sum(heights)), **look)
+    for axis, (title, found) in zip(axes[:, 0], groups):
+        for place, method in enumerate(reversed(found)):
+            low, high = interval(method.accuracies)
+            axis.plot([low, high], [place] * 2, color=COLOURS[method.mixer], lw=2.2)
+            dots = [place] * len(method.accuracies)
+            axis.plot(method.accuracies, dots, "o", color=COLOURS[method.mixer], mfc="white", ms=5)
+            axis.plot(method.mean, place, "|", color=COLOURS[method.mixer], ms=14, mew=2.5)
+        names = [f"{method.name} (n = {len(method.accuracies)})" for method in found]
+        axis.set_yticks(range(len(found)), names[::-1], fontsize=9)
+        axis.set(ylim=(-0.6, len(found) - 0.4))
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.tick_params(axis="x", labelsize=9)
+    axes[-1, 0].set_xlabel("test accuracy (%)", fontsize=9)
     return figure

@@ -79,8 +79,8 @@ class Comparison:
 
 
 def compared(group) -> list[Comparison]:
-    """The comparisons of an experiment: Region Mixup with the clean loss minus each other method
-    with it, and every method with the clean loss minus without.
+    """The comparisons of an experiment, each of methods with the same weight of the clean loss:
+    Region Mixup minus each other method, and every method minus itself without the clean loss.
     """
     found = {}
     others = [name for name in METHOD if name not in ("mixer", "clean_weight")]
@@ -88,18 +88,18 @@ def compared(group) -> list[Comparison]:
         first = runs.iloc[0]
         good = runs[runs["status"] == "done"]
         if len(good) and all(first[f"config.{name}"] == DEFAULTS[name] for name in others):
-            key = row["mixer"], first["config.clean_weight"] > 0
+            key = row["mixer"], first["config.clean_weight"]
             found[key] = good.set_index("config.seed").sort_index()
-    region = "region_mixup"
-    pairs = [
-        (f"{LABELS[region]} - {LABELS[mixer]}", (region, True), (mixer, True))
-        for mixer in MIXERS
-        if mixer != region
-    ]
-    pairs += [
-        (f"{LABELS[mixer]}: with - without the clean loss", (mixer, True), (mixer, False))
-        for mixer in MIXERS
-    ]
+    weights = sorted({weight for _, weight in found if weight}, reverse=True)
+    pairs = []
+    for weight in weights:
+        more = f", clean_weight={weight:g}" if len(weights) > 1 else ""
+        own = "region_mixup", weight
+        for mixer in MIXERS[:-1]:
+            pairs.append((f"{LABELS[own[0]]} - {LABELS[mixer]}{more}", own, (mixer, weight)))
+        for mixer in MIXERS:
+            words = f"{LABELS[mixer]}: with - without the clean loss{more}"
+            pairs.append((words, (mixer, weight), (mixer, 0)))
     known = [pair for pair in pairs if pair[1] in found and pair[2] in found]
     return [Comparison(label, b[0], found[a], found[b]) for label, a, b in known]
 

@@ -9,7 +9,17 @@ import pandas as pd
 
 from rmlib import UserError
 from rmlib.params import nearest
-from rmlib.study.report import accuracy, attacked, costs, groups, looks, reproduction, small
+from rmlib.study.report import (
+    accuracy,
+    answer,
+    attacked,
+    costs,
+    groups,
+    looks,
+    paper,
+    reproduction,
+    small,
+)
 from rmlib.study.report.values import CONTROL, Table
 from rmlib.study.runs import collection, records
 
@@ -108,6 +118,7 @@ def tables(root) -> dict[str, list[Table]]:
     runs = groups.runs_below(root)
     measured = {kind: collection.collect_measurements(root, kind) for kind in records.KINDS}
     attacks, experiments = measured["attacks"], groups.experiments(runs)
+    of_paper = runs["config.dataset"].isin(paper.DATASETS).any()
     made = {
         kind: [_measured(of_kind, group, measured) for group in experiments]
         for kind, of_kind in MEASURED.items()
@@ -115,8 +126,8 @@ def tables(root) -> dict[str, list[Table]]:
     made |= {
         "accuracy": [accuracy.summary(group) for group in experiments],
         "differences": [accuracy.differences(group) for group in experiments],
-        "paper": reproduction.tables(runs, attacks),
-        "claims": [reproduction.claims(runs, attacks)],
+        "paper": reproduction.tables(runs, attacks) if of_paper else [],
+        "claims": [reproduction.claims(runs, attacks)] if of_paper else [],
         "small": [small.claims(runs, attacks)],
         "costs": [costs.costs(runs, measured)],
     }
@@ -143,12 +154,15 @@ def _measured(of_kind, group, measured):
 
 
 def markdown(root, kind: str = "accuracy", made: dict | None = None) -> str:
-    """The tables of one kind as Markdown, each with its caption below. ``made``: all
-    :func:`tables`, if they were made already.
+    """The tables of one kind as Markdown, each with its caption below; of the kind "answer" a
+    sentence for each experiment. ``made``: all :func:`tables`, if they were made already.
 
     Raises:
         UserError: unknown kind, no record, or nothing of this kind was measured.
     """
+    if kind == "answer":
+        answers = map(answer.answer, groups.experiments(groups.runs_below(root)))
+        return "".join(f"{line}\n" for line in answers if line)
     found = made or tables(root)
     if kind not in found:
         raise UserError(f"report {kind!r}: {nearest(kind, found)}")

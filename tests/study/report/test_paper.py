@@ -130,7 +130,7 @@ def test_the_cell_is_the_mean_of_its_seeds_beside_the_papers(tmp_path):
         and row["n"] == 3
         and (row["ours"], row["ours_std"]) == stats.mean_std(values)
     )
-    assert row["verdict"] == "agrees"
+    assert row["verdict"] == "not told apart"
     save(tmp_path, *(make_record(94.0 + s / 10, seed=s, mixer="mixup", **PAPERS) for s in range(3)))
     assert cells(tmp_path, 1, dataset="CIFAR-10", mixer="mixup")["verdict"].item() == "lower"
     save(
@@ -246,7 +246,7 @@ def test_attacks_count_only_with_the_papers_settings_on_all_images(tmp_path):
     for number, record in enumerate(made):
         add_attacks(tmp_path, record, 58.0 + number)
     row = cells(tmp_path, 3, dataset="CIFAR-10", mixer="region_mixup").iloc[0]
-    assert row["n"] == 3 and row["ours"] == 59 and row["verdict"] == "agrees"
+    assert row["n"] == 3 and row["ours"] == 59 and row["verdict"] == "not told apart"
     assert set(cells(tmp_path, 4)["verdict"]) == {"not run"}, "FGSM is not Square"
     for change in ({"images": 500}, {"attack": "square"}):
         for record in made:

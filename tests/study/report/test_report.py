@@ -43,7 +43,7 @@ def test_fill_replaces_blocks_and_nothing_else(tmp_path):
 
 
 def test_tables_as_files(tmp_path):
-    save(tmp_path, *(make_record(80 + s / 3, seed=s) for s in range(3)))
+    save(tmp_path, *(make_record(80 + s / 3, seed=s, dataset="cifar10") for s in range(3)))
     files = {
         path.name: path
         for path in report.write_tables(report.tables(tmp_path), tmp_path, tmp_path / "out")

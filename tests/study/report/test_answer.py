@@ -1,0 +1,74 @@
+"""The answer of a report: the best method and its lead."""
+
+import pytest
+from made import make_record, save
+from scipy import stats
+
+from rmlib.study.report import answer, groups, pages, report
+
+
+def experiment(root, **accuracies):
+    """One experiment: name of a method -> accuracies over seeds."""
+    kinds = {
+        "plain": {"mixer": "none", "clean_weight": 0.0},
+        "doubled": {"mixer": "none"},
+        "cutmix": {"mixer": "cutmix"},
+        "region": {"mixer": "region_mixup"},
+    }
+    for name, values in accuracies.items():
+        save(root, *(make_record(x, seed=seed, **kinds[name]) for seed, x in enumerate(values)))
+    (group,) = groups.experiments(groups.runs_below(root))
+    return group
+
+
+def test_the_lead_is_over_plain_training_and_over_the_next(tmp_path):
+    """The control is not the reference, although it is weaker."""
+    values = {
+        "plain": [70.0, 70.4, 70.2],
+        "doubled": [65.0, 65.2, 65.1],
+        "cutmix": [75.0, 75.4, 75.2],
+        "region": [74.9, 75.3, 75.0],
+    }
+    group = experiment(tmp_path, **values)
+    best, over_plain, over_next = answer.sentences(group)
+    assert best == "Best in the mean: CutMix, 75.20 % (n = 3)"
+    test = stats.ttest_ind(values["cutmix"], values["plain"], equal_var=False)
+    low, high = test.confidence_interval()
+    assert over_plain == f"above plain training by 5.00 points [{low:+.2f}, {high:+.2f}], resolved"
+    assert over_next.startswith("above the next, Region Mixup, by 0.13 points [")
+    assert over_next.endswith(", unresolved")
+    assert report.markdown(tmp_path, "answer").startswith(groups.title(group))
+
+
+def test_an_interval_without_zero_can_be_unresolved_and_says_why(tmp_path):
+    plain, best = [70.0, 71.0, 72.0], [73.0, 73.9, 75.4]
+    p = stats.ttest_ind(best, plain, equal_var=False).pvalue
+    assert 0.025 < p < 0.05
+    group = experiment(tmp_path, plain=plain, cutmix=best, region=[72.0, 73.5, 75.0])
+    assert "unresolved after Holm's correction" in answer.answer(group)
+
+
+@pytest.mark.parametrize("other", ["doubled", "region"])
+def test_without_plain_training_the_control_is_named_as_one(tmp_path, other):
+    group = experiment(tmp_path, cutmix=[75.0], **{other: [70.0]})
+    name = {"doubled": "no mixing, doubled loss (a control)", "region": "the next, Region Mixup,"}
+    assert answer.sentences(group)[1:] == [
+        f"above {name[other]} by 5.00 points; without more runs that has no interval"
+    ]
+
+
+def test_one_method_has_no_answer(tmp_path):
+    group = experiment(tmp_path, cutmix=[75.0, 76.0])
+    assert answer.answer(group) == "" and report.markdown(tmp_path, "answer") == ""
+
+
+def test_names_in_records_are_text_in_the_page(tmp_path):
+    """Also where a page shows them in a title, a caption or a figure; and no script may run."""
+    bad = "<script>alert(1)</script>"
+    hardware = {"device": "cpu", "cpu": bad, "cores": 2}
+    for seed, mixer in enumerate(("mixup", "cutmix")):
+        record = make_record(70.0 + seed, mixer=mixer, dataset=f"folder:{bad}")
+        save(tmp_path, record.model_copy(update={"hardware": hardware}))
+    page = pages.build(tmp_path, tmp_path / "report").read_text()
+    assert bad not in page and "&lt;script&gt;" in page
+    assert "default-src 'none'" in page and "script-src" not in page
