@@ -115,7 +115,7 @@ def differences(group) -> Table | None:
     alpha = 0.05 / max(1, np.isfinite(corrected).sum())
     for row, each, p in zip(rows, comparisons, corrected):
         needed = stats.seeds_to_resolve(*each.accuracies, alpha) if p >= 0.05 else np.nan
-        row |= {"p (Holm)": round(p, 3), "state": stats.state(p), "seeds to resolve": needed}
+        row |= {"p (Holm)": round(p, 4), "state": stats.state(p), "seeds to resolve": needed}
     return Table(rows, f"{groups.title(group)}; {DIFFERENCES}") if rows else None
 
 

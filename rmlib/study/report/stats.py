@@ -23,8 +23,8 @@ class Difference:
     """Mean of A minus mean of B, its 95 % interval from ``low`` to ``high``, two-sided p, and the
     numbers of runs behind it.
 
-    ``correlation`` of the pairs is NaN for unpaired runs. Without a spread (n < 2) interval and p
-    are NaN.
+    ``correlation`` of the pairs is NaN for unpaired runs and for fewer than three pairs. Without a
+    spread (n < 2) interval and p are NaN.
     """
 
     mean: float
@@ -82,7 +82,7 @@ def paired(a, b) -> Difference:
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} runs are not pairs")
     test, correlation = None, math.nan
-    if len(a) > 1 and not (_alike(a) or _alike(b)):
+    if len(a) > 2 and not (_alike(a) or _alike(b)):
         correlation = float(np.corrcoef(a, b)[0, 1])
     if len(a) > 1 and not _alike(a - b, np.abs([a, b]).max()):
         test = stats.ttest_rel(a, b)
@@ -130,8 +130,10 @@ def seeds_needed(difference: float, std_a: float, std_b: float, alpha: float = 0
 
 def seeds_to_resolve(a, b, alpha: float = 0.05, margin: float = 0.0) -> float:
     """:func:`seeds_needed` if the means of two samples, their difference raised by ``margin``, and
-    their spreads are the truth; NaN where no number of seeds would do.
+    their spreads are the truth; NaN from fewer than three values, or where no number would do.
     """
+    if min(len(a), len(b)) < 3:
+        return math.nan
     (mean_a, std_a), (mean_b, std_b) = mean_std(a), mean_std(b)
     needed = seeds_needed(mean_a - mean_b + margin, std_a, std_b, alpha)
     return needed if math.isfinite(needed) else math.nan

@@ -14,6 +14,8 @@ from rmlib.study.report.stats import Difference, mean_std
 
 CONTROL = "another image's map"
 
+# decimals of columns that hold plain numbers
+PLACES = {CONTROL: 1, "r": 2, "p": 4, "p (Holm)": 4}
 # columns for figures and CSV alone
 HIDDEN = ("diverged", "of", "low", "high", "paired_low", "paired_high")
 
@@ -211,6 +213,6 @@ def _plain(name, entry):
         return LABELS[entry]
     if entry is None or entry != entry:
         return "–"
-    if name == CONTROL:
-        return f"{entry:.1f}"
+    if name in PLACES and not isinstance(entry, str):
+        return f"{entry:.{PLACES[name]}f}"
     return f"{entry:g}" if isinstance(entry, float) else str(entry)

@@ -34,7 +34,7 @@ def test_differences_are_welchs_and_named(tmp_path):
     ] == "3, 3"
     assert list(table["state"]) == ["unresolved", "resolved"]
     p = [stats.ttest_ind(x, y, equal_var=False).pvalue for x, y in ((a, b), (a, c))]
-    assert list(table["p (Holm)"]) == [round(p[0], 3), round(2 * min(p), 3)], (
+    assert list(table["p (Holm)"]) == [round(p[0], 4), round(2 * min(p), 4)], (
         "the smaller p counts twice among two comparisons"
     )
     assert "low" not in report.markdown(tmp_path, "differences").splitlines()[

@@ -21,6 +21,7 @@ from rmlib.study.runs import collection, records
 from rmlib.study.settings import parse
 
 QUICK = project_root() / "results" / "quick"
+PHOTOS = QUICK.parent / "cifar10-small-width64"
 
 
 def listed(text):
@@ -227,7 +228,8 @@ def test_experiments_of_one_title_are_told_apart(tmp_path, capsys):
 
 def test_what_was_not_run_says_what_would_make_it(capsys, tmp_path):
     assert (
-        main(["explain", str(QUICK), "claims", "Region Mixup > CutMix", "Square", "CIFAR-100"]) == 0
+        main(["explain", str(PHOTOS), "claims", "Region Mixup > CutMix", "Square", "CIFAR-100"])
+        == 0
     )
     text = capsys.readouterr().out
     assert (
@@ -238,7 +240,7 @@ def test_what_was_not_run_says_what_would_make_it(capsys, tmp_path):
         "attacks.json with square" in text
         and "rmlib batch notebooks/batches/cifar100.yaml --out results/cifar100" in text
     )
-    assert main(["explain", str(QUICK), "paper", "Tiny ImageNet", "Mixup"]) == 0
+    assert main(["explain", str(PHOTOS), "paper", "Tiny ImageNet", "Mixup"]) == 0
     assert "notebooks/batches/tiny-imagenet.yaml" in capsys.readouterr().out
     save(
         tmp_path,
