@@ -58,6 +58,7 @@ class Collection:
 
 def _run_row(record):
     row = {name: value for name, value in record if not isinstance(value, (dict, list))}
+    del row["weights"]
     row |= _flat("config", complete(record.config))
     for group in ("metrics", "hardware", "versions", "data", "code"):
         row |= _flat(group, getattr(record, group))

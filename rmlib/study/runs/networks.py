@@ -82,6 +82,9 @@ def load(folder: Path) -> PreActResNet18:
     record, path = records.read(folder), Path(folder) / WEIGHTS
     if not path.exists():
         raise UserError(f"{path} is not there (few networks are committed): train the run again")
+    if record.weights and records.weights_hash(Path(folder)) != record.weights:
+        problem = f"{path} is damaged or of another network (its record has another sha256)"
+        raise UserError(f"{problem}: delete the folder and train the run again")
     data = record.data
     model = make_model(TrainParams(**record.config), data["classes"], data["mean"], data["std"])
     try:

@@ -72,6 +72,7 @@ class Record(Provenance):
     snapshots: dict[str, dict] = {}  # epoch -> metrics and correct, on the way
     # metrics and correct with BatchNorm statistics of clean images
     bn_recalibrated: dict | None = None
+    weights: str | None = None  # sha256 of their file; older records have none
     history: list[dict]  # one row per epoch
     # checksum of the decoded pixels, numbers of images, channel mean and std
     data: Annotated[dict, _with("checksum", "train_images", "test_images")]

@@ -134,6 +134,7 @@ class StoredRun:
             metrics=result,
             snapshots=progress["snapshots"],
             bn_recalibrated=recalibrated,
+            weights=records.weights_hash(self.folder),
             history=[finite(row) for row in progress["history"]],
             data=data,
             seconds=progress["seconds"] + time.perf_counter() - started,
