@@ -183,7 +183,7 @@ def accuracy_curves(root: Path) -> dict[str, list[tuple[int, float]]]:
     """
     curves = {}
     for record in sorted(collection.find(root), key=lambda record: record.finished):
-        seen = [row for row in record.history if row.get("test_accuracy") is not None]
+        seen = [row for row in record.history if "test_accuracy" in row]
         curves[record.run_id] = [(row["epoch"], row["test_accuracy"]) for row in seen]
     return curves
 

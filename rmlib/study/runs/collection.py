@@ -105,7 +105,7 @@ def gather(root) -> Collection:
         measured = {}
         for kind in KINDS:
             path = folder / f"{kind}.json"
-            arguments = records.read_measurements, path, record.run_id
+            arguments = records.read_measurements, path, record
             if path.name in files and (found := good(*arguments)):
                 measured[kind] = path, found
         copies.append((record.finished, folder.as_posix(), record, measured))

@@ -4,19 +4,19 @@
 path of the machine.
 """
 
-import base64
 import contextlib
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
-from typing import Annotated, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError
 
 from rmlib import UserError
-from rmlib.params import ADDED, TrainParams, config_id
+from rmlib.study.runs import schema
+from rmlib.study.runs.schema import Measurements, Provenance, Record
 
 RECORD = "record.json"  # of a run that has ended
 CHECKPOINT = "checkpoint.pt"  # of a run that goes on
@@ -31,111 +31,8 @@ KEPT = "maps"  # the measure in cam.json that is taken last: small maps for figu
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
-def _with(*names: str) -> AfterValidator:
-    """Of a dictionary: it has at least these entries."""
-
-    def check(values):
-        if missing := [name for name in names if name not in values]:
-            raise ValueError(f"{', '.join(missing)} missing")
-        return values
-
-    return AfterValidator(check)
-
-
-# parameters that every stored configuration has
-_CONFIG = [name for name in TrainParams.model_fields if name not in (*TrainParams.RUNTIME, *ADDED)]
-
-
-class Provenance(BaseModel):
-    """Where and when something was computed, and by which code; see :func:`environment`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    code: Annotated[dict, _with("version", "commit", "dirty")]
-    versions: dict[str, str]
-    hardware: Annotated[dict, _with("device", "cpu", "cores")]
-    finished: str  # UTC, ISO 8601
-
-
-class Record(Provenance):
-    """One finished run, schema version 1."""
-
-    schema_version: Literal[1] = 1
-    # diverged: the loss became infinite; metrics are those of that moment, or empty
-    status: Literal["done", "diverged"]
-    run_id: str  # hash of config; names the run's folder
-    # parameters of 02_training that can change the result
-    config: Annotated[dict, _with(*_CONFIG)]
-    # last epoch, test set, float32: accuracy, top5, ece in percent, nll in nats
-    metrics: dict[str, float]
-    correct: str | None = None  # packed verdict per test image, in the dataset's order
-    snapshots: dict[str, dict] = {}  # epoch -> metrics and correct, on the way
-    # metrics and correct with BatchNorm statistics of clean images
-    bn_recalibrated: dict | None = None
-    weights: str | None = None  # sha256 of their file; older records have none
-    history: list[dict]  # one row per epoch
-    # checksum of the decoded pixels, numbers of images, channel mean and std
-    data: Annotated[dict, _with("checksum", "train_images", "test_images")]
-    seconds: float  # training and evaluation, all attempts together
-    images_per_second: float  # training images, each seen clean and mixed, while training
-    peak_memory_mib: float  # of the process (CPU) or of the device (CUDA)
-    checkpoint_seconds: float = 0.0
-    together: int = 1  # of older records: runs trained in one process, which shared `seconds`
-    compiled: bool = False  # network and mixing were compiled
-    restarts: int  # times the run was resumed from a checkpoint
-
-    @model_validator(mode="after")
-    def _fits_together(self):
-        right, epochs = config_id(self.config), self.config["epochs"]
-        if self.run_id != right:
-            raise ValueError(f"run_id {self.run_id} does not belong to its configuration ({right})")
-        if self.status != "done":
-            return self
-        if (rows := len(self.history)) != epochs:
-            raise ValueError(f"history of {rows} epochs does not belong to a schedule of {epochs}")
-        if "accuracy" not in self.metrics:
-            raise ValueError("a finished run has an accuracy")
-        if self.correct is not None:
-            _check_share(self.correct, self.data["test_images"], self.metrics, "accuracy")
-        return self
-
-
-def _check_share(verdicts, count, values, name):
-    """Packed verdicts must give the percentage that is stored with them, to half an image."""
-    packed, percent = base64.b64decode(verdicts), values[name]
-    if len(packed) != -(-count // 8):
-        raise ValueError(f"{8 * len(packed)} verdicts do not belong to {count} images")
-    right = (int.from_bytes(packed, "big") >> (8 * len(packed) - count)).bit_count()
-    share = 100 * right / count
-    if abs(share - percent) > 50 / count + 1e-9:
-        verdicts = f"the verdicts on single images ({share:.2f} %)"
-        raise ValueError(f"{name} {percent:.2f} % does not fit {verdicts}")
-
-
-class Measurement(Provenance):
-    """Something measured on a network: of equal ``settings`` and weights it is the same."""
-
-    settings: dict
-    result: dict
-    seconds: float
-
-    @model_validator(mode="after")
-    def _fits_together(self):
-        found = self.result
-        if "correct" in found:
-            _check_share(found["correct"], found["images"], found, "accuracy_after")
-        return self
-
-
-class Measurements(BaseModel):
-    """What was measured on a run's network: the content of KIND.json; see KINDS."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: Literal[1] = 1
-    run_id: str
-    weights: str  # sha256 of their file
-    measurements: list[Measurement] = []
+class Newer(UserError):
+    """A file that a later rmlib wrote: it is not damaged, and must not be made again."""
 
 
 def atomic_write(path: Path, content: bytes | memoryview, before: str | None = None) -> None:
@@ -234,19 +131,33 @@ def read(path: Path) -> Record:
     path = Path(path)
     path = path / RECORD if path.is_dir() else path
     try:
-        return Record(**json.loads(path.read_text()))
+        return _read(path, lambda content: Record(**content), "train the run")
     except FileNotFoundError:
         raise UserError(f"there is no record {path}: the run has not finished") from None
+
+
+def _read(path, checked, again):
+    """What a JSON file holds, without infinite numbers, as ``checked`` makes it."""
+    try:
+        content = json.loads(path.read_text(), parse_float=_finite, parse_constant=_finite)
+        version = content.get("schema_version")
+        if isinstance(version, int) and version > schema.VERSION:
+            known = f"this rmlib knows {schema.VERSION}"
+            raise Newer(f"{path} is of schema {version}, and {known}: update rmlib")
+        return checked(content)
+    except Newer:
+        raise
     except DAMAGE as error:
-        raise UserError(f"{path} {_fault(error)}: delete it and train the run again") from error
+        schema_is_wrong = isinstance(error, ValidationError)
+        words = f"not of schema {schema.VERSION}" if schema_is_wrong else "damaged"
+        problem = f"{path} is {words} ({schema.first_fault(error)})"
+        raise UserError(f"{problem}: delete it and {again} again") from error
 
 
-def _fault(error):
-    """What is wrong with a file, in words."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"is not of schema 1 ({'.'.join(map(str, first['loc']))}: {first['msg']})"
-    return f"is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})"
+def _finite(text):
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def measurements(folder: Path, kind: str) -> Measurements | None:
@@ -256,16 +167,20 @@ def measurements(folder: Path, kind: str) -> Measurements | None:
         UserError: the file is damaged or belongs to another run.
     """
     path = Path(folder) / f"{kind}.json"
-    return read_measurements(path, read(folder).run_id) if path.exists() else None
+    return read_measurements(path, read(folder)) if path.exists() else None
 
 
-def read_measurements(path, run_id):
-    """The same from the file, which must belong to the run of that id."""
-    try:
-        found = Measurements(**json.loads(path.read_text()))
-    except DAMAGE as error:
-        raise UserError(f"{path} {_fault(error)}: delete it and measure again") from error
-    if found.run_id != run_id:
+def read_measurements(path: Path, record: Record) -> Measurements:
+    """The same from the file KIND.json, which must belong to the run of that record."""
+
+    def checked(content):
+        found = Measurements(**content)
+        for each in found.measurements:
+            schema.check(path.stem, each, record.data["test_images"])
+        return found
+
+    found = _read(path, checked, "measure")
+    if found.run_id != record.run_id:
         raise UserError(f"{path} belongs to another run: delete it and measure again")
     return found
 
@@ -276,13 +191,14 @@ def weights_hash(folder: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
-def forget_others(folder: Path, run_id: str) -> None:
-    """Delete what was measured on other weights than those in a run's folder now."""
-    weights = weights_hash(folder)
+def forget_others(folder: Path, record: Record) -> None:
+    """Delete what was measured on other weights than those that a run has now."""
     for path in (folder / f"{kind}.json" for kind in KINDS):
         try:
-            if path.exists() and read_measurements(path, run_id).weights != weights:
+            if path.exists() and read_measurements(path, record).weights != record.weights:
                 path.unlink()
+        except Newer:
+            pass  # a later rmlib compares the weights itself
         except UserError:
             path.unlink()
 
@@ -291,6 +207,8 @@ def measured_to_the_end(folder: Path) -> bool:
     """Whether everything that follows a training was measured on the network of a run; see KEPT."""
     try:
         found = measurements(folder, "cam")
+    except Newer:
+        raise
     except UserError:  # damaged: reported when it is measured again
         return False
     rows = found.measurements if found else []

@@ -103,7 +103,7 @@ class StoredRun:
         bf16 = curve_only and params.precision == "bf16"
         result = evaluate(self.core.model, self.test_set, bf16=bf16)
         if snapshot:
-            self.progress["snapshots"][str(epoch)] = result
+            self.progress["snapshots"][str(epoch)] = known(result)
         if epoch == params.epochs:
             self.final = dict(result)
         return result
@@ -115,9 +115,12 @@ class StoredRun:
         result: dict = {}
         if status == "done":
             result = self.final or evaluate(core.model, self.test_set)
+            if not math.isfinite(result["nll"]):  # the last loss was finite, the logits are not
+                status, result = "diverged", {}
+        if status == "done":
             if params.bn_recalibration:
                 model = recalibrate_batchnorm(core.model, core.loader)
-                recalibrated = evaluate(model, self.test_set)
+                recalibrated = known(evaluate(model, self.test_set))
             weights = {name: value.contiguous() for name, value in core.model.state_dict().items()}
             records.atomic_write(self.folder / WEIGHTS, save_tensors(weights))
         else:  # of an earlier attempt
@@ -145,7 +148,7 @@ class StoredRun:
             restarts=progress["restarts"],
             **environment.environment(self.device.type),
         )
-        records.forget_others(self.folder, params.run_id)
+        records.forget_others(self.folder, record)
         records.write(record, self.folder)
         self.checkpoints.delete()
         return record
@@ -272,6 +275,11 @@ def peak_memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def known(result: dict) -> dict:
+    """An evaluation without the metrics that are no finite numbers."""
+    return {name: x for name, x in result.items() if isinstance(x, str) or math.isfinite(x)}
 
 
 def finite(row: dict) -> dict:
