@@ -118,7 +118,7 @@ def with_curve(curve, seed, **config):
     """A record with a test accuracy after every second epoch, the last one included."""
     record = make_record(curve[-1], seed=seed, epochs=2 * len(curve), **config)
     history = [
-        row | {"test_accuracy": curve[row["epoch"] // 2 - 1] if row["epoch"] % 2 == 0 else None}
+        row | ({"test_accuracy": curve[row["epoch"] // 2 - 1]} if row["epoch"] % 2 == 0 else {})
         for row in record.history
     ]
     return record.model_copy(update={"history": history})

@@ -77,7 +77,7 @@ def attacked_at(root, curve, spread=1.0):
                 root,
                 record,
                 0.0,
-                sizes={f"{s}/255": curve(mixer, s) + shift for s in (1, 2, 4, 8, 16)},
+                sizes={f"{s}/255": max(0, curve(mixer, s) + shift) for s in (1, 2, 4, 8, 16)},
             )
     frame = fitted(root)
     return frame[(frame["attack"] == "FGSM") & (frame["dataset"] == "CIFAR-10")].iloc[0]

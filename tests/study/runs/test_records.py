@@ -27,7 +27,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
         (lambda text: text[: len(text) // 2], "is damaged"),
         (
             lambda text: text.replace('"schema_version": 1', '"schema_version": 99'),
-            "schema_version",
+            "is of schema 99, and this rmlib knows 1: update rmlib",
         ),
         (
             lambda text: text.replace('"seed": 0', '"seed": 1'),
