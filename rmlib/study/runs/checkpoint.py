@@ -14,7 +14,7 @@ import torch
 from rmlib import UserError
 from rmlib.study.guarded import handling
 from rmlib.study.runs import records
-from rmlib.study.runs.records import CHECKPOINT, PREVIOUS, WEIGHTS, check_images
+from rmlib.study.runs.records import CHECKPOINT, PREVIOUS, check_images
 
 SHARE = 0.01  # of a run's time that its checkpoints may take
 
@@ -34,6 +34,7 @@ class Checkpoints:
 
     def save(self) -> None:
         """Write the checkpoint, atomically; the one before is kept."""
+        self.run.still_held()
         begun, core = time.perf_counter(), self.run.core
         place = {"epoch": core.epoch, "step": core.step, "train_seconds": core.seconds}
         state = {"model": core.model.state_dict(), "optimizer": core.optimizer.state_dict()}
@@ -49,10 +50,6 @@ class Checkpoints:
 
     def restore(self, log) -> None:
         """Go on from the last checkpoint, or from the one before if that is damaged."""
-        # of a process that was killed while it wrote
-        for name in (CHECKPOINT, WEIGHTS, records.RECORD):
-            for half in self.run.folder.glob(f".{name}.*"):
-                half.unlink(missing_ok=True)
         wrong: list[str] = []
         for path in filter(os.path.exists, (self.path, self.previous)):
             try:

@@ -11,6 +11,7 @@ import math
 import os
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
@@ -47,6 +48,7 @@ def atomic_write(path: Path, content: bytes | memoryview, before: str | None = N
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_up(path)
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
@@ -63,8 +65,17 @@ def atomic_write(path: Path, content: bytes | memoryview, before: str | None = N
         raise UserError(f"{reason}: {remedy}") from error
 
 
+def _clear_up(path):
+    """Delete the temporary files of a file whose processes are gone: they were killed."""
+    start = f".{path.name}."
+    for left in [each for each in os.listdir(path.parent) if each.startswith(start)]:
+        process = left.removeprefix(start)
+        if process.isdecimal() and int(process) not in psutil.pids():
+            path.with_name(left).unlink(missing_ok=True)
+
+
 def only_process(folder: Path):
-    """Hold a run's folder for this process, so that no other trains the same run."""
+    """Hold a run's folder, so that no other process trains the same run; see :func:`holding`."""
     problem = f"another process is training the run in {folder}: wait for it, or stop it first"
     # a killed kernel may need some seconds to go
     return holding(Path(folder) / ".lock", problem, seconds=3)
@@ -74,6 +85,9 @@ def only_process(folder: Path):
 def holding(path: Path, problem: str, seconds: float = 0.0):
     """Hold a lock file for this process; a killed process lets go of it.
 
+    It gives a function that raises UserError once the file was deleted, as with its whole folder:
+    then another process can hold a new one.
+
     Raises:
         UserError: another process holds it for ``seconds`` more, or its folder cannot be written.
     """
@@ -81,13 +95,20 @@ def holding(path: Path, problem: str, seconds: float = 0.0):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         lock.acquire(timeout=seconds, poll_interval=0.1)
+        mine = path.stat()
     except Timeout:
         raise UserError(problem) from None
     except OSError as error:
         reason = f"{path.parent} cannot be written ({error.strerror or error})"
         raise UserError(f"{reason}: choose another folder with `out`") from error
+
+    def still():
+        if not (path.exists() and os.path.samestat(path.stat(), mine)):
+            problem = f"{path.parent} was deleted while this process worked in it"
+            raise UserError(f"{problem}: it ends, and the same command begins again")
+
     try:
-        yield
+        yield still
     finally:
         # the file stays: else a third process could lock a new one while a second waits
         lock.release()

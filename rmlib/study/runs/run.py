@@ -11,6 +11,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class StoredRun:
     def __init__(self, params: TrainParams, log=print):
         self.begun = time.perf_counter()
         self.params, self.folder = params, params.folder
+        self.still_held: Callable[[], None] = lambda: None  # see rmlib.study.runs.records.holding
         self.device = pick_device(params.device)
         torch.set_num_threads(params.threads)
         self.train_set = training_set(params)
@@ -110,6 +112,7 @@ class StoredRun:
 
     def finish(self, status: str) -> Record:
         """Final evaluation in float32, weights, then the record; the checkpoint goes last."""
+        self.still_held()
         params, progress, core = self.params, self.progress, self.core
         started, recalibrated = time.perf_counter(), None
         result: dict = {}
@@ -169,8 +172,9 @@ def train(params: TrainParams, log=print) -> Record:
     """
     if (params.folder / records.RECORD).exists():
         return _finished(params, log)
-    with records.only_process(params.folder), noticing_signals() as signals:
+    with records.only_process(params.folder) as still_held, noticing_signals() as signals:
         run = StoredRun(params, log)
+        run.still_held = still_held
         core = run.core
         if run.progress["restarts"]:
             log(f"run {params.run_id} goes on from epoch {core.epoch + 1}, step {core.step + 1}")

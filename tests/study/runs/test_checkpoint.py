@@ -1,6 +1,7 @@
 """A run that was stopped, killed, or whose checkpoint is damaged ends as if never stopped."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,10 +206,7 @@ def test_a_good_checkpoint_is_never_replaced_by_a_damaged_one(tiny_run, monkeypa
     path = options.folder / CHECKPOINT
     assert path.exists() and (options.folder / PREVIOUS).exists()
     path.write_bytes(path.read_bytes()[:1000])
-    half = options.folder / f".{CHECKPOINT}.123"
-    half.write_bytes(b"half of one")
     stored = StoredRun(options, log=quiet)
-    assert not half.exists(), "what a killed process left is cleaned away"
     place = stored.core.epoch, stored.core.step
     with monkeypatch.context() as full:
         full.setattr("builtins.open", full_disk)
@@ -224,6 +222,15 @@ def test_a_good_checkpoint_is_never_replaced_by_a_damaged_one(tiny_run, monkeypa
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
     again = StoredRun(options, log=lambda line: pytest.fail(line))
     assert (again.core.epoch, again.core.step) == place
+
+
+def test_a_run_whose_folder_is_deleted_ends_and_writes_nothing(tiny_run, monkeypatch):
+    """Another process may train it by now."""
+    monkeypatch.setattr(checkpoint, "SHARE", float("inf"))  # one after every epoch
+    options = params(tiny_run)
+    with pytest.raises(UserError, match="was deleted while this process worked in it") as error:
+        train(options, log=lambda line: shutil.rmtree(options.folder))
+    assert "\n" not in str(error.value) and not options.folder.exists()
 
 
 def full_disk(*_, **__):

@@ -38,6 +38,14 @@ def test_networks_are_found_by_method_and_seed(tiny_run, tmp_path):
         networks.find(folder)
 
 
+def test_a_damaged_record_costs_its_network_alone(tiny_run, tmp_path):
+    (params, _), (_, other) = finished(tiny_run), finished(tiny_run, seed=1)
+    (params.folder / records.RECORD).write_text("{")
+    with pytest.warns(UserWarning, match="left out: .*record.json is damaged"):
+        ((_, found),) = networks.find(tmp_path)
+    assert found == other
+
+
 def test_runs_of_different_images_are_not_compared(tiny_run, tmp_path):
     finished(tiny_run)
     finished(tiny_run, test_images=15)
