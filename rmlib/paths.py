@@ -1,6 +1,7 @@
 """Where the project, its results and new runs lie."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -30,3 +31,24 @@ def cache_dir() -> Path:
 def runs_dir() -> Path:
     """Where runs are written: $RMLIB_RUNS, or runs/ in the project."""
     return Path(os.environ.get("RMLIB_RUNS") or project_root() / "runs")
+
+
+def walk(
+    root: Path, unreadable: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[Path, list[str]]]:
+    """The folders below one, except hidden ones, each with the names of its files.
+
+    Links are followed, and a folder is visited once, also where links form a loop.
+
+    Args:
+        unreadable: called for each folder that cannot be listed.
+    """
+    seen = set()
+    for name, below, files in os.walk(root, onerror=unreadable, followlinks=True):
+        place = os.path.realpath(name)
+        # a folder before the links to it, so that it has its own name
+        below.sort(key=lambda each: (os.path.islink(os.path.join(name, each)), each))
+        below[:] = [each for each in below if place not in seen and not each.startswith(".")]
+        if place not in seen:
+            yield Path(name), sorted(files)
+        seen.add(place)

@@ -6,7 +6,7 @@ import numpy as np
 
 from rmlib.params import TrainParams
 from rmlib.study.report import paper
-from rmlib.study.runs import environment, records
+from rmlib.study.runs import environment, records, schema
 from rmlib.study.runs.records import Record
 
 
@@ -32,6 +32,8 @@ def make_record(accuracy=80.0, seed=0, status="done", checksum=None, **config) -
             "train_images": train_images,
             "test_images": 10_000,
             "classes": 10,
+            "mean": [0.5] * 3,
+            "std": [0.25] * 3,
         },
         seconds=60.0,
         images_per_second=100.0,
@@ -51,7 +53,16 @@ def measured(root, record, kind, *rows):
     folder = root / record.run_id
     (folder / records.WEIGHTS).write_bytes(b"weights")
     for settings, result in rows:
-        store(folder, kind, settings, lambda result=result: result)
+        whole = attack_of(settings, result) if kind == "attacks" else (settings, result)
+        store(folder, kind, whole[0], lambda result=whole[1]: result)
+
+
+def attack_of(settings, result):
+    """Settings and result of an attack, with what else belongs to one."""
+    right = np.arange(result["images"]) < round(result["images"] * result["accuracy_after"] / 100)
+    verdicts = base64.b64encode(np.packbits(right)).decode()
+    sample = {"image_seed": 0, "checksum": "c"}
+    return sample | settings, {"correct": verdicts, "zero_gradient": 0} | result
 
 
 def store(folder, kind, settings, compute=dict, save=True):
@@ -69,22 +80,17 @@ def add_attacks(
     root, record, accuracy, attack="fgsm", eps="8/255", images=None, queries=100, sizes=None
 ):
     """Store one attack beside a record, or one for each of ``sizes`` (eps -> accuracy)."""
+    more = {"queries": queries} if attack == "square" else {}
+    counted = {"images": images or record.data["test_images"], "clean_accuracy": 90.0}
     rows = [
-        (
-            {"attack": attack, "eps": size} | ({"queries": queries} if attack == "square" else {}),
-            {
-                "images": images or record.data["test_images"],
-                "clean_accuracy": 90.0,
-                "accuracy_after": value,
-            },
-        )
+        attack_of({"attack": attack, "eps": size} | more, counted | {"accuracy_after": value})
         for size, value in (sizes or {eps: accuracy}).items()
     ]
     found = records.Measurements(
         run_id=record.run_id,
         weights="0",
         measurements=[
-            records.Measurement(
+            schema.Measurement(
                 settings=settings, result=result, seconds=1.0, **environment.environment("cpu")
             )
             for settings, result in rows

@@ -82,11 +82,12 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
 
     Raises:
         UserError: another batch works in this folder, it cannot be written, data are missing or
-            others than before, no such GPU or cluster.
+            others than before, no such GPU or cluster, a record of a later rmlib, or the folder was
+            deleted meanwhile.
     """
     options = options or Options()
     refusal = f"another batch works in {batch.out}: wait for it, or stop it first"
-    with records.holding(batch.out / LOCK, refusal):
+    with records.holding(batch.out / LOCK, refusal) as still_held:
         states = [batch.state(run) for run in batch.runs]
         wanted = {"failed", "damaged"} | (set() if options.only_failed else {"partial", "new"})
         todo = [run for run, state in zip(batch.runs, states) if state in wanted]
@@ -106,7 +107,7 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
         progress = Progress(counts, expected, executor.places, log)
         try:
             with handling(ENDING, _interrupt):
-                Jobs(batch, executor, progress, options).all(todo)
+                Jobs(batch, executor, progress, options, still_held).all(todo)
         finally:
             executor.close()
     counts["left"] = len(batch.runs) + len(batch.notebooks) - sum(counts.values())

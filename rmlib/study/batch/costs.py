@@ -4,8 +4,9 @@ import json
 from collections import defaultdict
 from statistics import mean
 
+from rmlib import UserError
 from rmlib.params import complete
-from rmlib.paths import results_dir
+from rmlib.paths import results_dir, walk
 from rmlib.study.batch.plan import Batch
 from rmlib.study.names import experiment
 from rmlib.study.runs import records
@@ -21,17 +22,15 @@ def costs(batch: Batch) -> dict[str, float]:
     others by epochs, images and forwards. Earlier runs are the committed ones and the batch's own.
     """
     same, per_image = defaultdict(list), defaultdict(list)
-    folders = (results_dir(), batch.out)
-    paths = {path.parent.name: path for at in folders for path in at.rglob(records.RECORD)}
-    for path in paths.values():
-        try:  # not checked as a report checks it: a wrong one costs an estimate
-            record = json.loads(path.read_text())
-            seconds, images = float(record["seconds"]), record["data"]["train_images"]
-            alike, speed, passes = _kind(record["config"])
-        except (*records.DAMAGE, OSError):
+    below = [each for at in (results_dir(), batch.out) for each in walk(at)]
+    for folder in {at.name: at for at, files in below if records.RECORD in files}.values():
+        try:
+            record = records.read(folder)
+        except (UserError, OSError):  # it costs an estimate
             continue
-        same[alike].append(seconds)
-        per_image[speed].append(seconds / (passes * images))
+        alike, speed, passes = _kind(record.config)
+        same[alike].append(record.seconds)
+        per_image[speed].append(record.seconds / (passes * record.data["train_images"]))
     found = {}
     for run in batch.runs:
         alike, speed, passes = _kind(run.config)

@@ -19,11 +19,12 @@ from rmlib.study.settings import CELL
 class Jobs:
     """Runs and notebooks on an executor, within the time there is."""
 
-    def __init__(self, batch, executor, progress, options):
+    def __init__(self, batch, executor, progress, options, still_held=lambda: None):
         self.batch = batch
         self.executor = executor
         self.progress = progress
         self.options = options
+        self.still_held = still_held  # of the batch's folder
         minutes = options.max_minutes
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.halted = False
@@ -79,8 +80,10 @@ class Jobs:
         elif self.deadline is not None and time.monotonic() >= self.deadline:
             outcome, text = "left", "not started: the time is up"
         else:
+            self.still_held()
             self.progress.begin(name)
             outcome, text = self._attempt(name, run)
+            self.still_held()
         if outcome == "failed" and not self.options.keep_going:
             self.halted = True
         self.progress.end(name, batch.label(run) if run else name, outcome, text)
@@ -153,10 +156,10 @@ class Jobs:
         """(outcome, one line) of a notebook that did not reach its end; the rest goes to a file."""
         if ended.late:
             reason = f"longer than --timeout {self.options.timeout:g} minutes: ended"
-        elif not reason:
-            reason = _last_error(executed, ended) or _last_line(ended.output)
-        if not reason and ended.code < 0:
+        elif ended.code < 0:
             reason = f"its process was killed (signal {-ended.code})"
+        elif not reason:
+            reason = _last_error(executed) or _last_line(ended.output)
         reason = reason or "no reason was given"
         if self.stopping or (reason.startswith("Stopped:") and not ended.late):
             return "stopped", reason
@@ -171,10 +174,8 @@ def _last_line(output):
     return lines[-1][:200] if lines else ""
 
 
-def _last_error(executed, ended):
+def _last_error(executed):
     """'Kind: message' of the exception in a notebook that was just executed, or None."""
-    if ended.code < 0:  # a killed process leaves none
-        return None
     try:
         cells = nbformat.read(executed, as_version=4).cells
     except (OSError, ValueError, nbformat.validator.NotebookValidationError):

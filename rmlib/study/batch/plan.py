@@ -86,6 +86,8 @@ class Batch:
         if records.RECORD in there:
             try:
                 record = self.record(run)
+            except records.Newer:
+                raise
             except UserError:
                 return "damaged"
             if record.status != "done":

@@ -7,13 +7,14 @@ import os
 import signal
 import sys
 import time
+import zipfile
 
 import torch
 
 from rmlib import UserError
 from rmlib.study.guarded import handling
 from rmlib.study.runs import records
-from rmlib.study.runs.records import CHECKPOINT, PREVIOUS, WEIGHTS, check_images
+from rmlib.study.runs.records import CHECKPOINT, PREVIOUS, check_images
 
 SHARE = 0.01  # of a run's time that its checkpoints may take
 
@@ -33,6 +34,7 @@ class Checkpoints:
 
     def save(self) -> None:
         """Write the checkpoint, atomically; the one before is kept."""
+        self.run.still_held()
         begun, core = time.perf_counter(), self.run.core
         place = {"epoch": core.epoch, "step": core.step, "train_seconds": core.seconds}
         state = {"model": core.model.state_dict(), "optimizer": core.optimizer.state_dict()}
@@ -48,10 +50,6 @@ class Checkpoints:
 
     def restore(self, log) -> None:
         """Go on from the last checkpoint, or from the one before if that is damaged."""
-        # of a process that was killed while it wrote
-        for name in (CHECKPOINT, WEIGHTS, records.RECORD):
-            for half in self.run.folder.glob(f".{name}.*"):
-                half.unlink(missing_ok=True)
         wrong: list[str] = []
         for path in filter(os.path.exists, (self.path, self.previous)):
             try:
@@ -74,6 +72,10 @@ class Checkpoints:
     def _load(self, path):
         """Take over a checkpoint; returns the checksum of its images."""
         core = self.run.core
+        # torch compares no checksum: a flipped bit would train on
+        with zipfile.ZipFile(path) as archive:
+            if part := archive.testzip():
+                raise ValueError(f"the checksum of {part} differs")
         state = torch.load(path, map_location=core.loader.device, weights_only=True)
         progress = json.loads(state["progress"])
         core.model.load_state_dict(state["model"])

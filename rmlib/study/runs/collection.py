@@ -1,6 +1,5 @@
 """Everything below a folder of results: records, measurements, plans, and their faults."""
 
-import os
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from rmlib import UserError
 from rmlib.params import complete
+from rmlib.paths import walk
 from rmlib.study.runs import records
 from rmlib.study.runs.records import KINDS, PLAN, RECORD, Measurements, Record
 
@@ -58,6 +58,7 @@ class Collection:
 
 def _run_row(record):
     row = {name: value for name, value in record if not isinstance(value, (dict, list))}
+    del row["weights"]
     row |= _flat("config", complete(record.config))
     for group in ("metrics", "hardware", "versions", "data", "code"):
         row |= _flat(group, getattr(record, group))
@@ -90,12 +91,14 @@ def gather(root) -> Collection:
         except UserError as error:
             problems.append(str(error))
         except OSError as error:
-            reason = error.strerror or error
-            problems.append(f"{arguments[0]} cannot be read ({reason}): check its permissions")
+            unreadable(error)
 
-    for name, below, files in os.walk(root):
-        below.sort()
-        folder = Path(name)
+    def unreadable(error):
+        if not isinstance(error, FileNotFoundError):  # deleted meanwhile
+            reason = error.strerror or error
+            problems.append(f"{error.filename} cannot be read ({reason}): check its permissions")
+
+    for folder, files in walk(root, unreadable):
         plans += [folder / PLAN] if PLAN in files else []
         # without a record the run is being trained again
         record = good(_in_place, folder / RECORD) if RECORD in files else None
@@ -104,7 +107,7 @@ def gather(root) -> Collection:
         measured = {}
         for kind in KINDS:
             path = folder / f"{kind}.json"
-            arguments = records.read_measurements, path, record.run_id
+            arguments = records.read_measurements, path, record
             if path.name in files and (found := good(*arguments)):
                 measured[kind] = path, found
         copies.append((record.finished, folder.as_posix(), record, measured))

@@ -22,7 +22,7 @@ def environment(device: str) -> dict:
         "cpu": cpu_name(),
         # the instruction set of torch's kernels: the same seed gives other numbers on another
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
+        "cores": os.cpu_count() or 1,
         "system": platform.system(),
     }
     if device == "cuda":

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from rmlib import UserError
 from rmlib.data import ImageSet
 from rmlib.maps import battery as maps
 from rmlib.maps.params import FULL_CAM, CamParams
@@ -15,10 +16,10 @@ from rmlib.measuring import Task
 from rmlib.params import TrainParams
 from rmlib.robustness import battery as robustness
 from rmlib.robustness.params import FULL_ROBUSTNESS, RobustnessParams
-from rmlib.study.runs import networks, records
+from rmlib.study.runs import networks, records, schema
 from rmlib.study.runs.environment import environment
-from rmlib.study.runs.records import Measurement, Measurements
 from rmlib.study.runs.run import pick_device
+from rmlib.study.runs.schema import Measurement, Measurements
 
 
 def result(folder: Path, task: Task, save: bool) -> dict:
@@ -41,6 +42,11 @@ def result(folder: Path, task: Task, save: bool) -> dict:
     seconds = time.perf_counter() - begun
     where = environment(next(task.model.parameters()).device.type)
     new = Measurement(settings=task.settings, result=found, seconds=seconds, **where)
+    try:
+        schema.check(task.kind, new)
+    except ValueError as error:
+        problem = f"cannot be stored ({schema.first_fault(error)})"
+        raise UserError(f"the {task.kind} of the network in {folder} {problem}") from error
     stored.measurements.append(new)
     content = records.in_rows(stored.model_dump(mode="json"), "measurements", indent=2)
     records.atomic_write(folder / f"{task.kind}.json", content)

@@ -9,8 +9,8 @@ from rmlib.data import ImageSet
 from rmlib.models import PreActResNet18
 from rmlib.params import MIXERS, TrainParams, complete
 from rmlib.study.names import experiment, method_name
-from rmlib.study.runs import records
-from rmlib.study.runs.records import RECORD, WEIGHTS, Record
+from rmlib.study.runs import collection, records
+from rmlib.study.runs.records import WEIGHTS, Record
 from rmlib.study.runs.run import evaluation_set
 from rmlib.train import make_model
 
@@ -24,8 +24,9 @@ def find(runs: Path, clean_weight: float | None = None) -> list[tuple[Path, Reco
     Raises:
         UserError: there is none, or they differ in more than method and seed.
     """
-    folders = [path.parent for path in sorted(Path(runs).rglob(WEIGHTS))]
-    found = [(each, records.read(each)) for each in folders if (each / RECORD).exists()]
+    below = collection.opened(runs)
+    folders = [each for each in below.folders.items() if (each[1] / WEIGHTS).exists()]
+    found = [(folder, below.records[run_id]) for run_id, folder in folders]
     if clean_weight is not None:
         found = [each for each in found if each[1].config["clean_weight"] == clean_weight]
     if not found:
@@ -82,6 +83,9 @@ def load(folder: Path) -> PreActResNet18:
     record, path = records.read(folder), Path(folder) / WEIGHTS
     if not path.exists():
         raise UserError(f"{path} is not there (few networks are committed): train the run again")
+    if record.weights and records.weights_hash(Path(folder)) != record.weights:
+        problem = f"{path} is damaged or of another network (its record has another sha256)"
+        raise UserError(f"{problem}: delete the folder and train the run again")
     data = record.data
     model = make_model(TrainParams(**record.config), data["classes"], data["mean"], data["std"])
     try:

@@ -4,19 +4,20 @@
 path of the machine.
 """
 
-import base64
 import contextlib
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
-from typing import Annotated, Literal
 
+import psutil
 from filelock import FileLock, Timeout
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError
 
 from rmlib import UserError
-from rmlib.params import ADDED, TrainParams, config_id
+from rmlib.study.runs import schema
+from rmlib.study.runs.schema import Measurements, Provenance, Record
 
 RECORD = "record.json"  # of a run that has ended
 CHECKPOINT = "checkpoint.pt"  # of a run that goes on
@@ -31,110 +32,8 @@ KEPT = "maps"  # the measure in cam.json that is taken last: small maps for figu
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
-def _with(*names: str) -> AfterValidator:
-    """Of a dictionary: it has at least these entries."""
-
-    def check(values):
-        if missing := [name for name in names if name not in values]:
-            raise ValueError(f"{', '.join(missing)} missing")
-        return values
-
-    return AfterValidator(check)
-
-
-# parameters that every stored configuration has
-_CONFIG = [name for name in TrainParams.model_fields if name not in (*TrainParams.RUNTIME, *ADDED)]
-
-
-class Provenance(BaseModel):
-    """Where and when something was computed, and by which code; see :func:`environment`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    code: Annotated[dict, _with("version", "commit", "dirty")]
-    versions: dict[str, str]
-    hardware: Annotated[dict, _with("device", "cpu", "cores")]
-    finished: str  # UTC, ISO 8601
-
-
-class Record(Provenance):
-    """One finished run, schema version 1."""
-
-    schema_version: Literal[1] = 1
-    # diverged: the loss became infinite; metrics are those of that moment, or empty
-    status: Literal["done", "diverged"]
-    run_id: str  # hash of config; names the run's folder
-    # parameters of 02_training that can change the result
-    config: Annotated[dict, _with(*_CONFIG)]
-    # last epoch, test set, float32: accuracy, top5, ece in percent, nll in nats
-    metrics: dict[str, float]
-    correct: str | None = None  # packed verdict per test image, in the dataset's order
-    snapshots: dict[str, dict] = {}  # epoch -> metrics and correct, on the way
-    # metrics and correct with BatchNorm statistics of clean images
-    bn_recalibrated: dict | None = None
-    history: list[dict]  # one row per epoch
-    # checksum of the decoded pixels, numbers of images, channel mean and std
-    data: Annotated[dict, _with("checksum", "train_images", "test_images")]
-    seconds: float  # training and evaluation, all attempts together
-    images_per_second: float  # training images, each seen clean and mixed, while training
-    peak_memory_mib: float  # of the process (CPU) or of the device (CUDA)
-    checkpoint_seconds: float = 0.0
-    together: int = 1  # of older records: runs trained in one process, which shared `seconds`
-    compiled: bool = False  # network and mixing were compiled
-    restarts: int  # times the run was resumed from a checkpoint
-
-    @model_validator(mode="after")
-    def _fits_together(self):
-        right, epochs = config_id(self.config), self.config["epochs"]
-        if self.run_id != right:
-            raise ValueError(f"run_id {self.run_id} does not belong to its configuration ({right})")
-        if self.status != "done":
-            return self
-        if (rows := len(self.history)) != epochs:
-            raise ValueError(f"history of {rows} epochs does not belong to a schedule of {epochs}")
-        if "accuracy" not in self.metrics:
-            raise ValueError("a finished run has an accuracy")
-        if self.correct is not None:
-            _check_share(self.correct, self.data["test_images"], self.metrics, "accuracy")
-        return self
-
-
-def _check_share(verdicts, count, values, name):
-    """Packed verdicts must give the percentage that is stored with them, to half an image."""
-    packed, percent = base64.b64decode(verdicts), values[name]
-    if len(packed) != -(-count // 8):
-        raise ValueError(f"{8 * len(packed)} verdicts do not belong to {count} images")
-    right = (int.from_bytes(packed, "big") >> (8 * len(packed) - count)).bit_count()
-    share = 100 * right / count
-    if abs(share - percent) > 50 / count + 1e-9:
-        verdicts = f"the verdicts on single images ({share:.2f} %)"
-        raise ValueError(f"{name} {percent:.2f} % does not fit {verdicts}")
-
-
-class Measurement(Provenance):
-    """Something measured on a network: of equal ``settings`` and weights it is the same."""
-
-    settings: dict
-    result: dict
-    seconds: float
-
-    @model_validator(mode="after")
-    def _fits_together(self):
-        found = self.result
-        if "correct" in found:
-            _check_share(found["correct"], found["images"], found, "accuracy_after")
-        return self
-
-
-class Measurements(BaseModel):
-    """What was measured on a run's network: the content of KIND.json; see KINDS."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: Literal[1] = 1
-    run_id: str
-    weights: str  # sha256 of their file
-    measurements: list[Measurement] = []
+class Newer(UserError):
+    """A file that a later rmlib wrote: it is not damaged, and must not be made again."""
 
 
 def atomic_write(path: Path, content: bytes | memoryview, before: str | None = None) -> None:
@@ -149,6 +48,7 @@ def atomic_write(path: Path, content: bytes | memoryview, before: str | None = N
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_up(path)
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
@@ -165,8 +65,17 @@ def atomic_write(path: Path, content: bytes | memoryview, before: str | None = N
         raise UserError(f"{reason}: {remedy}") from error
 
 
+def _clear_up(path):
+    """Delete the temporary files of a file whose processes are gone: they were killed."""
+    start = f".{path.name}."
+    for left in [each for each in os.listdir(path.parent) if each.startswith(start)]:
+        process = left.removeprefix(start)
+        if process.isdecimal() and int(process) not in psutil.pids():
+            path.with_name(left).unlink(missing_ok=True)
+
+
 def only_process(folder: Path):
-    """Hold a run's folder for this process, so that no other trains the same run."""
+    """Hold a run's folder, so that no other process trains the same run; see :func:`holding`."""
     problem = f"another process is training the run in {folder}: wait for it, or stop it first"
     # a killed kernel may need some seconds to go
     return holding(Path(folder) / ".lock", problem, seconds=3)
@@ -176,6 +85,9 @@ def only_process(folder: Path):
 def holding(path: Path, problem: str, seconds: float = 0.0):
     """Hold a lock file for this process; a killed process lets go of it.
 
+    It gives a function that raises UserError once the file was deleted, as with its whole folder:
+    then another process can hold a new one.
+
     Raises:
         UserError: another process holds it for ``seconds`` more, or its folder cannot be written.
     """
@@ -183,13 +95,20 @@ def holding(path: Path, problem: str, seconds: float = 0.0):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         lock.acquire(timeout=seconds, poll_interval=0.1)
+        mine = path.stat()
     except Timeout:
         raise UserError(problem) from None
     except OSError as error:
         reason = f"{path.parent} cannot be written ({error.strerror or error})"
         raise UserError(f"{reason}: choose another folder with `out`") from error
+
+    def still():
+        if not (path.exists() and os.path.samestat(path.stat(), mine)):
+            problem = f"{path.parent} was deleted while this process worked in it"
+            raise UserError(f"{problem}: it ends, and the same command begins again")
+
     try:
-        yield
+        yield still
     finally:
         # the file stays: else a third process could lock a new one while a second waits
         lock.release()
@@ -233,19 +152,33 @@ def read(path: Path) -> Record:
     path = Path(path)
     path = path / RECORD if path.is_dir() else path
     try:
-        return Record(**json.loads(path.read_text()))
+        return _read(path, lambda content: Record(**content), "train the run")
     except FileNotFoundError:
         raise UserError(f"there is no record {path}: the run has not finished") from None
+
+
+def _read(path, checked, again):
+    """What a JSON file holds, without infinite numbers, as ``checked`` makes it."""
+    try:
+        content = json.loads(path.read_text(), parse_float=_finite, parse_constant=_finite)
+        version = content.get("schema_version")
+        if isinstance(version, int) and version > schema.VERSION:
+            known = f"this rmlib knows {schema.VERSION}"
+            raise Newer(f"{path} is of schema {version}, and {known}: update rmlib")
+        return checked(content)
+    except Newer:
+        raise
     except DAMAGE as error:
-        raise UserError(f"{path} {_fault(error)}: delete it and train the run again") from error
+        schema_is_wrong = isinstance(error, ValidationError)
+        words = f"not of schema {schema.VERSION}" if schema_is_wrong else "damaged"
+        problem = f"{path} is {words} ({schema.first_fault(error)})"
+        raise UserError(f"{problem}: delete it and {again} again") from error
 
 
-def _fault(error):
-    """What is wrong with a file, in words."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"is not of schema 1 ({'.'.join(map(str, first['loc']))}: {first['msg']})"
-    return f"is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})"
+def _finite(text):
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def measurements(folder: Path, kind: str) -> Measurements | None:
@@ -255,16 +188,20 @@ def measurements(folder: Path, kind: str) -> Measurements | None:
         UserError: the file is damaged or belongs to another run.
     """
     path = Path(folder) / f"{kind}.json"
-    return read_measurements(path, read(folder).run_id) if path.exists() else None
+    return read_measurements(path, read(folder)) if path.exists() else None
 
 
-def read_measurements(path, run_id):
-    """The same from the file, which must belong to the run of that id."""
-    try:
-        found = Measurements(**json.loads(path.read_text()))
-    except DAMAGE as error:
-        raise UserError(f"{path} {_fault(error)}: delete it and measure again") from error
-    if found.run_id != run_id:
+def read_measurements(path: Path, record: Record) -> Measurements:
+    """The same from the file KIND.json, which must belong to the run of that record."""
+
+    def checked(content):
+        found = Measurements(**content)
+        for each in found.measurements:
+            schema.check(path.stem, each, record.data["test_images"])
+        return found
+
+    found = _read(path, checked, "measure")
+    if found.run_id != record.run_id:
         raise UserError(f"{path} belongs to another run: delete it and measure again")
     return found
 
@@ -275,13 +212,14 @@ def weights_hash(folder: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
-def forget_others(folder: Path, run_id: str) -> None:
-    """Delete what was measured on other weights than those in a run's folder now."""
-    weights = weights_hash(folder)
+def forget_others(folder: Path, record: Record) -> None:
+    """Delete what was measured on other weights than those that a run has now."""
     for path in (folder / f"{kind}.json" for kind in KINDS):
         try:
-            if path.exists() and read_measurements(path, run_id).weights != weights:
+            if path.exists() and read_measurements(path, record).weights != record.weights:
                 path.unlink()
+        except Newer:
+            pass  # a later rmlib compares the weights itself
         except UserError:
             path.unlink()
 
@@ -290,6 +228,8 @@ def measured_to_the_end(folder: Path) -> bool:
     """Whether everything that follows a training was measured on the network of a run; see KEPT."""
     try:
         found = measurements(folder, "cam")
+    except Newer:
+        raise
     except UserError:  # damaged: reported when it is measured again
         return False
     rows = found.measurements if found else []

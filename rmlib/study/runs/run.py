@@ -11,6 +11,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class StoredRun:
     def __init__(self, params: TrainParams, log=print):
         self.begun = time.perf_counter()
         self.params, self.folder = params, params.folder
+        self.still_held: Callable[[], None] = lambda: None  # see rmlib.study.runs.records.holding
         self.device = pick_device(params.device)
         torch.set_num_threads(params.threads)
         self.train_set = training_set(params)
@@ -103,21 +105,25 @@ class StoredRun:
         bf16 = curve_only and params.precision == "bf16"
         result = evaluate(self.core.model, self.test_set, bf16=bf16)
         if snapshot:
-            self.progress["snapshots"][str(epoch)] = result
+            self.progress["snapshots"][str(epoch)] = known(result)
         if epoch == params.epochs:
             self.final = dict(result)
         return result
 
     def finish(self, status: str) -> Record:
         """Final evaluation in float32, weights, then the record; the checkpoint goes last."""
+        self.still_held()
         params, progress, core = self.params, self.progress, self.core
         started, recalibrated = time.perf_counter(), None
         result: dict = {}
         if status == "done":
             result = self.final or evaluate(core.model, self.test_set)
+            if not math.isfinite(result["nll"]):  # the last loss was finite, the logits are not
+                status, result = "diverged", {}
+        if status == "done":
             if params.bn_recalibration:
                 model = recalibrate_batchnorm(core.model, core.loader)
-                recalibrated = evaluate(model, self.test_set)
+                recalibrated = known(evaluate(model, self.test_set))
             weights = {name: value.contiguous() for name, value in core.model.state_dict().items()}
             records.atomic_write(self.folder / WEIGHTS, save_tensors(weights))
         else:  # of an earlier attempt
@@ -134,6 +140,7 @@ class StoredRun:
             metrics=result,
             snapshots=progress["snapshots"],
             bn_recalibrated=recalibrated,
+            weights=records.weights_hash(self.folder),
             history=[finite(row) for row in progress["history"]],
             data=data,
             seconds=progress["seconds"] + time.perf_counter() - started,
@@ -144,7 +151,7 @@ class StoredRun:
             restarts=progress["restarts"],
             **environment.environment(self.device.type),
         )
-        records.forget_others(self.folder, params.run_id)
+        records.forget_others(self.folder, record)
         records.write(record, self.folder)
         self.checkpoints.delete()
         return record
@@ -165,8 +172,9 @@ def train(params: TrainParams, log=print) -> Record:
     """
     if (params.folder / records.RECORD).exists():
         return _finished(params, log)
-    with records.only_process(params.folder), noticing_signals() as signals:
+    with records.only_process(params.folder) as still_held, noticing_signals() as signals:
         run = StoredRun(params, log)
+        run.still_held = still_held
         core = run.core
         if run.progress["restarts"]:
             log(f"run {params.run_id} goes on from epoch {core.epoch + 1}, step {core.step + 1}")
@@ -271,6 +279,11 @@ def peak_memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def known(result: dict) -> dict:
+    """An evaluation without the metrics that are no finite numbers."""
+    return {name: x for name, x in result.items() if isinstance(x, str) or math.isfinite(x)}
 
 
 def finite(row: dict) -> dict:

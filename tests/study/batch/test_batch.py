@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -114,7 +116,7 @@ def test_what_hung_or_was_stopped_is_said(at_once, monkeypatch):
     """A run that its time limit ended has failed; one that stopped with a checkpoint has not."""
     grid(at_once, seed=[0])
     ends = [executors.Ended(-15, "", late=True), executors.Ended(1, "Stopped: by SIGTERM")]
-    ends.append(executors.Ended(-9, ""))
+    ends.append(executors.Ended(-9, "epoch 3/6  loss 1.2"))
     monkeypatch.setattr(executors, "work", lambda *_: ends.pop(0))
     assert run(lines := [], timeout=0.5) == counts(0, failed=1)
     assert "longer than --timeout 0.5 minutes: ended" in lines[-1]
@@ -161,6 +163,39 @@ def test_a_record_that_cannot_be_used_is_set_aside_and_its_run_begins_again(at_o
     assert path.with_name("record.json.damaged").read_bytes() == content
 
 
+def test_a_record_of_a_later_rmlib_is_neither_set_aside_nor_trained_again(at_once):
+    grid(at_once, seed=[0])
+    path = records.write(make_record(**batch().runs[0].config), batch().runs[0].folder)
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    content = path.read_bytes()
+    with pytest.raises(UserError, match="record.json is of schema 2.*: update rmlib"):
+        run()
+    assert path.read_bytes() == content and not began()
+    assert os.listdir(path.parent) == ["record.json"]
+
+
+def test_a_folder_deleted_meanwhile_ends_the_batch(at_once, monkeypatch):
+    """With its lock: another batch may work there by now. Nothing more starts."""
+    grid(at_once, seed=[0, 4])
+    started = []
+
+    def delete(job, *_):
+        started.append(job)
+        shutil.rmtree("out")
+        return executors.Ended(0, "")
+
+    monkeypatch.setattr(executors, "work", delete)
+    with pytest.raises(UserError, match="^out was deleted while.*begins again$"):
+        run(workers=1)
+    assert len(started) == 1
+
+
+MEASURED = {
+    "localization": {"images": 3, "maps": [], "found": {}},
+    records.KEPT: {"shape": [32, 32], "layers": {}},
+}
+
+
 def test_attacks_that_were_asked_for_belong_to_a_done_run(at_once):
     """It is partial until the last of them is stored, and again when that file is damaged."""
     (params,) = read_batch(grid(at_once, seed=[0], robustness=True), "out").runs
@@ -168,7 +203,7 @@ def test_attacks_that_were_asked_for_belong_to_a_done_run(at_once):
     records.write(record, params.folder)
     for measure in ("localization", records.KEPT):
         states.append(batch().state(params))
-        measured(Path("out"), record, "cam", ({"measure": measure, "images": 3}, {}))
+        measured(Path("out"), record, "cam", ({"measure": measure}, MEASURED[measure]))
     states.append(batch().state(params))
     (params.folder / "cam.json").write_text("{")
     assert [*states, batch().state(params)] == ["partial", "partial", "done", "partial"]

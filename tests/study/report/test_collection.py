@@ -10,16 +10,19 @@ import pytest
 from made import make_record, measured, save
 
 from rmlib import UserError
+from rmlib.params import config_id
 from rmlib.paths import project_root
 from rmlib.study.cli import main
 from rmlib.study.report import completeness, pages, report
 from rmlib.study.runs import collection, records
 
-# settings and result of an attack
+# settings and result of an attack, a measure of maps, and of corruptions
 FGSM = (
     {"attack": "fgsm", "eps": "8/255"},
     {"images": 10, "clean_accuracy": 80.0, "accuracy_after": 50.0},
 )
+GUARD = {"measure": "guard", "images": 10}, {}
+CORRUPTED = {}, FGSM[1] | {"mean_accuracy": 5.0, "accuracy": {}}
 
 
 def test_every_committed_record_is_read_and_a_broken_one_is_not():
@@ -30,8 +33,27 @@ def test_every_committed_record_is_read_and_a_broken_one_is_not():
         for kind in records.KINDS:
             records.measurements(folder, kind)
     record = make_record().model_dump(mode="json")
+    data, hardware = record["data"], record["hardware"]
+    row, metrics = record["history"][0], record["metrics"]
     for change in (
         {"seconds": "long"},
+        {"seconds": -1.0},
+        {"seconds": float("inf")},
+        {"metrics": metrics | {"accuracy": 200.0}, "correct": None},
+        {"metrics": metrics | {"accuracy": float("nan")}},
+        {"metrics": metrics | {"accuracy": "80.0"}},
+        {"metrics": metrics | {"nll": float("nan")}},
+        {"data": data | {"test_images": "10000"}},
+        {"data": data | {"test_images": 10**30}, "correct": None},
+        {"data": data | {"test_images": 0}, "correct": None},
+        {"data": data | {"mean": "grey"}},
+        {"hardware": hardware | {"cores": -2}},
+        {"hardware": hardware | {"gpu": ["Card"]}},
+        {"history": [row | {"test_accuracy": 101.0}] * 6},
+        {"history": [row | {"loss": "low"}] * 6},
+        {"snapshots": {"3": {"accuracy": 10.0, "correct": record["correct"]}}},
+        {"restarts": True},
+        {"finished": "yesterday"},
         {"status": "gone"},
         {"schema_version": 2},
         {"extra": 1},
@@ -91,6 +113,69 @@ def test_a_file_of_anything_costs_itself_and_nothing_else(tmp_path, capsys):
     assert (tmp_path / "report" / "index.html").read_text().count("it has no page") == 6
 
 
+def test_a_configuration_has_values_of_its_parameters():
+    """Also where the id fits: it is a hash, which anybody can make."""
+    record = make_record().model_dump(mode="json")
+    for change in ({"mixer": "<b>"}, {"epochs": "6"}, {"lr": -1.0}, {"width": None}):
+        config = record["config"] | change
+        with pytest.raises(ValueError, match=next(iter(change))):
+            records.Record(**record | {"config": config, "run_id": config_id(config)})
+
+
+def test_measurements_that_no_table_could_show_are_left_out(tmp_path):
+    """One file at a time; the record and the other files count."""
+    record = make_record(80)
+    save(tmp_path, record)
+    folder = tmp_path / record.run_id
+    for kind, row in zip(records.KINDS, (FGSM, GUARD, CORRUPTED)):
+        measured(tmp_path, record, kind, row)
+    assert not collection.gather(tmp_path).problems
+    for kind, old, new in (
+        ("attacks", '"accuracy_after": 50.0', '"accuracy_after": 500.0'),
+        ("attacks", '"accuracy_after": 50.0', '"accuracy_after": "50.0"'),
+        ("attacks", '"accuracy_after": 50.0', '"accuracy_after": 70.0'),
+        ("attacks", '"clean_accuracy": 80.0', '"clean_accuracy": NaN'),
+        ("attacks", '"clean_accuracy": 80.0', '"clean_accuracy": 1e999'),
+        ("attacks", '"eps": "8/255"', '"eps": "large"'),
+        ("attacks", '"attack": "fgsm"', '"attack": ["fgsm"]'),
+        ("attacks", '"attack": "fgsm"', '"attack": "square"'),
+        ("attacks", '"checksum": "c", ', ""),
+        ("corruptions", '"images": 10', '"images": 10001'),
+        ("corruptions", '"mean_accuracy": 5.0', '"mean_accuracy": -5.0'),
+        ("corruptions", '"accuracy": {}', '"accuracy": {"fog": []}'),
+        ("corruptions", '"accuracy": {}', '"accuracy": {"fog": [true]}'),
+        ("cam", '"measure": "guard"', '"measure": "sanity"'),
+        ("cam", '"result": {}', '"result": {"moved": "far"}'),
+    ):
+        path = folder / f"{kind}.json"
+        whole = path.read_text()
+        path.write_text(whole.replace(old, new))
+        assert path.read_text() != whole, old
+        found = collection.gather(tmp_path)
+        (problem,) = found.problems
+        assert str(path) in problem and "measure again" in problem and "\n" not in problem
+        assert [name for name in records.KINDS if found.measured[name]] == [
+            name for name in records.KINDS if name != kind
+        ]
+        assert "| Region Mixup | 1 | 80.00 |" in report.markdown(found)
+        path.write_text(whole)
+
+
+def test_a_newer_record_asks_for_an_update_and_is_left_as_it_is(tmp_path):
+    record = make_record(80)
+    save(tmp_path, record)
+    measured(tmp_path, record, "attacks", FGSM)
+    folder = tmp_path / record.run_id
+    for name in ("attacks.json", records.RECORD):
+        path = folder / name
+        newer = path.read_text().replace('"schema_version": 1', '"schema_version": 2')
+        path.write_text(newer.replace('"settings"', '"choices"'))
+        (problem,) = collection.gather(tmp_path).problems
+        assert problem.startswith(str(path)) and problem.endswith("knows 1: update rmlib")
+    records.forget_others(folder, record)
+    assert (folder / "attacks.json").exists()
+
+
 def spoilt(root, record, **changes):
     """A record with other contents than its own."""
     folder = root / record.run_id
@@ -106,7 +191,7 @@ def test_bad_files_stop_nothing_and_are_named(tmp_path, capsys):
     save(tmp_path, *good)
     # a measurement of another run, and half a file
     for record, file in zip(good, ("attacks", "cam")):
-        measured(tmp_path, record, file, ({**FGSM[0], "measure": "x"}, FGSM[1]))
+        measured(tmp_path, record, file, FGSM if file == "attacks" else GUARD)
     path = tmp_path / good[0].run_id / "attacks.json"
     path.write_text(path.read_text().replace(good[0].run_id, "0" * 12))
     half = tmp_path / good[1].run_id / "cam.json"
@@ -282,13 +367,12 @@ def test_what_the_plan_of_a_batch_names_is_missed(tmp_path, capsys):
         "small: not run for 1 of 3 runs: mixup seed=2",
         *(f"small: {kind}: missing for 1 of 1 runs: mixup seed=0" for kind in records.KINDS),
     ]
-    for kind in records.KINDS:
-        settings, result = FGSM[0] | {"measure": "other"}, FGSM[1]
-        measured(tmp_path, there, kind, (settings, result | {"mean_accuracy": 5.0, "accuracy": {}}))
+    for kind, row in zip(records.KINDS, (FGSM, GUARD, CORRUPTED)):
+        measured(tmp_path, there, kind, row)
     assert completeness.missing(collection.gather(tmp_path))[2:] == [
         "small: cam: missing for 1 of 1 runs: mixup seed=0"
     ], "the maps are not measured to the end"
-    measured(tmp_path, there, "cam", ({"measure": records.KEPT}, {}))
+    measured(tmp_path, there, "cam", ({"measure": records.KEPT}, {"shape": [32, 32], "layers": {}}))
     assert len(completeness.missing(collection.gather(tmp_path))) == 2
     save(tmp_path, failed, new)
     plan["cells"][1]["robustness"] = plan["cells"][2]["robustness"] = False

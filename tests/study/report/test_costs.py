@@ -1,9 +1,9 @@
 """What the runs took, by hand."""
 
-from made import make_record, save
+from made import attack_of, make_record, save
 
 from rmlib.study.report import costs, groups
-from rmlib.study.runs import collection, environment, records
+from rmlib.study.runs import collection, environment, records, schema
 
 
 def test_costs_by_hand(tmp_path):
@@ -26,15 +26,13 @@ def test_costs_by_hand(tmp_path):
         (made[1], other.hardware, 900.0),
         (other, other.hardware, 450.0),
     ):
-        rows = [
-            records.Measurement(
-                settings={"attack": "fgsm", "eps": str(number)},
-                result={"images": 9},
-                seconds=seconds / 2,
-                **environment.environment("cpu") | {"hardware": hardware},
-            )
-            for number in range(2)
-        ]
+        counted = {"images": 9, "clean_accuracy": 100.0, "accuracy_after": 0.0}
+        where = environment.environment("cpu") | {"hardware": hardware}
+        rows = []
+        for eps in ("0", "1"):
+            settings, result = attack_of({"attack": "fgsm", "eps": eps}, counted)
+            attack = {"settings": settings, "result": result, "seconds": seconds / 2}
+            rows.append(schema.Measurement(**attack, **where))
         (tmp_path / record.run_id / "attacks.json").write_text(
             records.Measurements(
                 run_id=record.run_id, weights="0", measurements=rows

@@ -43,7 +43,7 @@ def store_maps(root, record, shift):
         (what, looked(energy_inside=energy, extent=[50.0] * 4)),
         (what | {"measure": "sanity"}, {"found": {"gradcam++ layer4": sanity}}),
         # pictures, not a measure
-        (what | {"measure": "maps", "images": 99}, {"shape": [99, 32, 32], "layers": {}}),
+        (what | {"measure": "maps", "images": 99}, {"shape": [32, 32], "layers": {}}),
         # a smaller sample
         (what | {"images": 2}, looked(energy_inside=[0.0, 0.0], extent=[0.0, 0.0])),
     )

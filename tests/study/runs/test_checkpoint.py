@@ -1,9 +1,11 @@
 """A run that was stopped, killed, or whose checkpoint is damaged ends as if never stopped."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -140,6 +142,16 @@ def test_a_truncated_checkpoint_is_named(tiny_run):
     assert "\n" not in str(error.value)
 
 
+def flip_one_bit(path):
+    """In the middle of the largest tensor: a weight that could be one, of another network."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda part: part.file_size)
+        data = archive.read(largest)
+    content = bytearray(path.read_bytes())
+    content[content.index(data) + len(data) // 2] ^= 1 << 4
+    path.write_bytes(content)
+
+
 def overwrite(path):
     content = path.read_bytes()
     path.write_bytes(content.replace(content[5000:5064], b"x" * 64))
@@ -151,6 +163,7 @@ DAMAGES = {
     "gone": lambda path: path.unlink(),
     "another program's": lambda path: torch.save({"model": {}}, path),
     "overwritten in the middle": overwrite,
+    "one bit flipped": flip_one_bit,
 }
 
 
@@ -193,10 +206,7 @@ def test_a_good_checkpoint_is_never_replaced_by_a_damaged_one(tiny_run, monkeypa
     path = options.folder / CHECKPOINT
     assert path.exists() and (options.folder / PREVIOUS).exists()
     path.write_bytes(path.read_bytes()[:1000])
-    half = options.folder / f".{CHECKPOINT}.123"
-    half.write_bytes(b"half of one")
     stored = StoredRun(options, log=quiet)
-    assert not half.exists(), "what a killed process left is cleaned away"
     place = stored.core.epoch, stored.core.step
     with monkeypatch.context() as full:
         full.setattr("builtins.open", full_disk)
@@ -212,6 +222,15 @@ def test_a_good_checkpoint_is_never_replaced_by_a_damaged_one(tiny_run, monkeypa
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
     again = StoredRun(options, log=lambda line: pytest.fail(line))
     assert (again.core.epoch, again.core.step) == place
+
+
+def test_a_run_whose_folder_is_deleted_ends_and_writes_nothing(tiny_run, monkeypatch):
+    """Another process may train it by now."""
+    monkeypatch.setattr(checkpoint, "SHARE", float("inf"))  # one after every epoch
+    options = params(tiny_run)
+    with pytest.raises(UserError, match="was deleted while this process worked in it") as error:
+        train(options, log=lambda line: shutil.rmtree(options.folder))
+    assert "\n" not in str(error.value) and not options.folder.exists()
 
 
 def full_disk(*_, **__):
@@ -235,6 +254,37 @@ def test_a_full_disk_loses_nothing(tiny_run, monkeypatch):
     monkeypatch.undo()
     assert StoredRun(options).core.epoch == 2, "the checkpoint of the second epoch is whole"
     assert [path.name for path in options.folder.glob(".*")] == [".lock"], "nothing half-written"
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_found_or_changes_nothing(tiny_run):
+    """Bits of padding, and of the second copy of a checksum, change nothing."""
+    options = params(tiny_run, max_minutes=1e-4)
+    with pytest.raises(Stopped):
+        train(options, log=quiet)
+    path, stored = options.folder / CHECKPOINT, StoredRun(options, log=quiet)
+    content, whole = path.read_bytes(), state_of(stored)
+    found = 0
+    for place in range(7, len(content), len(content) // 150):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            stored.checkpoints.restore(quiet)
+        except UserError as error:
+            assert "checkpoint.pt is damaged" in str(error)
+            found += 1
+            continue
+        again = state_of(stored)
+        assert all(torch.equal(again[name], whole[name]) for name in whole), place
+    assert found > 75, "most of the file is numbers"
+
+
+def state_of(stored):
+    momenta = stored.core.optimizer.state_dict()["state"]
+    state = {f"momentum {name}": each["momentum_buffer"] for name, each in momenta.items()}
+    state |= stored.core.model.state_dict() | {"sums": stored.core.sums}
+    place = torch.tensor([stored.core.epoch, stored.core.step, stored.core.seconds])
+    return {name: value.clone() for name, value in (state | {"place": place}).items()}
 
 
 @pytest.mark.parametrize("watched", [False, True])

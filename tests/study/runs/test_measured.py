@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from made import finished, make_record, save, store
+from made import attack_of, finished, make_record, save, store
 
 from rmlib import UserError
 from rmlib.evaluate import sample
@@ -129,52 +129,59 @@ def measurable(tmp_path):
     (folder / records.WEIGHTS).write_bytes(b"one")
     calls = []
 
-    def measure(settings, save=True):
-        def compute():
-            calls.append(settings)
-            return {"n": len(calls)}
+    def measure(eps, number=50.0, save=True):
+        settings, result = attack_of(
+            {"attack": "fgsm", "eps": eps},
+            {"images": 8, "clean_accuracy": number, "accuracy_after": 50.0},
+        )
 
-        return store(folder, "attacks", settings, compute, save)
+        def compute():
+            calls.append(eps)
+            return result | {"n": len(calls)}
+
+        return store(folder, "attacks", settings, compute, save)["n"]
 
     return folder, measure, calls
 
 
 def test_stored_and_loaded(tmp_path):
     folder, measure, calls = measurable(tmp_path)
-    assert (
-        measure({"eps": "0"}) == {"n": 1}
-        and measure({"eps": "0"}) == {"n": 1}
-        and measure({"eps": "8/255"}) == {"n": 2}
-    )
+    assert measure("0") == 1 and measure("0") == 1 and measure("8/255") == 2
     assert len(calls) == 2
     stored = records.measurements(folder, "attacks")
-    assert [row.settings for row in stored.measurements] == [{"eps": "0"}, {"eps": "8/255"}]
+    assert [row.settings["eps"] for row in stored.measurements] == ["0", "8/255"]
     assert stored.measurements[0].hardware["cpu"] and "commit" in stored.measurements[0].code
     assert list(collection.collect_measurements(tmp_path, "attacks")["eps"]) == ["0", "8/255"]
 
 
+def test_numbers_that_nobody_could_read_again_are_not_stored(tmp_path):
+    folder, measure, _ = measurable(tmp_path)
+    measure("0")
+    with pytest.raises(UserError, match="cannot be stored .clean_accuracy: .*finite number.$"):
+        measure("8/255", float("nan"))
+    assert len(records.measurements(folder, "attacks").measurements) == 1
+
+
 def test_other_weights_are_measured_again(tmp_path):
     folder, measure, calls = measurable(tmp_path)
-    measure({"eps": "0"})
+    measure("0")
     (folder / records.WEIGHTS).write_bytes(b"two")
-    assert (
-        measure({"eps": "0"}) == {"n": 2}
-        and len(records.measurements(folder, "attacks").measurements) == 1
-    )
+    assert measure("0") == 2
+    assert len(records.measurements(folder, "attacks").measurements) == 1
 
 
 def test_training_again_forgets_them_unless_the_network_is_the_same(tiny_run):
     params, _ = finished(tiny_run)
-    store(params.folder, "attacks", {"eps": "0"})
+    store(params.folder, "cam", {"measure": "guard"})
     (params.folder / records.RECORD).unlink()
-    assert len(collection.collect_measurements(params.folder, "attacks")) == 0, (
+    assert len(collection.collect_measurements(params.folder, "cam")) == 0, (
         "a run without record has no results"
     )
     train(params, log=lambda line: None)
-    assert records.measurements(params.folder, "attacks") is not None, (
+    assert records.measurements(params.folder, "cam") is not None, (
         "the same network, bit for bit: hours of attacks stay"
     )
-    path = params.folder / "attacks.json"
+    path = params.folder / "cam.json"
     path.write_text(path.read_text().replace('"weights": "', '"weights": "0'))
     (params.folder / records.RECORD).unlink()
     train(params, log=lambda line: None)
@@ -183,20 +190,18 @@ def test_training_again_forgets_them_unless_the_network_is_the_same(tiny_run):
 
 def test_without_save_nothing_is_loaded_or_written(tmp_path):
     folder, measure, calls = measurable(tmp_path)
-    assert measure({"eps": "0"}, save=False) == {"n": 1} and measure({"eps": "0"}, save=False) == {
-        "n": 2
-    }
+    assert measure("0", save=False) == 1 and measure("0", save=False) == 2
     assert records.measurements(folder, "attacks") is None
 
 
 def test_a_damaged_or_foreign_file_is_named(tmp_path):
     folder, measure, _ = measurable(tmp_path)
-    measure({"eps": "0"})
+    measure("0")
     path = folder / "attacks.json"
     text = path.read_text()
     path.write_text(text[:50])
     with pytest.raises(UserError, match="attacks.json is damaged.*measure again"):
-        measure({"eps": "0"})
+        measure("0")
     path.write_text(text.replace(folder.name, "0" * 12))
     with pytest.raises(UserError, match="belongs to another run"):
-        measure({"eps": "0"})
+        measure("0")

@@ -1,6 +1,7 @@
 """Trained networks come back as they were stored, with the images they belong to."""
 
 import hashlib
+import json
 import shutil
 
 import pytest
@@ -37,6 +38,14 @@ def test_networks_are_found_by_method_and_seed(tiny_run, tmp_path):
         networks.find(folder)
 
 
+def test_a_damaged_record_costs_its_network_alone(tiny_run, tmp_path):
+    (params, _), (_, other) = finished(tiny_run), finished(tiny_run, seed=1)
+    (params.folder / records.RECORD).write_text("{")
+    with pytest.warns(UserWarning, match="left out: .*record.json is damaged"):
+        ((_, found),) = networks.find(tmp_path)
+    assert found == other
+
+
 def test_runs_of_different_images_are_not_compared(tiny_run, tmp_path):
     finished(tiny_run)
     finished(tiny_run, test_images=15)
@@ -70,7 +79,12 @@ def test_the_images_of_a_run(tiny_run, pictures, tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda path: path.write_bytes(b"PK"), lambda path: path.write_bytes(path.read_bytes()[:-40])],
+    [
+        lambda path: path.write_bytes(b"PK"),
+        lambda path: path.write_bytes(path.read_bytes()[:-40]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+    ],
+    ids=["no weights", "truncated", "one bit flipped"],
 )
 def test_damaged_weights(tiny_run, damage):
     params, _ = finished(tiny_run)
@@ -81,6 +95,17 @@ def test_damaged_weights(tiny_run, damage):
     (params.folder / records.WEIGHTS).unlink()
     with pytest.raises(UserError, match="train the run again"):
         networks.load(params.folder)
+
+
+def test_networks_of_older_records_have_no_digest_and_are_loaded(tiny_run):
+    params, record = finished(tiny_run)
+    weights = (params.folder / records.WEIGHTS).read_bytes()
+    assert record.weights == hashlib.sha256(weights).hexdigest()
+    path = params.folder / records.RECORD
+    fields = json.loads(path.read_text())
+    del fields["weights"]
+    path.write_text(json.dumps(fields))
+    assert networks.load(params.folder).linear.out_features == 3
 
 
 def test_the_committed_networks_are_those_of_their_records():

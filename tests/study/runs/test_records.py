@@ -6,6 +6,7 @@ import pytest
 from made import make_record, save
 
 from rmlib import UserError
+from rmlib.paths import walk
 from rmlib.study.runs import collection, environment, records
 
 
@@ -27,7 +28,7 @@ def test_a_record_comes_back_as_it_was(tmp_path):
         (lambda text: text[: len(text) // 2], "is damaged"),
         (
             lambda text: text.replace('"schema_version": 1', '"schema_version": 99'),
-            "schema_version",
+            "is of schema 99, and this rmlib knows 1: update rmlib",
         ),
         (
             lambda text: text.replace('"seed": 0', '"seed": 1'),
@@ -72,6 +73,44 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         records.atomic_write(path, b"new")
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_write(tmp_path):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    gone, others = f".plan.json.{process.pid}", {f".plan.json.{os.getppid()}", ".plan.json.old"}
+    others |= {f".record.json.{process.pid}", "plan.json"}
+    for name in (gone, *others):
+        (tmp_path / name).write_bytes(b"half of one")
+    records.atomic_write(tmp_path / "plan.json", b"whole")
+    assert set(os.listdir(tmp_path)) == others, "those of living processes stay"
+
+
+def test_a_lock_that_was_deleted_is_noticed(tmp_path):
+    lock = tmp_path / "out" / ".lock"
+    with records.holding(lock, "") as still:
+        still()
+        lock.unlink()
+        for _ in range(2):
+            with pytest.raises(UserError, match="out was deleted while.*begins again"):
+                still()
+            lock.touch()  # another process's
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path):
+    (record,) = made = [make_record(80)]
+    save(tmp_path / "far", *made)
+    root = tmp_path / "results"
+    (root / "deep" / ".hidden").mkdir(parents=True)
+    (root / "deep" / "loop").symlink_to(root)
+    (root / "a link").symlink_to(tmp_path / "far")
+    (root / "another link").symlink_to(tmp_path / "far" / record.run_id)
+    (root / "dangling").symlink_to(tmp_path / "nothing")
+    found = collection.gather(root)
+    assert found.folders == {record.run_id: root / "a link" / record.run_id}
+    assert not found.problems
+    folders = [folder.relative_to(root).as_posix() for folder, _ in walk(root)]
+    assert folders == [".", "deep", "a link", f"a link/{record.run_id}"]
 
 
 def test_collect_makes_one_table(tmp_path):
