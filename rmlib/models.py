@@ -129,8 +129,9 @@ def preact_resnet18(
 
     Input (N, 3, H, W) floating point in [0, 1], output logits (N, num_classes).
     """
-    least = {"num_classes": (num_classes, 2), "width": (width, 1), "stem_stride": (stem_stride, 1)}
-    sizes = [checked(name, *sizes, 1e9, int) for name, sizes in least.items()]
+    num_classes = checked("num_classes", num_classes, 2, 1e9, int)
+    width = checked("width", width, 1, 1e9, int)
+    stem_stride = checked("stem_stride", stem_stride, 1, 1e9, int)
     mean = (0.0, 0.0, 0.0) if mean is None else mean
     std = (1.0, 1.0, 1.0) if std is None else std
-    return PreActResNet18(*sizes, mean, std, final_norm)
+    return PreActResNet18(num_classes, width, stem_stride, mean, std, final_norm)
