@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 __version__ = "0.1.0"
 
+ALPHAS = 1e-300, 1e300  # of Beta(alpha, alpha): beyond these its draws overflow
 N = TypeVar("N", int, float)
 
 STOPPED = 75  # exit code of a run that was stopped and can go on: EX_TEMPFAIL of sysexits.h

@@ -24,11 +24,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from . import UserError, checked
+from . import ALPHAS, UserError, checked
 
 Parts = tuple[Tensor, Tensor, Tensor]  # boxes, lam and partners of a plan
 Boxes = Sequence[Sequence[int]]  # x1, y1, x2, y2 of every box
-ALPHAS = 1e-300, 1e300  # of Beta(alpha, alpha): beyond, its draws overflow
 
 
 @dataclass(frozen=True)
