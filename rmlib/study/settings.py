@@ -1,6 +1,8 @@
 """The parameters of every notebook, checked in one line before anything runs."""
 
 import ast
+from collections.abc import Callable
+from functools import partial
 from typing import Any, get_origin
 
 from pydantic import Field, ValidationError
@@ -59,15 +61,14 @@ def parse(notebook: str, values: dict) -> Any:
     try:
         return model(**values)
     except ValidationError as error:
-        wrong = [_explain(model, item) for item in error.errors()]
-        raise UserError(f"{notebook}: {listed(wrong)}") from None
+        wrong = listed(error.errors(), partial(_explain, model))
+        raise UserError(f"{notebook}: {wrong}") from None
 
 
-def listed(problems: list[str], most: int = 10) -> str:
-    """Problems in one line: each once, and not more than can be read."""
-    each = list(dict.fromkeys(problems))
-    more = [f"and {len(each) - most} more"] if len(each) > most else []
-    return "; ".join(each[:most] + more)
+def listed(problems: list, explain: Callable[[Any], str] = str, most: int = 10) -> str:
+    """Problems in one line, and not more than can be read."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return "; ".join([*map(explain, problems[:most]), *more])
 
 
 def _explain(model, item):
