@@ -172,8 +172,6 @@ def run_train(options) -> int:
     """``rmlib train``."""
     given = {name: getattr(options, name) for name in NOTEBOOKS[CELL].model_fields}
     params = parse(CELL, {name: value for name, value in given.items() if value is not None})
-    if params.robustness:
-        needs("robustness", "maps")
     from rmlib.study.runs.run import train
 
     record = train(params, log=_say)
