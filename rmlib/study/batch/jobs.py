@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
@@ -153,11 +154,12 @@ class Jobs:
         """(outcome, one line) of a notebook that did not reach its end; the rest goes to a file."""
         if ended.late:
             reason = f"longer than --timeout {self.options.timeout:g} minutes: ended"
+        elif ended.code < 0:  # whatever it printed before
+            hint = ": out of memory? see the system's log" if ended.code == -signal.SIGKILL else ""
+            reason = f"its process was killed (signal {-ended.code}){hint}"
         elif not reason:
-            reason = _last_error(executed, ended) or _last_line(ended.output)
-        if not reason and ended.code < 0:
-            reason = f"its process was killed (signal {-ended.code})"
-        reason = reason or "no reason was given"
+            last = _last_error(executed) or _last_line(ended.output)
+            reason = last or f"no reason was given (exit code {ended.code})"
         if self.stopping or (reason.startswith("Stopped:") and not ended.late):
             return "stopped", reason
         with contextlib.suppress(OSError):  # a full disk: the reason is printed all the same
@@ -171,10 +173,8 @@ def _last_line(output):
     return lines[-1][:200] if lines else ""
 
 
-def _last_error(executed, ended):
+def _last_error(executed):
     """'Kind: message' of the exception in a notebook that was just executed, or None."""
-    if ended.code < 0:  # a killed process leaves none
-        return None
     try:
         cells = nbformat.read(executed, as_version=4).cells
     except (OSError, ValueError, nbformat.validator.NotebookValidationError):

@@ -115,12 +115,19 @@ def test_what_hung_or_was_stopped_is_said(at_once, monkeypatch):
     """A run that its time limit ended has failed; one that stopped with a checkpoint has not."""
     grid(at_once, seed=[0])
     ends = [executors.Ended(-15, "", late=True), executors.Ended(1, "Stopped: by SIGTERM")]
-    ends.append(executors.Ended(-9, ""))
+    ends.append(executors.Ended(-9, "epoch 3/6\nbuilding a forest"))
+    ends.append(executors.Ended(3, ""))
     monkeypatch.setattr(executors, "work", lambda *_: ends.pop(0))
     assert run(lines := [], timeout=0.5) == counts(0, failed=1)
     assert "longer than --timeout 0.5 minutes: ended" in lines[-1]
     assert run(lines := []) == counts(0, stopped=1) and "Stopped: by SIGTERM" in lines[-1]
-    assert run(lines := []) == counts(0, failed=1) and "was killed (signal 9)" in lines[-1]
+    assert (
+        run(lines := []) == counts(0, failed=1)
+        and "was killed (signal 9): out of memory?" in lines[-1]
+    )
+    assert "forest" not in lines[-1], "the last line that it printed is no reason"
+    assert "building a forest" in (batch().runs[0].folder / "error.txt").read_text()
+    assert run(lines := []) == counts(0, failed=1) and "(exit code 3)" in lines[-1]
 
 
 def test_a_run_whose_notebook_was_cut_off_after_its_record_trains_nothing(at_once):
