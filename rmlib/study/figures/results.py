@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
-from rmlib.study.figures.style import COLOURS, panels
+from rmlib.study.figures.style import COLOURS, panels, titled
 from rmlib.study.names import LABELS, METHOD, method_name
 from rmlib.study.report import paper
 
@@ -23,7 +23,7 @@ def seeds(groups: list):
     figure, axes = panels(len(groups), 3, 2.5, 2.5, margin=1.0)
     for axis, (title, table) in zip(axes.flat, groups):
         _seeds(axis, table)
-        axis.set_title(title.replace(", bfloat16", ",\nbfloat16"), fontsize=8)
+        titled(axis, title.replace(", bfloat16", ",\nbfloat16"), fontsize=8)
     circle = Line2D([], [], marker="o", ls="", color=GREY, label="with the clean loss")
     square = Line2D([], [], marker="s", ls="", color=GREY, mfc="white", label="without")
     last = axes.flat[len(groups) - 1]
@@ -66,7 +66,7 @@ def _forest(axis, table, title: str):
     axis.set(ylim=(-0.7, len(table) - 0.4))
     axis.set_yticks(range(len(table)), list(table["difference"])[::-1], fontsize=7.5)
     title += "" if table["low"].notna().any() else " (one run each)"
-    axis.set_title(title, fontsize=8.5, loc="left")
+    titled(axis, title, fontsize=8.5, loc="left")
     axis.tick_params(axis="x", labelsize=7.5)
 
 
@@ -144,7 +144,7 @@ def curves_of_runs(groups: list, curves: dict):
             seen.add(method)
         _papers_numbers(axis, group, [y for id in group["run_id"] for _, y in curves[id]])
         axis.set(xlabel="epoch", ylabel="test accuracy (%)")
-        axis.set_title(title, fontsize=9)
+        titled(axis, title, fontsize=9)
         axis.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
