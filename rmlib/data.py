@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rmlib import UserError
+from rmlib import UserError, checked
 
 TENSORS = ("images", "labels", "boxes", "masks")  # of a set, one entry for each image
 
@@ -97,7 +97,11 @@ def load(
     classes = tuple(map(str, data["classes"]))
     images = ImageSet(classes=classes, checksum=str(data["checksum"]), **parts)
     if split == "val" or (split == "train" and holdout):
-        tenths = torch.bincount(images.labels) // 10
+        counts = torch.bincount(images.labels, minlength=len(classes))
+        if int(counts.min()) < 10:
+            few = f"class {classes[int(counts.argmin())]!r} has {int(counts.min())} training images"
+            raise UserError(f"{name}: val is a tenth of them, and {few}: at least 10 are needed")
+        tenths = counts // 10
         held_out = rank_in_class(images.labels) < tenths[images.labels]
         images = images[held_out if split == "val" else ~held_out]
     return images
@@ -137,7 +141,8 @@ class Loader:
         low, high, classes = int(data.labels.min()), int(data.labels.max()), len(data.classes)
         if low < 0 or high >= classes:
             raise UserError(f"labels lie in [{low}, {high}], but there are {classes} classes")
-        self.batch_size, self.seed, self.augment = batch_size, seed, augment
+        self.batch_size = checked("batch_size", batch_size, 1, 1e9, int)
+        self.seed, self.augment = seed, augment
         self.pad = 2 if augment else 0
         self.device = torch.device(device)
         self.labels = data.labels.to(self.device)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rmlib import UserError
 from rmlib.data import ImageSet, stream, to_float
 from rmlib.packed import pack_bits
 
@@ -51,13 +52,25 @@ def sample(count: int, size: int | None, seed: int, purpose: str) -> Tensor:
     return order[:size].sort().values
 
 
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """What a network returns for images: logits (N, classes), anything else is refused."""
+    logits: Tensor = model(images)
+    known = isinstance(logits, Tensor)
+    if not known or logits.dim() != 2 or len(logits) != len(images):
+        got = tuple(logits.shape) if known else type(logits).__name__
+        words = f"expected logits (N, classes) for N = {len(images)} images"
+        remedy = "wrap the network in a module that returns them alone"
+        raise UserError(f"the network returns {got}: {words}; {remedy}")
+    return logits
+
+
 def predict(model: nn.Module, images: Tensor, batch_size: int = 500, bf16: bool = False) -> Tensor:
     """Logits (N, C) float32 on the CPU for uint8 images (N, 3, H, W), in eval mode, in batches."""
     device = next(model.parameters()).device
     bf16_allowed = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     with evaluating(model), full_precision(), bf16_allowed:
         parts = images.split(batch_size)
-        return torch.cat([model(to_float(part.to(device))).float() for part in parts]).cpu()
+        return torch.cat([logits_of(model, to_float(x.to(device))).float() for x in parts]).cpu()
 
 
 def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from . import UserError
+from . import ALPHAS, UserError, checked
 
 Parts = tuple[Tensor, Tensor, Tensor]  # boxes, lam and partners of a plan
 Boxes = Sequence[Sequence[int]]  # x1, y1, x2, y2 of every box
@@ -68,9 +68,7 @@ class Mixer:
     """
 
     def __init__(self, num_classes: int):
-        if num_classes < 2:
-            raise UserError(f"num_classes={num_classes}: at least 2 classes are needed")
-        self.num_classes = int(num_classes)
+        self.num_classes = checked("num_classes", num_classes, 2, 1e9, int)
 
     def draw(self, shape: Sequence[int], generator: Generator | None = None) -> Plan:
         """Draw the plan for one batch.
@@ -238,10 +236,9 @@ def beta(alpha: float, shape: Sequence[int], generator: Generator) -> Tensor:
 
 
 def checked_alpha(alpha: float) -> float:
-    """alpha of Beta(alpha, alpha), refused unless positive and finite."""
-    if not 0 < alpha < math.inf:
-        raise UserError(f"alpha={alpha}: Beta needs alpha > 0; to train without mixing use NoMix")
-    return float(alpha)
+    """alpha of Beta(alpha, alpha), refused where its draws would overflow."""
+    remedy = "; to train without mixing use NoMix"
+    return checked("alpha", alpha, *ALPHAS, float, remedy)
 
 
 class NoMix(Mixer):
@@ -263,9 +260,7 @@ class CutMix(Mixer):
 
     def __init__(self, num_classes: int, alpha: float = 1.0, prob: float = 1.0):
         super().__init__(num_classes)
-        if not 0 <= prob <= 1:
-            raise UserError(f"prob={prob}: expected a probability in [0, 1]")
-        self.alpha, self.prob = checked_alpha(alpha), float(prob)
+        self.alpha, self.prob = checked_alpha(alpha), checked("prob", prob, 0, 1, float)
 
     def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
         device, lam = generator.device, beta(self.alpha, (), generator).item()
@@ -310,11 +305,14 @@ class RegionMixup(Mixer):
         shared_weight: bool = False,
     ):
         super().__init__(num_classes)
-        if k != int(k) or k < 1:
-            raise UserError(f"k={k}: expected a whole number of tiles per side, at least 1")
+        flags = {"per_sample": per_sample, "shared_partner": shared_partner}
+        for name, value in (flags | {"shared_weight": shared_weight}).items():
+            if value not in (True, False):
+                raise UserError(f"{name}={value!r}: expected True or False")
         if regions not in ("grid", "random"):
             raise UserError(f"regions={regions!r}: expected 'grid' or 'random'")
-        self.k, self.alpha, self.regions = int(k), checked_alpha(alpha), regions
+        self.k, self.alpha = checked("k", k, 1, 1e9, int), checked_alpha(alpha)
+        self.regions = regions
         self.per_sample = per_sample
         self.shared_partner, self.shared_weight = shared_partner, shared_weight
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rmlib import UserError
+from rmlib import UserError, checked
 
 Floats = Sequence[float]  # three values, one per channel
 
@@ -73,8 +73,9 @@ class PreActResNet18(nn.Module):
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
             buffer = torch.tensor(values, dtype=torch.float32)
-            if buffer.shape != (3,):
-                raise UserError(f"{name}={buffer.tolist()}: expected three values, one per channel")
+            if buffer.shape != (3,) or (name == "std" and min(values) <= 0):
+                words = "expected three values, one per channel, and std above 0"
+                raise UserError(f"{name}={buffer.tolist()}: {words}")
             self.register_buffer(name, buffer.view(1, 3, 1, 1), persistent=False)
         self.conv1 = conv3x3(3, width, stem_stride)
         self.layer1 = self._stage(width, width, stride=1)
@@ -128,10 +129,9 @@ def preact_resnet18(
 
     Input (N, 3, H, W) floating point in [0, 1], output logits (N, num_classes).
     """
-    least = {"num_classes": (num_classes, 2), "width": (width, 1), "stem_stride": (stem_stride, 1)}
-    for name, (value, minimum) in least.items():
-        if value != int(value) or value < minimum:
-            raise UserError(f"{name}={value}: expected a whole number >= {minimum}")
+    num_classes = checked("num_classes", num_classes, 2, 1e9, int)
+    width = checked("width", width, 1, 1e9, int)
+    stem_stride = checked("stem_stride", stem_stride, 1, 1e9, int)
     mean = (0.0, 0.0, 0.0) if mean is None else mean
     std = (1.0, 1.0, 1.0) if std is None else std
     return PreActResNet18(num_classes, width, stem_stride, mean, std, final_norm)

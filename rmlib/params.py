@@ -7,15 +7,25 @@ here imports torch, so that a mistake is answered in a fraction of a second.
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
-from rmlib.paths import runs_dir
+from rmlib import ALPHAS, brief
+from rmlib.paths import expanded, runs_dir
 
 DATASETS = ("shapes", "cifar10", "cifar100", "tiny-imagenet")
 MixerName = Literal["none", "mixup", "cutmix", "region_mixup"]
@@ -27,12 +37,12 @@ OWNERS = dict.fromkeys(_REGION, "region_mixup") | {"cutmix_prob": "cutmix"}
 
 def _number(value: Any) -> Any:
     """Accept 8/255 and 1e-3 as text, as papermill and YAML deliver them; refuse yes and no."""
-    if isinstance(value, bool):
+    if type(value).__name__ in ("bool", "bool_"):  # numpy's, too
         raise ValueError("expected a number")
     if isinstance(value, str) and "/" in value:
         try:
             return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ArithmeticError):
             raise ValueError("expected a number such as 0.03 or 8/255") from None
     return value
 
@@ -42,9 +52,30 @@ def _optional(value: Any) -> Any:
     return None if isinstance(value, str) and value.lower() in ("none", "all") else _number(value)
 
 
+def _in_64_bits(number: int) -> int:
+    """What torch takes as a seed, and tables as a number."""
+    if number >= 2**63:
+        raise ValueError(f"expected at most {2**63 - 1}")
+    return number
+
+
+def _drawn_from(alpha: float) -> float:
+    if not ALPHAS[0] <= alpha <= ALPHAS[1]:
+        raise ValueError("expected 1e-300 to 1e+300, beyond which Beta cannot be drawn from")
+    return alpha
+
+
+def _home(path: str) -> str:
+    """``~`` as the folder that it means; anything else stays as it is written."""
+    return str(expanded(path)) if path.startswith("~") else path
+
+
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Int = Annotated[int, BeforeValidator(_number)]
-Limit = Annotated[int | None, BeforeValidator(_optional)]
+Alpha = Annotated[Float, Field(gt=0), AfterValidator(_drawn_from)]
+_Whole = Annotated[int, AfterValidator(_in_64_bits)]
+Int = Annotated[_Whole, BeforeValidator(_number)]
+Limit = Annotated[_Whole | None, BeforeValidator(_optional)]
+Folder = Annotated[str, AfterValidator(_home)]
 
 
 def eps_text(value: object) -> str:
@@ -54,8 +85,10 @@ def eps_text(value: object) -> str:
         ValueError: no number, or outside [0, 1].
     """
     try:
-        exact = Fraction(str(value).replace(" ", ""))
-    except (ValueError, ZeroDivisionError):
+        text = str(value).replace(" ", "")
+        # through float: Fraction would write out every zero of 1e-999999999
+        exact = Fraction(text if "/" in text else str(float(text)))
+    except (ValueError, ArithmeticError):
         exact = Fraction(-1)
     if not 0 <= exact <= 1:
         raise ValueError("expected a size on the scale of pixels in [0, 1], such as 8/255 or 0.03")
@@ -89,15 +122,31 @@ class DataParams(Params):
     """Parameters of the notebooks that name a dataset."""
 
     dataset: str = Field("shapes", description=", ".join([*DATASETS, "folder:PATH"]))
-    root: str | None = Field(None, description=ROOT)
+    root: Folder | None = Field(None, description=ROOT)
     allow_partial: bool = Field(False, description="accept a part of a named dataset, for lessons")
 
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, name: str) -> str:
-        if name not in DATASETS and not (name.startswith("folder:") and len(name) > len("folder:")):
+        if name not in DATASETS and not name.startswith("folder:"):
             raise ValueError(nearest(name, (*DATASETS, "folder:PATH")))
+        _without_path(name)
         return name
+
+
+def _without_path(dataset: str) -> str:
+    """A dataset as a configuration names it: a folder or zip by its name alone.
+
+    Raises:
+        ValueError: a folder without a name, or with one that cannot be read back.
+    """
+    kind, _, path = dataset.partition(":")
+    if kind != "folder":
+        return dataset
+    name = Path(os.path.abspath(expanded(path))).name.removesuffix(".zip") if path else ""
+    if not name or name.startswith("~"):
+        raise ValueError("expected folder:PATH, and a name at its end that does not begin with ~")
+    return f"folder:{name}"
 
 
 class TrainParams(DataParams):
@@ -106,7 +155,7 @@ class TrainParams(DataParams):
     # what is learned
     mixer: MixerName = Field("region_mixup", description=", ".join(MIXERS))
     k: Int = Field(2, ge=1, description="region_mixup: tiles per side")
-    alpha: Float = Field(1.0, gt=0, description="of Beta(alpha, alpha), the distribution of lam")
+    alpha: Alpha = Field(1.0, description="of Beta(alpha, alpha), the distribution of lam")
     regions: Literal["grid", "random"] = Field(
         "grid", description="region_mixup: equal or random tiles"
     )
@@ -117,7 +166,7 @@ class TrainParams(DataParams):
     clean_weight: Float = Field(1.0, ge=0, description="weight of the clean loss; 0: mixed alone")
     average: bool = Field(False, description="divide the loss by 1 + clean_weight")
     # with what network and how long
-    width: Int = Field(8, ge=1, description="channels of the first stage; 64 in the paper")
+    width: Int = Field(8, ge=1, le=4096, description="channels of the first stage; 64 in the paper")
     stem_stride: Int = Field(1, ge=1, description="stride of the first convolution")
     final_norm: bool = Field(False, description="BN-ReLU before the pooling")
     epochs: Int = Field(6, ge=1, description="length of the schedule; 400 in the paper")
@@ -144,11 +193,13 @@ class TrainParams(DataParams):
     snapshots: list[Int] = Field([], description="epochs after which a full evaluation is stored")
     bn_recalibration: bool = Field(False, description="also with BatchNorm of clean images")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of training; the end is fp32")
-    threads: Int = Field(1, ge=1, description="CPU threads of the run")
+    threads: Int = Field(1, ge=1, le=1024, description="CPU threads of the run")
     # where and how long: not part of the run's identity
     device: Device = Field("auto", description="auto: cuda where there is one")
     compiled: bool = Field(False, description="compile network and mixing: faster on a GPU")
-    out: str | None = Field(None, description="folder for the run's folder (default: runs/single)")
+    out: Folder | None = Field(
+        None, description="folder for the run's folder (default: runs/single)"
+    )
     max_minutes: Float | None = Field(None, gt=0, description="minutes until it is stopped")
     robustness: bool = Field(False, description="then attack it and measure its maps: hours")
     measured_images: Limit = Field(
@@ -169,12 +220,13 @@ class TrainParams(DataParams):
             wrong.append(f"alpha={self.alpha} does nothing for mixer 'none'")
         if self.measured_images is not None and not self.robustness:
             wrong.append(f"measured_images={self.measured_images} does nothing without robustness")
-        if any(not 0 < milestone < 1 for milestone in self.milestones):
-            remedy = "expected shares of the schedule, e.g. [0.25, 0.375]"
-            wrong.append(f"milestones={self.milestones}: {remedy}")
-        for epoch in self.snapshots:
-            if not 1 <= epoch <= self.epochs:
-                wrong.append(f"snapshots: epoch {epoch} is not in 1..{self.epochs}")
+        shares = self.milestones
+        if shares != sorted(set(shares)) or any(not 0 < share < 1 for share in shares):
+            remedy = "expected growing shares of the schedule, e.g. [0.25, 0.375]"
+            wrong.append(f"milestones={brief(shares)}: {remedy}")
+        beyond = [epoch for epoch in self.snapshots if not 1 <= epoch <= self.epochs]
+        if beyond:
+            wrong.append(f"snapshots: epoch {beyond[0]} is not in 1..{self.epochs}")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -185,11 +237,7 @@ class TrainParams(DataParams):
     @property
     def config(self) -> dict[str, Any]:
         """What identifies the run: what can change its result, without paths of the machine."""
-        config = self.model_dump(exclude=self.RUNTIME)
-        if self.dataset.startswith("folder:"):
-            name = Path(self.dataset.removeprefix("folder:")).name
-            config["dataset"] = "folder:" + name.removesuffix(".zip")
-        return config
+        return self.model_dump(exclude=self.RUNTIME) | {"dataset": _without_path(self.dataset)}
 
     @property
     def run_id(self) -> str:
@@ -205,14 +253,14 @@ class TrainParams(DataParams):
 class NetworksParams(Params):
     """Parameters of the notebooks that look at trained networks."""
 
-    runs: str | None = Field(None, description="folder of trained runs (default: results/quick)")
+    runs: Folder | None = Field(None, description="folder of trained runs (default: results/quick)")
     clean_weight: Annotated[float | None, BeforeValidator(_optional)] = Field(
         1.0, ge=0, description="only runs with this weight of the clean loss; None or all: all"
     )
     seed: Int = Field(0, ge=0, description="of the choice of images and of random measurements")
-    root: str | None = Field(None, description=ROOT)
+    root: Folder | None = Field(None, description=ROOT)
     device: Device = Field("auto", description="auto: cuda where there is one")
-    threads: Int = Field(1, ge=1, description="CPU threads")
+    threads: Int = Field(1, ge=1, le=1024, description="CPU threads")
     save: bool = Field(False, description="store results with the run, and load stored ones")
 
 

@@ -4,6 +4,23 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rmlib import UserError
+
+
+def expanded(path: str | Path) -> Path:
+    """A path that somebody wrote, with ``~`` and ``~NAME`` as the home folders they stand for.
+
+    Raises:
+        UserError: nobody here has that name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        remedy = f"write the whole path, or ./{path} for a folder of that name"
+        raise UserError(
+            f"{path} is in the home of a user who is not known here: {remedy}"
+        ) from None
+
 
 def project_root() -> Path:
     """The checkout that this package is installed from, or the current folder without one."""
@@ -13,24 +30,24 @@ def project_root() -> Path:
 
 def networks_dir(runs: str | None = None) -> Path:
     """Folder of the networks to look at: ``runs``, else the small ones of the project."""
-    return Path(runs) if runs else project_root() / "results" / "quick"
+    return expanded(runs) if runs else project_root() / "results" / "quick"
 
 
 def results_dir(runs: str | None = None) -> Path:
     """Folder of the records to report: ``runs``, else the committed ones."""
-    return Path(runs) if runs else project_root() / "results"
+    return expanded(runs) if runs else project_root() / "results"
 
 
 def cache_dir() -> Path:
     """Folder of what can be made anew, such as decoded images: $RMLIB_CACHE, or the user's."""
     import pooch
 
-    return Path(os.environ.get("RMLIB_CACHE") or pooch.os_cache("rmlib"))
+    return expanded(os.environ.get("RMLIB_CACHE") or pooch.os_cache("rmlib"))
 
 
 def runs_dir() -> Path:
     """Where runs are written: $RMLIB_RUNS, or runs/ in the project."""
-    return Path(os.environ.get("RMLIB_RUNS") or project_root() / "runs")
+    return expanded(os.environ.get("RMLIB_RUNS") or project_root() / "runs")
 
 
 def walk(

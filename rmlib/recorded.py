@@ -157,7 +157,7 @@ def compile_steps(run: Run, batches: bool = True) -> None:
     Raises:
         UserError: there is no compiler.
     """
-    _need_compiler(run.loader.device.type)
+    need_compiler(run.loader.device.type)
     _share_compiled()
     whole, model, make_batch = run.loader.batch_size, run.model, run.crop_flip_mix
     network = compile_whole(model)
@@ -178,7 +178,12 @@ def _share_compiled() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir() / "compiled")
 
 
-def _need_compiler(device: str) -> None:
+def need_compiler(device: str) -> None:
+    """Refuse to compile for a device, cpu or cuda, without a compiler.
+
+    Raises:
+        UserError: there is none.
+    """
     compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
     # Triton's launchers need them
     headers = device == "cpu" or Path(sysconfig.get_paths()["include"], "Python.h").exists()

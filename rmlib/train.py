@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rmlib import UserError
 from rmlib.choices import Choices, draw
 from rmlib.data import ImageSet, Loader, stream
 from rmlib.mixers import CutMix, Mixer, Mixup, NoMix, RegionMixup
@@ -183,8 +184,27 @@ def make_model(params: TrainParams, num_classes: int, mean: Floats, std: Floats)
     return model.to(memory_format=torch.channels_last)
 
 
+def check_fits(params: TrainParams, data: ImageSet) -> None:
+    """Refuse settings with which these images cannot be trained on.
+
+    BatchNorm needs two values in every channel: a last batch of one image must keep two pixels.
+    """
+    count, (height, width) = len(data), data.images.shape[2:]
+    if params.batch_size > count:
+        raise UserError(f"batch_size={params.batch_size}: there are only {count} training images")
+    if params.mixer == "region_mixup" and params.k > min(height, width):
+        remedy = f"use k <= {min(height, width)}"
+        raise UserError(f"k={params.k} tiles do not fit into {height} x {width} pixels: {remedy}")
+    # the stages halve the size three times
+    if count % params.batch_size == 1 and max(height, width) <= 8 * params.stem_stride:
+        alone = f"the last of {count} images would be a batch alone, of one pixel at the end"
+        remedy = "BatchNorm cannot be trained on it; use another batch_size or train_images"
+        raise UserError(f"batch_size={params.batch_size}: {alone}; {remedy}")
+
+
 def make_run(params: TrainParams, data: ImageSet, device: str | torch.device = "cpu") -> Run:
     """A new run on the images of a training set, before its first step."""
+    check_fits(params, data)
     classes = len(data.classes)
     model = make_model(params, classes, *data.channel_stats()).to(device)
     loader = Loader(data, params.batch_size, params.seed, augment=params.augment, device=device)

@@ -118,7 +118,7 @@ def counts(done, failed=0, stopped=0, left=0):
 
 def grid(folder, notebooks=None, **block):
     """A grid of one block in grid.yaml, on the few pictures; returns its path."""
-    block = {"dataset": "folder:pets"} | block
+    block = {"dataset": "folder:pets", "train_images": None, "batch_size": 3} | block
     content = {"grid": [block]} | ({"notebooks": notebooks} if notebooks else {})
     return write(folder, yaml.safe_dump(content), "grid.yaml")
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from standins import draw_pictures
 from torch.nn import functional as F
 
 from rmlib import UserError
@@ -30,6 +31,14 @@ def test_val_is_a_balanced_tenth_and_holdout_leaves_it_out(pictures):
         and not keys(val) & keys(rest)
         and not keys(test) & keys(everything)
     )
+
+
+def test_a_class_too_small_for_a_tenth_is_named(tmp_path):
+    name = f"folder:{draw_pictures(tmp_path, 9, 2)}"
+    for options in ({"split": "val"}, {"holdout": True}):
+        with pytest.raises(UserError, match="class '.*' has 9 training images: at least 10"):
+            load(name, **options)
+    assert len(load(name)) == 27
 
 
 def test_subsets_are_balanced_and_nested(pictures):

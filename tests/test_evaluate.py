@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from toys import NO_LOGITS, Answering
 
+from rmlib import UserError
 from rmlib.data import load
 from rmlib.evaluate import (
     evaluate,
@@ -104,3 +106,11 @@ def test_samples_are_drawn_by_the_seed_and_never_twice():
     assert set(sample(100, 20, 0, "attacked").tolist()) < set(
         sample(100, 30, 0, "attacked").tolist()
     ), "a larger sample contains the smaller"
+
+
+def test_a_network_that_returns_no_logits_is_named():
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    for answer, got in NO_LOGITS.items():
+        words = f"returns {got}: expected logits .N, classes. for N = 3 images; wrap"
+        with pytest.raises(UserError, match=words):
+            predict(Answering(answer), images)

@@ -20,7 +20,11 @@ ALLOWED = {
 }
 # the loader of a named dataset, which imports them when it is called
 DOOR = ("data.py", "datasets/sources.py")
-LEAVES = {"study/guarded.py": {"__init__.py"}, "paths.py": set(), "study/names.py": {"params.py"}}
+LEAVES = {
+    "study/guarded.py": {"__init__.py"},
+    "paths.py": {"__init__.py"},
+    "study/names.py": {"params.py"},
+}
 
 
 def file_of(module):

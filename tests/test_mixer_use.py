@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from batches import batch, each_mixer, generator
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision.transforms import v2
 
-from rmlib import mixers
-from rmlib.mixers import CutMix, Mixup, NoMix, RegionMixup
+from rmlib import UserError, mixers
+from rmlib.mixers import ALPHAS, CutMix, Mixup, NoMix, RegionMixup, beta
 
 
 @each_mixer
@@ -96,6 +98,43 @@ def test_mistakes_get_one_clear_line(call, words):
     with pytest.raises(ValueError, match=words) as error:
         call(*batch())
     assert "\n" not in str(error.value)
+
+
+WHOLE = ((RegionMixup, "num_classes"), (partial(RegionMixup, 4), "k"))
+REAL = ((partial(Mixup, 4), "alpha"), (partial(CutMix, 4), "prob"), (partial(CutMix, 4), "alpha"))
+NO_NUMBERS = (None, "1", True, np.True_, [1], 1j, float("nan"), float("inf"), 10**5000, -1)
+
+
+@pytest.mark.parametrize("make, name", WHOLE + REAL)
+def test_a_setting_that_is_no_such_number_is_refused(make, name):
+    for value in (*NO_NUMBERS, *([10.7] if (make, name) in WHOLE else [])):
+        with pytest.raises(UserError, match=f"{name}=.*expected a.*number from") as error:
+            make(**{name: value})
+        assert len(str(error.value)) < 200
+
+
+def test_numbers_of_numpy_are_numbers():
+    mixer = RegionMixup(np.int64(10), np.uint8(3), np.float32(0.5))
+    assert (mixer.num_classes, mixer.k, mixer.alpha) == (10, 3, 0.5)
+    assert type(mixer.num_classes) is type(mixer.k) is int
+    assert CutMix(10.0, prob=1).num_classes == 10
+
+
+def test_switches_are_no_words():
+    for name in ("per_sample", "shared_partner", "shared_weight"):
+        with pytest.raises(UserError, match=f"{name}='no': expected True or False"):
+            RegionMixup(4, **{name: "no"})
+
+
+def test_draws_are_numbers_wherever_alpha_may_lie():
+    """Beyond the limits Gamma's logarithms overflow, and the draws were NaN."""
+    for alpha in ALPHAS:
+        lam = beta(alpha, (1000,), torch.Generator().manual_seed(0))
+        assert ((lam == lam.round()) if alpha < 1 else (lam - 0.5).abs() < 1e-6).all()
+        assert 0 < lam.mean() < 1
+    for alpha in (1e-320, 1e301):
+        with pytest.raises(UserError, match="alpha=.*expected a number from 1e-300 to 1e.300"):
+            Mixup(4, alpha)
 
 
 def test_importing_the_mixers_needs_torch_alone():

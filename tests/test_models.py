@@ -97,6 +97,11 @@ def test_stem_stride_halves_the_maps():
         ({"width": 0}, "width=0"),
         ({"mean": (0.5,)}, "three values"),
         ({"num_classes": 1}, "num_classes=1"),
+        ({"num_classes": 10.7}, "num_classes=10.7"),
+        ({"num_classes": "10"}, "num_classes='10'"),
+        ({"width": None}, "width=None"),
+        ({"stem_stride": True}, "stem_stride=True"),
+        ({"std": (0.2, 0.0, 0.2)}, "std above 0"),
     ],
 )
 def test_mistakes(wrong, words):

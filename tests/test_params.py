@@ -1,10 +1,11 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from rmlib import UserError
-from rmlib.params import ADDED, TrainParams, complete, config_id
+from rmlib.params import ADDED, TrainParams, complete, config_id, eps_text
 from rmlib.paths import runs_dir
 from rmlib.study.settings import NOTEBOOKS, check, parse
 
@@ -36,13 +37,64 @@ def test_numbers_as_papermill_and_yaml_deliver_them(value, expected):
         ({"mixer": "mixup", "k": 4}, "k=4 does nothing for mixer 'mixup'"),
         ({"mixer": "none", "alpha": 0.2}, "alpha=0.2 does nothing"),
         ({"cutmix_prob": 0.5}, "belongs to 'cutmix'"),
+        ({"milestones": [0.5, 0.25]}, "growing shares of the schedule"),
+        ({"milestones": [0.25, 0.25]}, "growing shares of the schedule"),
+        ({"alpha": 1e-320}, "alpha=1e-320: expected 1e-300"),
+        ({"alpha": None}, "alpha=None.*number"),
+        ({"epochs": None}, "epochs=None.*integer"),
+        ({"epochs": np.True_}, "epochs=.*expected a number"),
+        ({"seed": 2**63}, "seed=9223372036854775808: expected at most 9223372036854775807"),
+        ({"seed": 10**5000}, "seed=a number of thousands of digits"),
+        ({"seed": "9" * 5000}, r"seed='9+\.\.\. \(5002 characters\)"),
+        ({"lr": "9" * 400 + "/1"}, "lr=.*8/255"),
+        ({"threads": 10**6}, "threads=1000000"),
+        ({"width": 10**9}, "width=1000000000"),
+        ({"mixer": "x" * 10**6}, "mixer=.*expected one of"),
+        ({"snapshots": ["x"] * 50}, "snapshots='x'"),
+        ({"dataset": "folder:"}, "folder:PATH"),
+        ({"dataset": "folder:/"}, "a name at its end"),
+        ({"dataset": "folder:a/.zip"}, "a name at its end"),
+        ({"dataset": "folder:a/~b"}, "does not begin with ~"),
+        ({"dataset": "folder:~nosuch/x"}, "user who is not known here"),
+        ({"out": "~nosuch/x"}, "out='~nosuch/x'.*user who is not known here"),
+        ({"root": "~nosuch"}, "root='~nosuch'.*not known here"),
         ({"device": "gpu"}, "device='gpu'.*expected one of|did you mean"),
     ],
 )
 def test_mistakes_name_value_and_remedy(values, words):
     with pytest.raises(UserError, match=words) as error:
         parse("02_training", values)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_size_of_perturbation_is_read_at_once():
+    """Fraction would write out every zero of such an exponent."""
+    for text in ("1e999999999", "inf", "nan", "1" * 5000, None):
+        with pytest.raises(UserError, match="scale of pixels"):
+            parse("03_robustness", {"eps": [text]})
+    assert eps_text("1e-999999999") == "0" and eps_text("0.1") == "0.1"
+    assert eps_text(8 / 255) == eps_text("8 / 255") == "8/255"
+
+
+def test_home_means_the_same_in_every_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    params = TrainParams(out="~/runs", root="~/data", dataset="folder:~/pets")
+    assert params.folder.parent == tmp_path / "runs" and params.root == str(tmp_path / "data")
+    assert params.run_id == TrainParams(dataset="folder:elsewhere/pets").run_id
+    assert parse("04_cam", {"runs": "~"}).runs == str(tmp_path)
+    assert TrainParams(out="./runs/").out == "./runs/", "all else stays as it was written"
+    monkeypatch.setenv("RMLIB_RUNS", "~/all")
+    assert runs_dir() == tmp_path / "all"
+
+
+def test_a_folder_is_called_by_its_name_wherever_one_stands(monkeypatch, tmp_path):
+    """So that the configuration of every run can be read back."""
+    (tmp_path / "pets" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "pets")
+    named = {"folder:.", "folder:./", "folder:deep/..", "folder:../pets", f"folder:{tmp_path}/pets"}
+    configs = [TrainParams(dataset=name).config for name in named]
+    assert all(config["dataset"] == "folder:pets" for config in configs)
+    assert TrainParams(**configs[0]).config == configs[0]
 
 
 def test_all_mistakes_are_told_at_once():

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rmlib import choices, data, train
+from rmlib import UserError, choices, data, train
 from rmlib.choices import learning_rate
 from rmlib.data import ImageSet, stream
 from rmlib.params import TrainParams
 from rmlib.train import (
+    check_fits,
     losses,
     make_mixer,
     make_model,
@@ -28,6 +29,43 @@ def make(**changes):
     pixels = torch.randint(0, 256, (60, 3, 8, 12), dtype=torch.uint8, generator=stream(0, "test"))
     images = ImageSet(pixels, torch.arange(60) % 3, ("a", "b", "c"), "")
     return make_run(TrainParams(width=2, epochs=3, batch_size=16, **changes), images)
+
+
+def blank(count, height, width):
+    """That many images of that size, of two classes."""
+    pixels = torch.zeros(count, 3, height, width, dtype=torch.uint8)
+    return ImageSet(pixels, torch.arange(count) % 2, ("a", "b"), "")
+
+
+@pytest.mark.parametrize(
+    "settings, images, words",
+    [
+        ({"batch_size": 17}, (16, 32, 32), "batch_size=17: there are only 16 training images"),
+        ({"batch_size": 8, "k": 9}, (16, 8, 12), "k=9 tiles do not fit into 8 x 12.*k <= 8"),
+        ({"batch_size": 8}, (17, 8, 8), "batch_size=8: the last of 17.*BatchNorm"),
+        ({"batch_size": 8, "stem_stride": 4}, (17, 32, 32), "batch_size=8: the last of 17"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_first_step(settings, images, words):
+    for refuse in (check_fits, make_run):
+        with pytest.raises(UserError, match=words):
+            refuse(TrainParams(width=1, **settings), blank(*images))
+
+
+@pytest.mark.parametrize(
+    "settings, images",
+    [
+        ({"batch_size": 16}, (16, 8, 8)),
+        ({"batch_size": 8, "k": 8}, (16, 8, 12)),
+        ({"batch_size": 8}, (17, 8, 9)),
+        ({"batch_size": 8, "stem_stride": 3}, (17, 32, 32)),
+    ],
+)
+def test_at_these_limits_a_run_can_be_trained(settings, images):
+    params, data = TrainParams(width=1, epochs=1, **settings), blank(*images)
+    data.images.random_(0, 256, generator=stream(0, "test"))
+    for _ in training(make_run(params, data)):
+        pass
 
 
 # ----------------------------------------------------------------------------------------------

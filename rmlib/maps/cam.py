@@ -28,6 +28,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
 from rmlib import UserError
+from rmlib.evaluate import logits_of
 from rmlib.measuring import as_pixels, with_gradients
 from rmlib.models import PreActResNet18
 from rmlib.params import nearest
@@ -81,7 +82,7 @@ def maps(
         for batch, some in zip(pixels.split(batch_size), classes.split(batch_size))
     ]
     with with_gradients(model):
-        _check(model, module, batches[0][0][:1], classes, layer)
+        _check(model, module, batches[0][0][:2], classes, layer)
         if head is None:
             return _through_library(model, module, batches, method, enlarged)
         size = pixels.shape[2:] if enlarged else None
@@ -150,7 +151,7 @@ def forward_to(model, module, pixels: torch.Tensor) -> tuple[Any, torch.Tensor]:
     outputs = []
     hook = module.register_forward_hook(lambda _, __, output: outputs.append(output))
     try:
-        logits = model(pixels)
+        logits = logits_of(model, pixels)
     finally:
         hook.remove()
     return (outputs[0] if outputs else None), logits

@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from rmlib import UserError
 from rmlib.data import stream
-from rmlib.evaluate import evaluating, full_precision
+from rmlib.evaluate import evaluating, full_precision, logits_of
 from rmlib.maps import cam
 from rmlib.measuring import as_pixels, image_keys
 
@@ -32,8 +32,8 @@ def probability(
     """Probability (N,) float64, on the CPU, of a class of each image (N, C, H, W) in [0, 1]."""
     parameter = next(model.parameters())
     with evaluating(model), full_precision(), torch.autocast(parameter.device.type, enabled=False):
-        parts = [model(batch.to(parameter)).double().cpu() for batch in pixels.split(batch_size)]
-    return torch.cat(parts).softmax(1).gather(1, classes[:, None].cpu())[:, 0]
+        parts = [logits_of(model, part.to(parameter)).double() for part in pixels.split(batch_size)]
+    return torch.cat(parts).cpu().softmax(1).gather(1, classes[:, None].cpu())[:, 0]
 
 
 def _on_cpu(model, pixels, grids, classes):

@@ -26,7 +26,8 @@ from typing import Any
 import torch
 import torchattacks
 
-from rmlib import UserError
+from rmlib import UserError, checked
+from rmlib.evaluate import logits_of
 from rmlib.measuring import as_pixels, margins, with_gradients
 from rmlib.packed import pack_bits
 from rmlib.params import eps_text, nearest
@@ -113,7 +114,7 @@ def run(
     except ValueError as error:
         raise UserError(f"eps={eps}: {error}") from None
     options = checked_options(attack, options)
-    _whole("batch_size", batch_size)
+    batch_size = checked("batch_size", batch_size, 1, 1e9, int)
     pixels = as_pixels(model, images, labels)
     parameter = next(model.parameters())
     with with_gradients(model):
@@ -192,13 +193,12 @@ def checked_options(attack: str, options: dict) -> dict:
             owners = [other for other in ATTACKS if name in OPTIONS[other]]
             belongs = f" (it belongs to {', '.join(owners)})" if owners else ""
             raise UserError(f"{name}={value} does nothing for attack '{attack}'{belongs}")
-        _whole(name, value, 0 if name == "seed" else 1)
-    return OPTIONS[attack] | options
-
-
-def _whole(name, value, least=1):
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name}={value!r}: expected a whole number of at least {least}")
+    low = {"seed": 0}
+    whole = {
+        name: checked(name, value, low.get(name, 1), 2**63 - 1, int)
+        for name, value in options.items()
+    }
+    return OPTIONS[attack] | whole
 
 
 def right(model, images, labels, batch_size: int) -> torch.Tensor:
@@ -209,10 +209,7 @@ def right(model, images, labels, batch_size: int) -> torch.Tensor:
 @torch.no_grad()
 def _check_network(model, images, labels):
     """Refuse a network that cannot be attacked, by its answers for some of the images."""
-    logits, again = model(images), model(images)
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-        got = getattr(logits, "shape", type(logits).__name__)
-        raise UserError(f"the network returns {got}: expected logits (N, classes)")
+    logits, again = logits_of(model, images), logits_of(model, images)
     if not logits.isfinite().all():
         raise UserError("the network returns logits that are not finite: its training diverged")
     classes, largest, total = logits.shape[1], int(labels.max()), logits.sum(1)
@@ -289,7 +286,7 @@ def _square(model, images, labels, size, batch_size, **options):
 
 def _autoattack(model, images, labels, size, batch_size, seed):
     with torch.no_grad():
-        classes = model(images[:1]).shape[1]
+        classes = logits_of(model, images[:1]).shape[1]
     if classes < 4 or images.dtype != torch.float32:
         needed = "a float32 network of at least 4 classes"
         raise UserError(f"autoattack needs {needed}, not {images.dtype} with {classes}")

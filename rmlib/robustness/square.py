@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from rmlib import UserError
+from rmlib.evaluate import logits_of
 from rmlib.measuring import image_keys, margins
 
 P_INIT = 0.8  # share of the image inside the first square
@@ -105,7 +106,7 @@ class Standing:
 def margins_of(model, images, labels, batch_size: int) -> torch.Tensor:
     """The :func:`margins` (N,) of a network on images, in batches."""
     batches = zip(images.split(batch_size), labels.split(batch_size))
-    return torch.cat([margins(model(batch), true) for batch, true in batches])
+    return torch.cat([margins(logits_of(model, batch), true) for batch, true in batches])
 
 
 @torch.no_grad()

@@ -62,10 +62,18 @@ def build_parser():
     return parser, commands.choices
 
 
+def _path(text):
+    """A path on the command line; the shell leaves ``--out=~/x`` as it is."""
+    try:
+        return paths.expanded(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _data_options(parser):
     add = parser.add_argument
     add("name", help="shapes, cifar10, cifar100, tiny-imagenet or folder:PATH")
-    add("--root", help="folder of the datasets (default: $RMLIB_DATA, then data/)")
+    add("--root", type=_path, help="folder of the datasets (default: $RMLIB_DATA, then data/)")
     add("--offline", action="store_true", help="never download")
     add("--allow-partial", action="store_true", help="accept a part of a named dataset")
 
@@ -90,8 +98,8 @@ def _train_options(parser):
 def _batch_options(parser):
     """All but the first three are the fields of :class:`rmlib.study.batch.batch.Options`."""
     add, yes_or_no = parser.add_argument, argparse.BooleanOptionalAction
-    add("file", help="YAML file of the grid, e.g. notebooks/batches/quick.yaml")
-    add("--out", help="folder of the results (default: runs/NAME)")
+    add("file", type=_path, help="YAML file of the grid, e.g. notebooks/batches/quick.yaml")
+    add("--out", type=_path, help="folder of the results (default: runs/NAME)")
     add("--dry-run", action="store_true", help="list what would run")
     text = "runs at the same time (default: what the cores carry; 1 on a GPU)"
     add("--workers", type=int, help=text)
@@ -112,9 +120,11 @@ def _batch_options(parser):
 
 def _report_options(parser):
     add = parser.add_argument
-    add("folder", nargs="?", help="folder of records (default: runs/)")
-    add("--out", help="folder of tables and site (default: report/ in the folder of records)")
-    add("--into", metavar="FILE", help="fill the <!-- report FOLDER [KIND] --> blocks of Markdown")
+    add("folder", nargs="?", type=_path, help="folder of records (default: runs/)")
+    text = "folder of tables and site (default: report/ in the folder of records)"
+    add("--out", type=_path, help=text)
+    text = "fill the <!-- report FOLDER [KIND] --> blocks of Markdown"
+    add("--into", metavar="FILE", type=_path, help=text)
 
 
 def _explain_options(parser):
@@ -125,7 +135,8 @@ def _explain_options(parser):
     )
     words = "a folder of records first (default: results/); then a number as it is printed, a run"
     words += " id, or the kind of a table and words of its row"
-    parser.add_argument("words", nargs="+", metavar="WORD", help=words)
+    home = lambda word: str(_path(word)) if word.startswith("~") else word  # noqa: E731
+    parser.add_argument("words", nargs="+", metavar="WORD", type=home, help=words)
     parser.add_argument("--column", help="heading of a column (default: every mean of the row)")
     parser.add_argument("--all", action="store_true", help="also parameters that are the defaults")
 
@@ -138,7 +149,7 @@ def _bench_options(parser):
     add("--rounds", type=int, default=60, help="interleaved repetitions (the median counts)")
     add("--width", type=int, help="of the trained network (default: 64 on CUDA, 8 on the CPU)")
     add("--compile", action="store_true", help="also measure the compiled blend and step")
-    add("--out", help="also write the tables into this Markdown file")
+    add("--out", type=_path, help="also write the tables into this Markdown file")
 
 
 def run_data(options) -> int:
@@ -161,8 +172,6 @@ def run_train(options) -> int:
     """``rmlib train``."""
     given = {name: getattr(options, name) for name in NOTEBOOKS[CELL].model_fields}
     params = parse(CELL, {name: value for name, value in given.items() if value is not None})
-    if params.robustness:
-        needs("robustness", "maps")
     from rmlib.study.runs.run import train
 
     record = train(params, log=_say)
@@ -222,15 +231,19 @@ def _positive(options, *names):
 def run_report(options) -> int:
     """``rmlib report``."""
     if not options.into:
-        root = Path(options.folder) if options.folder else paths.runs_dir()
-        return 1 if make_report(root, Path(options.out) if options.out else root / "report") else 0
+        root = options.folder or paths.runs_dir()
+        return 1 if make_report(root, options.out or root / "report") else 0
     if options.folder or options.out:
         raise Usage("rmlib report: --into takes its folders from the document: give it alone")
     from rmlib.study.report import report
     from rmlib.study.runs import records
 
-    path = Path(options.into)
-    records.atomic_write(path, report.fill(path.read_text(), path.parent).encode())
+    path = options.into
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error.reason}): save it as such") from None
+    records.atomic_write(path, report.fill(text, path.parent).encode())
     print(f"{path}: tables made anew")
     return 0
 
@@ -268,13 +281,15 @@ def run_bench(options) -> int:
     _positive(options, "rounds", "width")
     if not {"attacks", "maps"}.isdisjoint(options.only):
         needs("robustness", "maps")
+    if options.out and options.out.is_dir():
+        raise UserError(f"--out {options.out} is a folder: name a file in it")
     from rmlib.study.bench import bench
     from rmlib.study.runs import records
 
     text = bench.bench(options.device, options.rounds, options.compile, options.only, options.width)
     print(text)
     if options.out:
-        records.atomic_write(Path(options.out), text.encode())
+        records.atomic_write(options.out, text.encode())
     return 0
 
 

@@ -27,7 +27,13 @@ class Usage(Exception):
 
 
 def guarded(command: Callable[[], int | None]) -> int:
-    """Call a function; what a user can mend becomes one line on stderr. Returns the exit code."""
+    """Call a function; what a user can mend becomes one line on stderr. Returns the exit code.
+
+    A letter that a terminal does not have, such as ± in ASCII, is printed as its number.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # not of every stand-in for a stream
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return command() or 0
     except Usage as error:

@@ -1,13 +1,15 @@
 """The parameters of every notebook, checked in one line before anything runs."""
 
 import ast
+from collections.abc import Callable
+from functools import partial
 from typing import Any, get_origin
 
 from pydantic import Field, ValidationError
 
-from rmlib import UserError
+from rmlib import UserError, brief
 from rmlib.maps.params import CamParams
-from rmlib.params import DataParams, Float, Int, Params, TrainParams, choices, nearest
+from rmlib.params import Alpha, DataParams, Folder, Int, Params, TrainParams, choices, nearest
 from rmlib.robustness.params import RobustnessParams
 
 
@@ -15,7 +17,7 @@ class MethodParams(DataParams):
     """Parameters of 01_method."""
 
     k: Int = Field(2, ge=1, description="tiles per side of the grid")
-    alpha: Float = Field(1.0, gt=0, description="of Beta(alpha, alpha), the distribution of lam")
+    alpha: Alpha = Field(1.0, description="of Beta(alpha, alpha), the distribution of lam")
     images: Int = Field(6, ge=4, le=128, description="images in the figures")
     draws: Int = Field(2000, ge=100, description="plans drawn for the statistics of soft targets")
     seed: Int = Field(0, ge=0, description="of every random choice")
@@ -24,7 +26,7 @@ class MethodParams(DataParams):
 class ResultsParams(Params):
     """Parameters of 05_results."""
 
-    runs: str | None = Field(None, description="folder of the records (default: results/)")
+    runs: Folder | None = Field(None, description="folder of the records (default: results/)")
 
 
 # the tables of `rmlib bench`
@@ -59,19 +61,25 @@ def parse(notebook: str, values: dict) -> Any:
     try:
         return model(**values)
     except ValidationError as error:
-        wrong = "; ".join(_explain(model, item) for item in error.errors())
+        wrong = listed(error.errors(), partial(_explain, model))
         raise UserError(f"{notebook}: {wrong}") from None
+
+
+def listed(problems: list, explain: Callable[[Any], str] = str, most: int = 10) -> str:
+    """Problems in one line, and not more than can be read."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return "; ".join([*map(explain, problems[:most]), *more])
 
 
 def _explain(model, item):
     name, value = str(item["loc"][0]) if item["loc"] else "", item["input"]
     if item["type"] == "extra_forbidden":
-        return f"unknown parameter {name!r}: {nearest(name, model.model_fields)}"
+        return f"unknown parameter {brief(name)}: {nearest(name, model.model_fields)}"
     words = choices(model.model_fields[name]) if name else ()
     if words:
-        return f"{name}={value!r}: {nearest(value, words)}"
+        return f"{name}={brief(value)}: {nearest(value, words)}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{name}={value!r}: {message[0].lower()}{message[1:]}" if name else message
+    return f"{name}={brief(value)}: {message[0].lower()}{message[1:]}" if name else message
 
 
 def check(notebook: str, namespace: dict) -> Any:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
-from toys import Pooled
+from toys import NO_LOGITS, Answering, Pooled
 
 from rmlib import UserError, paths
 from rmlib.evaluate import predict, sample
-from rmlib.maps import cam, localization
+from rmlib.maps import cam, faithfulness, localization
 from rmlib.models import preact_resnet18
 from rmlib.study.runs import networks
 
@@ -265,3 +265,15 @@ def test_cuda_is_the_cpu_up_to_rounding():
     pixels, classes = images(12, 32)
     on_cpu = cam.maps(model, pixels, classes, "layer3")
     assert torch.allclose(cam.maps(model.cuda(), pixels, classes, "layer3"), on_cpu, atol=0.02)
+
+
+@pytest.mark.parametrize("layer", ["net.layer4", "net.conv1"])
+def test_a_network_that_returns_no_logits_is_named(layer):
+    pixels, classes = images()
+    for answer, got in NO_LOGITS.items():
+        model, words = Answering(answer), f"the network returns {got}: expected logits"
+        with pytest.raises(UserError, match=words) as error:
+            cam.maps(model, pixels, classes, layer)
+        assert "\n" not in str(error.value)
+        with pytest.raises(UserError, match=words):
+            faithfulness.drop_and_increase(model, pixels, pixels[:, 0], classes)

@@ -6,10 +6,22 @@ import pytest
 import torch
 import torchattacks
 from torch import nn
-from toys import BY_GRADIENT, Linear, few, loud, network, pixels, touchy
+from toys import (
+    BY_GRADIENT,
+    FAST,
+    NO_LOGITS,
+    Answering,
+    Linear,
+    few,
+    loud,
+    network,
+    pixels,
+    touchy,
+)
 
 from rmlib import UserError
-from rmlib.robustness import attacks
+from rmlib.robustness import attacks, corruptions
+from rmlib.robustness.square import square
 
 
 class Before(nn.Module):
@@ -240,6 +252,29 @@ def test_mistakes(change, words):
     with pytest.raises(UserError, match=words) as error:
         attacks.perturb(**arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("attack", (*FAST, "autoattack"))
+def test_a_network_that_returns_no_logits_is_named(attack):
+    for answer, got in NO_LOGITS.items():
+        with pytest.raises(UserError, match=f"returns {got}: expected logits.*wrap") as error:
+            attacks.evaluate(Answering(answer), *pixels(), attack)
+        assert "\n" not in str(error.value)
+
+
+def test_square_and_corruptions_refuse_no_logits():
+    images, labels = pixels()
+    for answer, got in NO_LOGITS.items():
+        with pytest.raises(UserError, match=f"the network returns {got}: expected logits"):
+            square(Answering(answer), images, labels, 0.1)
+        with pytest.raises(UserError, match=f"the network returns {got}: expected logits"):
+            corruptions.evaluate(Answering(answer), (images * 255).byte(), labels)
+
+
+def test_a_seed_beyond_64_bits_is_refused():
+    """torch takes none, but only AutoAttack would say so, with a traceback."""
+    with pytest.raises(UserError, match="seed=18446744073709551616: expected a whole number"):
+        attacks.evaluate(network(), *pixels(), "autoattack", seed=2**64)
 
 
 def test_an_attack_that_cheats_is_refused(monkeypatch):

@@ -1,7 +1,9 @@
+import os
 import subprocess
 import sys
 
 import pytest
+from made import make_record, save
 
 from rmlib import UserError
 from rmlib.__main__ import console
@@ -38,6 +40,12 @@ QUICK = str(project_root() / "notebooks/batches/quick.yaml")
         (["batch", "b.yaml", "--together", "2"], 2, "unknown option --together"),
         (["batch", "b.yaml", "--keep-goin"], 2, "did you mean '--keep-going'"),
         (["batch", QUICK, "--dry-run", "--gpus", "7"], 1, "--gpus 7: this machine shows"),
+        (["batch", "b.yaml", "--out", "~nosuch/x"], 2, "user who is not known here"),
+        (["train", "--out", "~nosuch/x"], 1, "user who is not known here"),
+        (["train", "--seed", "9" * 5000], 1, "characters"),
+        (["report", "~nosuch/x"], 2, "user who is not known here"),
+        (["explain", "~nosuch/x", "accuracy"], 2, "user who is not known here"),
+        (["bench", "--out", "."], 1, "--out . is a folder"),
         (["report", "nowhere"], 1, "there is no record"),
         (["report", "--into", "nowhere.md"], 1, "nowhere.md"),
         (["explain"], 2, "WORD"),
@@ -110,6 +118,37 @@ def test_train_and_report(tiny_run, tmp_path, capsys):
     assert main(["report", out]) == 0
     table = capsys.readouterr().out
     assert all(words in table for words in ("| Mixup | 1 |", "alpha 0.5", "average True"))
+
+
+def test_home_is_expanded_where_the_shell_does_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser, _ = build_parser()
+    for words in (["batch", "~/b.yaml"], ["report", "~/runs"], ["report"], ["bench"]):
+        assert parser.parse_args([*words, "--out=~/out"]).out == tmp_path / "out"
+    assert parser.parse_args(["batch", "~/b.yaml"]).file == tmp_path / "b.yaml"
+    assert parser.parse_args(["report", "~/runs"]).folder == tmp_path / "runs"
+    assert parser.parse_args(["explain", "~/runs", "~"]).words == [
+        f"{tmp_path}/runs",
+        str(tmp_path),
+    ]
+
+
+def test_a_terminal_without_the_letter_gets_its_number(tmp_path):
+    """The report ends with its site also there."""
+    save(tmp_path, *(make_record(80 + seed, seed=seed) for seed in range(2)))
+    ascii_alone = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "rmlib", "report", str(tmp_path)]
+    answer = subprocess.run(command, env=ascii_alone, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert r"\xb1" in answer.stdout and (tmp_path / "report" / "index.html").exists()
+    assert "±" in (tmp_path / "report" / "tables" / "tables.md").read_text(encoding="utf-8")
+
+
+def test_a_document_in_another_encoding_is_named(tmp_path, capsys):
+    (tmp_path / "a.md").write_bytes("<!-- report results --> ±".encode("utf-16"))
+    assert main(["report", "--into", str(tmp_path / "a.md")]) == 1
+    output = capsys.readouterr().err
+    assert "a.md is no text in UTF-8" in output and output.count("\n") == 1
 
 
 def test_data_describes_a_dataset(pictures):

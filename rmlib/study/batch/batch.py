@@ -5,6 +5,7 @@ and is done when its record says so. Its folder OUT/RUN_ID keeps the executed no
 what was printed (log.txt), and error.txt if it failed. A failing run keeps no other from running.
 """
 
+import functools
 import os
 import signal
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
         for run, state in zip(batch.runs, states):
             if state == "damaged":
                 log(_set_aside(batch, run))
-        _check(batch, todo, done)
+        _check(batch, todo, done, options)
         plan = batch.write(options.words() if todo else None)
         executor = _executor(batch, options, plan)
         counted = f"{len(batch.runs)} runs, {len(done)} done already, {len(todo)} to run"
@@ -138,18 +139,38 @@ def _set_aside(batch, run):
     return f"damaged {batch.label(run)}: {reason}; kept as {aside.name}, and it runs again"
 
 
-def _check(batch, todo, done):
-    """What can be known before any kernel starts: libraries, parameters, and the same images."""
+def _check(batch, todo, done, options):
+    """What can be known before any kernel starts: libraries, parameters, devices and images."""
     measured = any(run.robustness for run in todo)
     needs(*(extra for name, extra in EXTRA.items() if measured or name in batch.notebooks))
     for name in [*([CELL] if todo else []), *batch.notebooks]:
         notebooks.check_parameters(source(name))
     changeable = [run for run in done if run.dataset not in sources.SIZES or run.allow_partial]
-    found = {}
-    for run in (*todo, *changeable):
-        images = run.dataset, run.root, run.allow_partial
-        if images not in found:
-            arrays = sources.arrays(run.dataset, run.root, allow_partial=run.allow_partial)
-            found[images] = arrays["checksum"]
-        if run in changeable:
-            records.check_images(run, found[images], batch.record(run).data["checksum"])
+    if not todo and not changeable:
+        return
+    # torch, which is slow to import
+    from rmlib.data import load
+
+    once = functools.cache(load)
+    _check_runs(batch, todo, options, once)
+    for run in changeable:
+        images = once(run.dataset, run.root, "test", allow_partial=run.allow_partial)
+        records.check_images(run, images.checksum, batch.record(run).data["checksum"])
+
+
+def _check_runs(batch, todo, options, load):
+    """Refuse what would fail in each run's process; Ray's machines know of their devices alone."""
+    from rmlib.study.runs.run import check_device, evaluation_set, training_set
+    from rmlib.train import check_fits
+
+    # equal in all that counts here; a grid differs mostly in its seeds
+    alike = {str(run.model_dump(exclude={"seed", "alpha", "lr"})): run for run in todo}
+    for run in alike.values():
+        try:
+            if options.executor == "local":
+                compiled = run.compiled or options.compiled
+                check_device(run.model_copy(update={"compiled": compiled}))
+            check_fits(run, training_set(run, load))
+            evaluation_set(run, load)
+        except UserError as error:
+            raise UserError(f"{batch.label(run)}: {error}") from error

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
@@ -156,11 +157,12 @@ class Jobs:
         """(outcome, one line) of a notebook that did not reach its end; the rest goes to a file."""
         if ended.late:
             reason = f"longer than --timeout {self.options.timeout:g} minutes: ended"
-        elif ended.code < 0:
-            reason = f"its process was killed (signal {-ended.code})"
+        elif ended.code < 0:  # whatever it printed before
+            hint = ": out of memory? see the system's log" if ended.code == -signal.SIGKILL else ""
+            reason = f"its process was killed (signal {-ended.code}){hint}"
         elif not reason:
-            reason = _last_error(executed) or _last_line(ended.output)
-        reason = reason or "no reason was given"
+            last = _last_error(executed) or _last_line(ended.output)
+            reason = last or f"no reason was given (exit code {ended.code})"
         if self.stopping or (reason.startswith("Stopped:") and not ended.late):
             return "stopped", reason
         with contextlib.suppress(OSError):  # a full disk: the reason is printed all the same

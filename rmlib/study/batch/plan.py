@@ -9,7 +9,9 @@ the other notebooks (NEEDS). They lie in OUT, and run again when what they look 
 import hashlib
 import itertools
 import json
+import math
 import os
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +20,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rmlib import UserError
+from rmlib import UserError, brief
 from rmlib.params import DataParams, NetworksParams, Params, TrainParams, nearest
-from rmlib.paths import project_root, runs_dir
+from rmlib.paths import expanded, project_root, runs_dir
 from rmlib.study.runs import records
-from rmlib.study.settings import CELL, NOTEBOOKS, parse, takes_list
+from rmlib.study.settings import CELL, NOTEBOOKS, listed, parse, takes_list
 
 # what must have ended before a notebook starts
 NEEDS = {
@@ -40,16 +42,54 @@ LOOKS_AT = {
 }
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is a mistake instead of the last one winning."""
+# of a batch: runs; bytes of its file; values in it, each as often as an alias repeats it; levels
+MOST_RUNS, MOST_BYTES, MOST_VALUES, MOST_LEVELS = 10_000, 100_000, 50_000, 20
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of bounded size, in which a key given twice is a mistake: the last one does not win."""
+
+    level = 0
+
+    def compose_node(self, parent, index):
+        self.level += 1
+        if self.level > MOST_LEVELS:
+            raise yaml.YAMLError(f"it is nested deeper than {MOST_LEVELS} levels")
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
+
+    def get_single_node(self):
+        node = super().get_single_node()
+        if node and _values(node, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases repeat more than {MOST_VALUES} values")
+        return node
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):  # of a number, date or word of a tag
+            kind, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
+            raise yaml.YAMLError(f"{brief(node.value)} is no {kind} (line {line})") from None
 
     def construct_mapping(self, node, deep=False):
         keys = [str(key.value) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
+        twice = sorted(key for key, count in Counter(keys).items() if count > 1)
         if twice:
             line = node.start_mark.line + 1
             raise yaml.YAMLError(f"{', '.join(twice)} is given twice in one block (line {line})")
         return super().construct_mapping(node, deep)
+
+
+def _values(node, known):
+    """How many values a node of YAML stands for; one that contains itself has no end."""
+    if node not in known:
+        known[node] = math.inf
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = itertools.chain.from_iterable(parts)
+        known[node] = 1 + sum(_values(part, known) for part in parts)
+    return known[node]
 
 
 class BatchFile(BaseModel):
@@ -185,46 +225,64 @@ def read_batch(path: Path, out: Path | None = None) -> Batch:
     Raises:
         UserError: unreadable file, unknown or mistyped entries or parameters: one line for all.
     """
-    path = Path(path)
+    path = expanded(path)
     file = _read_file(path)
-    out = Path(out) if out else runs_dir() / path.stem
+    out = expanded(out) if out else runs_dir() / path.stem
     if out.resolve().is_relative_to(Path.cwd()):  # no machine path in the notebooks
         out = Path(os.path.relpath(out))
     wrong: list[str] = []
     runs = _runs(file, out, wrong)
     others = _others(file, runs, out, wrong) if runs else {}
     if wrong:
-        raise UserError(f"{path}: {'; '.join(dict.fromkeys(wrong))}")
+        raise UserError(f"{path}: {listed(list(dict.fromkeys(wrong)))}")
     return Batch(path.stem, out, runs, others, _named(path))
 
 
 def _read_file(path):
     """The file with its entries checked, but not yet its parameters."""
-    try:
-        content = yaml.load(path.read_text(), _UniqueKeys)
-        file = BatchFile(**content or {})
-    except FileNotFoundError:
+    if not path.is_file():
         known = sorted(each.stem for each in (project_root() / "notebooks/batches").glob("*.yaml"))
         words = f"there is no batch file {path}; notebooks/batches has {', '.join(known) or 'none'}"
-        raise UserError(words) from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError, TypeError) as error:
-        raise UserError(f"{path} is not YAML of a batch: {' '.join(str(error).split())}") from error
+        raise UserError(words)
+    try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise yaml.YAMLError(f"{size} bytes, and a batch has at most {MOST_BYTES}")
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        if not isinstance(content, dict | None):
+            raise yaml.YAMLError(f"{brief(content)} where common, grid and notebooks should stand")
+        file = BatchFile.model_validate(content or {})
     except ValidationError as error:
         # a misspelt name explains a missing one
-        item = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-        name, remedy = ".".join(map(str, item["loc"])), item["msg"]
+        misspelt = "extra_forbidden", "invalid_key"
+        item = min(error.errors(), key=lambda item: item["type"] not in misspelt)
+        places = [str(place) for place in item["loc"] if place != "[key]"]
+        name, remedy = brief(".".join(places)).strip("'"), item["msg"]
         if item["type"] == "extra_forbidden":
             remedy = nearest(name, BatchFile.model_fields)
+        elif item["type"] == "invalid_key" or "[key]" in item["loc"]:
+            remedy = "a name is expected here, and names are text"
         raise UserError(f"{path}: {name}: {remedy}") from error
-    if any(value == [] for block in (file.common, *file.grid) for value in block.values()):
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} is not YAML of a batch: {reason}") from None
+    blocks = (file.common, *file.grid)
+    if any(value == [] for block in blocks for value in block.values()):
         raise UserError(f"{path}: an empty list spans no run: give it values, or leave it out")
+    if any("out" in block for block in blocks):
+        raise UserError(f"{path}: out is no parameter of a grid: name the folder by --out")
     return file
 
 
 def _runs(file, out, wrong):
     """The runs of a file without repetitions; mistakes are added to ``wrong``."""
     runs: dict[str, TrainParams] = {}
-    for values in (each for block in file.grid for each in _expand(file.common | block)):
+    blocks = [_ranges(file.common | block) for block in file.grid]
+    count = sum(math.prod(map(len, block.values())) for block in blocks)
+    if count > MOST_RUNS:
+        wrong.append(f"the grid spans {count} runs: at most {MOST_RUNS} fit into a batch")
+        blocks = []
+    every = ((block, values) for block in blocks for values in itertools.product(*block.values()))
+    for values in (dict(zip(block, values)) for block, values in every):
         try:
             run = parse(CELL, values | {"out": str(out)})
         except UserError as error:
@@ -274,12 +332,15 @@ def _given(name, run, out):
     return given
 
 
-def _expand(block):
-    """The runs of one block: a list spans a dimension; for a parameter that is a list, lists do."""
-    ranges = []
+def _ranges(block):
+    """The values of each parameter in a block, whose runs are all combinations.
+
+    A list spans a dimension; for a parameter that is a list, a list of lists does.
+    """
+    ranges = {}
     for name, value in block.items():
         spans = isinstance(value, list)
         if spans and takes_list(name):
             spans = any(isinstance(each, list) for each in value)
-        ranges.append(value if spans else [value])
-    return [dict(zip(block, values)) for values in itertools.product(*ranges)]
+        ranges[name] = value if spans else [value]
+    return ranges

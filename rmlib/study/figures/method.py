@@ -55,7 +55,8 @@ def mixing_table(images, labels, classes, plans: dict, mixers: dict, row=0):
         draw_tiles(line[2], plan)
         show_image(line[3], mixed[row], "mixed")
         words = target_text(targets[row], classes)
-        line[3].text(1.06, 0.5, words, transform=line[3].transAxes, fontsize=8, va="center")
+        look = {"fontsize": 8, "va": "center", "parse_math": False}
+        line[3].text(1.06, 0.5, words, transform=line[3].transAxes, **look)
         line[0].set_ylabel(LABELS[name], fontsize=9, color=COLOURS[name], fontweight="bold")
     figure.tight_layout(pad=0.6)
     return figure

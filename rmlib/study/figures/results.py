@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
-from rmlib.study.figures.style import COLOURS
+from rmlib.study.figures.style import COLOURS, titled
 from rmlib.study.report.stats import interval
 
 GREY = "#555555"
@@ -29,7 +29,7 @@ def _forest(axis, table, title: str):
     axis.set(ylim=(-0.7, len(table) - 0.4))
     axis.set_yticks(range(len(table)), list(table["difference"])[::-1], fontsize=7.5)
     title += "" if table["low"].notna().any() else " (one run each)"
-    axis.set_title(title, fontsize=8.5, loc="left")
+    titled(axis, title, fontsize=8.5, loc="left")
     axis.tick_params(axis="x", labelsize=7.5)
 
 
@@ -103,7 +103,7 @@ def methods(groups: list):
         names = [f"{method.name} (n = {len(method.accuracies)})" for method in found]
         axis.set_yticks(range(len(found)), names[::-1], fontsize=9)
         axis.set(ylim=(-0.6, len(found) - 0.4))
-        axis.set_title(title, fontsize=9, loc="left")
+        titled(axis, title, fontsize=9, loc="left")
         axis.tick_params(axis="x", labelsize=9)
     axes[-1, 0].set_xlabel("test accuracy (%)", fontsize=9)
     return figure

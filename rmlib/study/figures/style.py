@@ -30,10 +30,15 @@ def panels(count: int, columns: int, width: float, height: float, **options):
     return figure, axes
 
 
+def titled(axis, text: str, **look):
+    """A title with names of classes or folders, in which a dollar sign begins no formula."""
+    axis.set_title(text, parse_math=False, **look)
+
+
 def show_image(axis, image, title=""):
     """One image (C, H, W) in [0, 1] on an axis without ticks."""
     axis.imshow(image.permute(1, 2, 0).float().clamp(0, 1).numpy())
-    axis.set_title(title, fontsize=8)
+    titled(axis, title, fontsize=8)
     axis.set(xticks=[], yticks=[])
     sns.despine(ax=axis, left=True, bottom=True)
 

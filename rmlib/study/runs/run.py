@@ -24,24 +24,36 @@ from rmlib.data import ImageSet, Loader, load
 from rmlib.datasets import sources
 from rmlib.evaluate import evaluate
 from rmlib.params import TrainParams
-from rmlib.recorded import recording_of
+from rmlib.recorded import need_compiler, recording_of
+from rmlib.study.guarded import needs
 from rmlib.study.runs import environment, records
 from rmlib.study.runs.checkpoint import Checkpoints, interactive, noticing_signals
 from rmlib.study.runs.records import WEIGHTS, Record, check_images
 from rmlib.train import make_run, training
 
 
-def training_set(params: TrainParams) -> ImageSet:
-    """The images a run is trained on."""
+def training_set(params: TrainParams, load=load) -> ImageSet:
+    """The images a run is trained on; ``load``: :func:`rmlib.data.load`, or one that remembers."""
     options = {"holdout": params.holdout, "allow_partial": params.allow_partial}
     return load(params.dataset, params.root, "train", **options).subset(params.train_images)
 
 
-def evaluation_set(params: TrainParams) -> ImageSet:
+def evaluation_set(params: TrainParams, load=load) -> ImageSet:
     """The images a run is evaluated on: the test set, or ``val`` in a run that holds it out."""
     split = "val" if params.holdout else "test"
     images = load(params.dataset, params.root, split, allow_partial=params.allow_partial)
-    return images.subset(params.test_images)
+    images = images.subset(params.test_images)
+    if params.measured_images is not None and params.measured_images > len(images):
+        remedy = f"there are only {len(images)} test images; leave it out for all"
+        raise UserError(f"measured_images={params.measured_images}: {remedy}")
+    return images
+
+
+def check_device(params: TrainParams) -> None:
+    """Refuse a run whose device, or compiler for it, is not on this machine."""
+    device = pick_device(params.device)
+    if params.compiled:
+        need_compiler(device.type)
 
 
 class StoredRun:
@@ -170,6 +182,8 @@ def train(params: TrainParams, log=print) -> Record:
         UserError: something to mend (no CUDA, missing data, full disk, damaged checkpoint).
         Stopped: ``max_minutes`` passed, SIGTERM or Ctrl-C arrived; the checkpoint is written.
     """
+    if params.robustness:
+        needs("robustness", "maps")
     if (params.folder / records.RECORD).exists():
         return _finished(params, log)
     with records.only_process(params.folder) as still_held, noticing_signals() as signals:

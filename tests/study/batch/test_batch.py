@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from faulty import noted
 from made import make_record, measured
 from standins import counts, grid, run, stand_in, write
@@ -116,12 +117,19 @@ def test_what_hung_or_was_stopped_is_said(at_once, monkeypatch):
     """A run that its time limit ended has failed; one that stopped with a checkpoint has not."""
     grid(at_once, seed=[0])
     ends = [executors.Ended(-15, "", late=True), executors.Ended(1, "Stopped: by SIGTERM")]
-    ends.append(executors.Ended(-9, "epoch 3/6  loss 1.2"))
+    ends.append(executors.Ended(-9, "epoch 3/6\nbuilding a forest"))
+    ends.append(executors.Ended(3, ""))
     monkeypatch.setattr(executors, "work", lambda *_: ends.pop(0))
     assert run(lines := [], timeout=0.5) == counts(0, failed=1)
     assert "longer than --timeout 0.5 minutes: ended" in lines[-1]
     assert run(lines := []) == counts(0, stopped=1) and "Stopped: by SIGTERM" in lines[-1]
-    assert run(lines := []) == counts(0, failed=1) and "was killed (signal 9)" in lines[-1]
+    assert (
+        run(lines := []) == counts(0, failed=1)
+        and "was killed (signal 9): out of memory?" in lines[-1]
+    )
+    assert "forest" not in lines[-1], "the last line that it printed is no reason"
+    assert "building a forest" in (batch().runs[0].folder / "error.txt").read_text()
+    assert run(lines := []) == counts(0, failed=1) and "(exit code 3)" in lines[-1]
 
 
 def test_a_run_whose_notebook_was_cut_off_after_its_record_trains_nothing(at_once):
@@ -216,6 +224,7 @@ STORED = ["--per-gpu", "2", "--timeout", "1.5", "--compile"]
 def test_the_plan_stores_words_that_the_command_line_takes(project, monkeypatch, words):
     """How the runs were made; a later call that runs none leaves it as it is."""
     monkeypatch.setattr(Jobs, "all", lambda *_: None)
+    monkeypatch.setattr("rmlib.study.runs.run.need_compiler", lambda device: None)
     grid(project, seed=[1, 0])
     for call in (["--workers", "1", *words], ["--only-failed"]):  # the second finds nothing to do
         main(["batch", "grid.yaml", "--out", "out", *call])
@@ -234,6 +243,40 @@ def test_missing_data_is_named_before_any_kernel_starts(project, no_process):
     grid(project, seed=[0], dataset="cifar10", root=str(project))
     with pytest.raises(UserError, match="cifar10 is not in"):
         run()
+
+
+@pytest.mark.parametrize(
+    "block, words",
+    [
+        ({"train_images": 2000}, "2000 images are no class-balanced subset"),
+        ({"test_images": 4}, "4 images are no class-balanced subset"),
+        ({"holdout": True}, "has 1 training images: at least 10 are needed"),
+        ({"batch_size": 4}, "batch_size=4: there are only 3 training images"),
+        ({"k": 9}, "k=9 tiles do not fit into 8 x 12"),
+        ({"batch_size": 2, "stem_stride": 2}, "batch_size=2: the last of 3 images.*BatchNorm"),
+        ({"robustness": True, "measured_images": 4}, "measured_images=4: there are only 3 test"),
+        ({"device": "cuda"}, "device='cuda', but torch sees no CUDA device"),
+        ({"compiled": True}, "compiled=True needs a C.. compiler"),
+    ],
+)
+def test_what_does_not_fit_is_named_before_any_kernel_starts(
+    project, no_process, monkeypatch, block, words
+):
+    """Of the run that it concerns, also where the others of the grid fit."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    grids = [{"dataset": "folder:pets", "train_images": None, "batch_size": 3, "seed": 7}]
+    write(project, yaml.safe_dump({"grid": [*grids, grids[0] | {"seed": 8} | block]}), "grid.yaml")
+    with pytest.raises(UserError, match=words) as error:
+        run()
+    assert "\n" not in str(error.value) and str(error.value).startswith("region_mixup ")
+
+
+def test_devices_of_a_cluster_are_its_own_business(project, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    read_batch(grid(project, seed=[0], device="cuda"), "out")
+    with pytest.raises(UserError, match="--address 127.0.0.1:1: no Ray cluster answers"):
+        run(executor="ray", address="127.0.0.1:1")
 
 
 @pytest.mark.parametrize("out", ["file/out", "/proc/self/out"])

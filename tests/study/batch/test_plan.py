@@ -43,8 +43,18 @@ MISTAKES = {
     "": "grid: Field required",
     "grid: [{seed: []}]": "empty list",
     "common: {seed: []}\ngrid: [{lr: 0.1}]": "empty list",
-    "grid: [{1: 2}]": "grid.0.1",
-    ONE + "notebooks: {05_results: {1: 2}}": "notebooks.05_results.1",
+    "1: 2": "1: a name is expected here, and names are text",
+    "grid: [{1: 2}]": "grid.0.1: a name is expected",
+    ONE + "common: {1: 2}": "common.1: a name is expected",
+    ONE + "notebooks: {05_results: {1: 2}}": "notebooks.05_results.1: a name is expected",
+    ONE + "notebooks: {3: {}}": "notebooks.3: a name is expected",
+    "grid: [{seed: 2001-99-99}]": "'2001-99-99' is no timestamp .line 1",
+    "grid: [{seed: !!int x}]": "'x' is no int .line 1",
+    "grid: !!bool maybe": "'maybe' is no bool",
+    "grid: !!python/object:os.system x": "could not determine a constructor",
+    "? [a]\n: b": "unhashable key",
+    "- a": "where common, grid and notebooks should stand",
+    ONE + "common: {out: x}": "name the folder by --out",
     "grid: [{lr: 0.1, lr: 0.2}]": "lr is given twice",
     "grid: [{dataset: ['folder:a/pets', 'folder:b/pets']}]": "different folder names",
     "grid: [{": "is not YAML",
@@ -65,6 +75,50 @@ def test_mistakes_in_a_batch_file(tmp_path, text):
     with pytest.raises(UserError, match=MISTAKES[text]) as error:
         planned(tmp_path, text)
     assert "\n" not in str(error.value)
+
+
+ALIASES = "a0: &a0 [1, 2]\n" + "".join(
+    f"a{i}: &a{i} [{10 * f'*a{i - 1}, '}]\n" for i in range(1, 30)
+)
+MERGES = "- &a0 {seed: 1}\n" + "".join(
+    f"- &a{i} {{<<: [{10 * f'*a{i - 1}, '}]}}\n" for i in range(1, 30)
+)
+SIX = ("seed", "k", "epochs", "width", "batch_size", "threads")
+HUGE = {
+    "aliases that multiply": (ALIASES + ONE, "aliases repeat more than"),
+    "merges that multiply": (f"grid:\n{MERGES}", "aliases repeat more than"),
+    "an alias in itself": (f"common: &a {{seed: *a}}\n{ONE}", "aliases repeat more than"),
+    "lists in lists": ("grid: " + 3000 * "[" + 3000 * "]", "nested deeper than 20"),
+    "blocks in blocks": ("".join(" " * i + "a:\n" for i in range(300)), "nested deeper than 20"),
+    "a long grid": (
+        f"grid: [{{{', '.join(f'{n}: {list(range(1, 31))}' for n in SIX)}}}]",
+        "729000000",
+    ),
+    "a long seed": (f"grid: [{{seed: {5000 * '9'}}}]", "5002 characters. is no int"),
+    "a long text": (f"grid: [{{seed: '{5000 * '9'}'}}]", "5002 characters"),
+    "a long hexadecimal": (f"grid: [{{seed: 0x{5000 * 'f'}}}]", "thousands of digits"),
+    "many mistakes": (f"grid: [{{seed: [{', '.join(f'x{i}' for i in range(5000))}]}}]", "and 4990"),
+    "many names": (f"grid: [{{{', '.join(f'x{i}: 1' for i in range(3000))}}}]", "and 2990 more"),
+    "a large file": (ONE + "#" * 200_000, "at most 100000"),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_file_that_would_grow_without_end_is_answered_in_a_line(tmp_path, kind):
+    """Without these bounds, each takes minutes, all the memory, or ends in a traceback."""
+    text, words = HUGE[kind]
+    with pytest.raises(UserError, match=words) as error:
+        planned(tmp_path, text)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 5000
+
+
+def test_a_file_in_another_encoding_or_no_file_is_named(tmp_path):
+    (tmp_path / "b.yaml").write_bytes("grid: [{dataset: 'folder:Bär'}]".encode("latin-1"))
+    with pytest.raises(UserError, match="b.yaml is not YAML of a batch.*utf-8"):
+        read_batch(tmp_path / "b.yaml")
+    for name in (tmp_path, "/dev/zero", "~/no-such.yaml"):
+        with pytest.raises(UserError, match="there is no batch file"):
+            read_batch(name)
 
 
 def test_blocks_may_share_what_they_have_in_common(tmp_path):

@@ -1,5 +1,6 @@
 """A run from its images to its record."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -128,12 +129,35 @@ def test_a_diverged_run_says_so(tiny_run):
         ({"device": "cuda"}, "no CUDA device"),
         ({"k": 9}, "k=9 tiles do not fit"),
         ({"train_images": 16}, "multiple of 3 classes, at most 60, or all"),
+        ({"batch_size": 61}, "batch_size=61: there are only 60 training images"),
+        ({"batch_size": 59, "stem_stride": 2}, "batch_size=59: the last of 60.*BatchNorm"),
+        ({"robustness": True, "measured_images": 31}, "there are only 30 test images"),
+        ({"robustness": True}, r"not installed: torchattacks; pip install '\.\[robustness\]'"),
+        ({"compiled": True}, "compiled=True needs a C.. compiler"),
     ],
 )
 def test_mistakes_that_need_the_data_or_the_machine(tiny_run, changes, words, monkeypatch):
+    """They are known before the first step."""
+    real = importlib.util.find_spec
+    without = ("torchattacks",) if "measured_images" not in changes else ()
+    spec = lambda name: None if name in without else real(name)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", spec)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr("rmlib.train.training_step", lambda *_: pytest.fail("a step was done"))
     with pytest.raises(UserError, match=words):
         train(params(tiny_run, **changes), log=quiet)
+
+
+def test_a_run_in_the_folder_of_its_images_can_be_read_back(tiny_run, pictures, monkeypatch):
+    """``folder:.`` has the name of the folder, in the record and for whoever looks for it."""
+    monkeypatch.chdir(pictures)
+    options = params(tiny_run, dataset="folder:.", epochs=1)
+    assert options.run_id == params(tiny_run, epochs=1).run_id
+    record = train(options, log=quiet)
+    assert record.config["dataset"] == f"folder:{pictures.name}"
+    assert networks.load(options.folder).linear.out_features == 3
+    assert len(networks.images_of(record, root=".")) == 30
 
 
 def test_an_unwritable_folder(tiny_run, tmp_path):

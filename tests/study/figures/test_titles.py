@@ -1,0 +1,47 @@
+"""Names of classes and folders stand in figures as they are."""
+
+import matplotlib
+import pandas as pd
+import pytest
+import torch
+
+from rmlib.mixers import Mixup
+from rmlib.study import figures
+
+# a formula for matplotlib, and none that it can read
+NAME = r"$\frac{a_$ & 5$"
+
+
+def under_mixup(images):
+    mixer = Mixup(2)
+    plan = mixer.draw(images.shape, torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1])
+    return figures.mixing_table(images, labels, (NAME, NAME), {"mixup": plan}, {"mixup": mixer})
+
+
+def of_runs(draw):
+    row = {"difference": "a", "of": "mixup", "points": 1.0, "low": 0.5, "high": 1.5}
+    row |= {"state": "resolved", "mixer": "mixup", "clean loss": "with", "accuracy": 50.0}
+    return lambda _: draw([(NAME, pd.DataFrame([row]))])
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda images: figures.batch_strip(images, [NAME, NAME], columns=2),
+        lambda images: figures.cam_grid(
+            images, [NAME] * 2, [("Mixup", "red", images[:, 0], [NAME] * 2)]
+        ),
+        lambda images: figures.grid_points(images[0], NAME, [("a", images[0, 0], images[0, 0])]),
+        lambda images: figures.perturbations(images, images, [NAME] * 2, [NAME] * 2, 0.1),
+        under_mixup,
+        of_runs(figures.seeds),
+        of_runs(figures.forest),
+    ],
+)
+def test_a_dollar_sign_in_a_name_is_no_formula(draw):
+    matplotlib.use("agg")
+    figure = draw(torch.rand(2, 3, 8, 8))
+    figure.canvas.draw()
+    texts = [each.get_text() for each in figure.findobj(matplotlib.text.Text)]
+    assert any(NAME in text for text in texts)
