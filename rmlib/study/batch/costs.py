@@ -5,7 +5,7 @@ from collections import defaultdict
 from statistics import mean
 
 from rmlib.params import complete
-from rmlib.paths import results_dir
+from rmlib.paths import below, results_dir
 from rmlib.study.batch.plan import Batch
 from rmlib.study.names import experiment
 from rmlib.study.runs import records
@@ -22,7 +22,7 @@ def costs(batch: Batch) -> dict[str, float]:
     """
     same, per_image = defaultdict(list), defaultdict(list)
     folders = (results_dir(), batch.out)
-    paths = {path.parent.name: path for at in folders for path in at.rglob(records.RECORD)}
+    paths = {path.parent.name: path for at in folders for path in below(at, records.RECORD)}
     for path in paths.values():
         try:  # not checked as a report checks it: a wrong one costs an estimate
             record = json.loads(path.read_text())

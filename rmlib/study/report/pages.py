@@ -14,6 +14,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from pygments.formatters import HtmlFormatter
 
+from rmlib.paths import below
 from rmlib.study.names import LABELS, METHOD
 from rmlib.study.report import completeness, groups, report
 from rmlib.study.runs import collection, records
@@ -139,8 +140,8 @@ def _books(root, problems):
     line in ``problems``.
     """
     books = {}
-    for path in sorted(root.rglob("*.ipynb")):
-        if path.stem not in NOTEBOOKS or ".ipynb_checkpoints" in path.parts:
+    for path in below(root, "*.ipynb"):
+        if path.stem not in NOTEBOOKS:
             continue
         inside = path.relative_to(root)
         try:

@@ -1,6 +1,5 @@
 """Everything below a folder of results: records, measurements, plans, and their faults."""
 
-import os
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from rmlib import UserError
 from rmlib.params import complete
+from rmlib.paths import AGAIN, walk
 from rmlib.study.runs import records
 from rmlib.study.runs.records import KINDS, PLAN, RECORD, Measurements, Record
 
@@ -93,9 +93,11 @@ def gather(root) -> Collection:
             reason = error.strerror or error
             problems.append(f"{arguments[0]} cannot be read ({reason}): check its permissions")
 
-    for name, below, files in os.walk(root):
-        below.sort()
-        folder = Path(name)
+    for folder, entries, problem in walk(Path(root)):
+        # a link to what is read already lacks nothing
+        if problem not in ("", AGAIN):
+            problems.append(f"{folder} {problem}: check its permissions")
+        files = {entry.name for entry in entries}
         plans += [folder / PLAN] if PLAN in files else []
         # without a record the run is being trained again
         record = good(_in_place, folder / RECORD) if RECORD in files else None

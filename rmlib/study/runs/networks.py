@@ -8,6 +8,7 @@ from rmlib import UserError
 from rmlib.data import ImageSet
 from rmlib.models import PreActResNet18
 from rmlib.params import MIXERS, TrainParams, complete
+from rmlib.paths import below
 from rmlib.study.names import experiment, method_name
 from rmlib.study.runs import records
 from rmlib.study.runs.records import RECORD, WEIGHTS, Record
@@ -24,7 +25,7 @@ def find(runs: Path, clean_weight: float | None = None) -> list[tuple[Path, Reco
     Raises:
         UserError: there is none, or they differ in more than method and seed.
     """
-    folders = [path.parent for path in sorted(Path(runs).rglob(WEIGHTS))]
+    folders = [path.parent for path in below(runs, WEIGHTS)]
     found = [(each, records.read(each)) for each in folders if (each / RECORD).exists()]
     if clean_weight is not None:
         found = [each for each in found if each[1].config["clean_weight"] == clean_weight]
