@@ -1,10 +1,15 @@
-"""Where the project, its results and new runs lie."""
+"""Where the project, its results and new runs lie, and how folders are walked."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rmlib import UserError
+
+# of desktops, file servers and Python; names with a leading dot are hidden anyway
+_SYSTEM = {"__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"}
+_SYSTEM |= {"icon\r", "lost+found", "$recycle.bin", "system volume information"}
 
 
 def expanded(path: str | Path) -> Path:
@@ -50,22 +55,54 @@ def runs_dir() -> Path:
     return expanded(os.environ.get("RMLIB_RUNS") or project_root() / "runs")
 
 
-def walk(
-    root: Path, unreadable: Callable[[OSError], object] | None = None
-) -> Iterator[tuple[Path, list[str]]]:
-    """The folders below one, except hidden ones, each with the names of its files.
+AGAIN = "a link to a folder that is above it or read already"
 
-    Links are followed, and a folder is visited once, also where links form a loop.
 
-    Args:
-        unreadable: called for each folder that cannot be listed.
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name belongs to a tool, not to the user."""
+    return name.startswith(".") or name.casefold() in _SYSTEM
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list["os.DirEntry[str]"], str]]:
+    """Every folder below one: (folder, what else lies in it, "" or why it is not read).
+
+    Links to folders are followed, after the real ones. Each folder is read once, and none above
+    the root, so that a loop ends. Hidden and system folders are listed and not entered.
     """
-    seen = set()
-    for name, below, files in os.walk(root, onerror=unreadable, followlinks=True):
-        place = os.path.realpath(name)
-        # a folder before the links to it, so that it has its own name
-        below.sort(key=lambda each: (os.path.islink(os.path.join(name, each)), each))
-        below[:] = [each for each in below if place not in seen and not each.startswith(".")]
-        if place not in seen:
-            yield Path(name), sorted(files)
-        seen.add(place)
+    folders, links = [Path(root)], list[Path]()
+    seen = {_identity(above) for above in folders[0].resolve().parents}
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            if _identity(folder) in seen:
+                yield folder, [], AGAIN
+                continue
+            seen.add(_identity(folder))
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except FileNotFoundError:  # deleted meanwhile
+            continue
+        except OSError as error:
+            yield folder, [], f"cannot be read ({error.strerror})"
+            continue
+        inside = [each for each in entries if is_folder(each) and not hidden(each.name)]
+        links += [Path(each.path) for each in inside if each.is_symlink()]
+        folders += [Path(each.path) for each in reversed(inside) if not each.is_symlink()]
+        entered = {each.name for each in inside}
+        yield folder, [each for each in entries if each.name not in entered], ""
+
+
+def below(root: str | Path, pattern: str) -> list[Path]:
+    """The files in a folder and below it whose names fit a pattern, sorted; see :func:`walk`."""
+    walked = ((folder, each.name) for folder, entries, _ in walk(Path(root)) for each in entries)
+    return sorted(folder / name for folder, name in walked if fnmatchcase(name, pattern))
+
+
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder or a link to one; a link in a loop is none."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino

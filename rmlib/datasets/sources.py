@@ -4,37 +4,43 @@ Everything here is numpy, decoded once and then cached; :mod:`rmlib.data` makes 
 order depends on the pixels alone: a folder, a zip and the official files of a dataset are the same.
 """
 
+import contextlib
+import functools
 import hashlib
-import io
+import json
 import os
 import re
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
-import joblib
 import numpy as np
 import PIL
-from joblib.externals.loky import get_reusable_executor
-from PIL import Image
-from tqdm import tqdm
 
 from rmlib import UserError
-from rmlib.datasets import shapes
+from rmlib.datasets import layout, shapes
+from rmlib.datasets.decode import CHUNK, decode, parallel, reading, same_size
 from rmlib.datasets.download import ARCHIVES, download
 from rmlib.paths import cache_dir, project_root
+
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed process left in the cache stays
+    fcntl = None  # type: ignore[assignment]
 
 # classes, training and test images per class
 SIZES = {"cifar10": (10, 5000, 1000), "cifar100": (100, 500, 100), "tiny-imagenet": (200, 500, 50)}
 
-_IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _DRAWN = Path(shapes.__file__)
-CHUNK = 1000  # images that a process draws or decodes at a time
+# of what is made of the same files; another number makes the cache anew
+_RULES = 2
 
 
 def data_root(root=None) -> Path:
     """Folder of the datasets: ``root``, else $RMLIB_DATA, else data/ in the project."""
-    return Path(root or os.environ.get("RMLIB_DATA") or project_root() / "data").expanduser()
+    chosen = root or os.environ.get("RMLIB_DATA") or project_root() / "data"
+    return Path(os.path.expanduser(chosen))
 
 
 def arrays(
@@ -47,33 +53,70 @@ def arrays(
     and ``SPLIT_masks`` (N, H, W) bool; ``classes`` (C,) text, sorted; and ``checksum``, the sha256
     over pixels and labels of both splits. Images are sorted by class, then by a hash of the pixels.
 
+    What was left out, converted or found twice is said on stderr, once in a process.
+
     Raises:
         UserError: unknown, missing, incomplete or unreadable data; a failed download.
     """
-    path, read = _find(name, data_root(root), offline or bool(os.environ.get("RMLIB_OFFLINE")))
-    cache = cache_dir() / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)[-40:]}-{_fingerprint(path)}.npz"
-    data = _read_cache(cache)
-    if data is None:
-        try:
-            data = _in_order(read(path))
-        except (zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{path} cannot be read ({reason}): put a whole copy there") from error
-        _write_cache(cache, data)
+    data = read(name, root, offline=offline, allow_partial=allow_partial)
+    _tell(name, str(data["checksum"]), str(data["report"]))
+    return data
+
+
+@functools.cache
+def _tell(name, _, report):
+    for line in json.loads(report)["notes"]:
+        print(f"{name}: {line}", file=sys.stderr)
+
+
+def read(
+    name: str, root=None, *, offline: bool = False, allow_partial: bool = False
+) -> dict[str, np.ndarray]:
+    """The same, where ``report`` says in JSON what :func:`arrays` tells, and :func:`table` shows.
+
+    Raises:
+        UserError: see :func:`arrays`.
+    """
+    path, make = _find(name, data_root(root), offline or bool(os.environ.get("RMLIB_OFFLINE")))
+    try:
+        # a zip is listed when it is read: its size and time tell whether it changed
+        listing = layout.Listing() if path.is_file() else layout.list_folder(path)
+        short = re.sub(r"[^A-Za-z0-9]+", "-", name)[-40:]
+        cache = cache_dir() / f"{short}-{_fingerprint(path, listing)}.npz"
+        _clear(cache.parent)
+        data = _read_cache(cache)
+        if data is None:
+            if path.is_file() and make is not _read_shapes:
+                listing = layout.list_zip(path)
+            data = _in_order(make(path, listing))
+            _write_cache(cache, data)
+    except UserError:
+        raise
+    # of files that are no zip or no dataset, or damaged
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        LookupError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} cannot be read ({reason}): put a whole copy there") from error
     _check_size(name, data, allow_partial)
     return data
 
 
-def _fingerprint(path: Path) -> str:
+def _fingerprint(path: Path, listing) -> str:
     """A hash that changes with the content of a file or folder."""
     if path == _DRAWN:
         versions = f"{np.__version__} {PIL.__version__}"
         return hashlib.sha256(path.read_bytes() + versions.encode()).hexdigest()[:16]
-    listing = f"{path.resolve()}\n"
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        stat = file.stat()
-        listing += f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n"
-    return hashlib.sha256(listing.encode()).hexdigest()[:16]
+    status = path.stat()
+    stamps = [f"{status.st_size} {status.st_mtime_ns}"] if path.is_file() else listing.stamps
+    content = "\n".join([str(_RULES), str(path.resolve()), *stamps])
+    return hashlib.sha256(os.fsencode(content)).hexdigest()[:16]
 
 
 def _find(name: str, root: Path, offline: bool):
@@ -81,8 +124,10 @@ def _find(name: str, root: Path, offline: bool):
     if name == "shapes":
         return _DRAWN, _read_shapes
     if name.startswith("folder:"):
-        path = Path(name[len("folder:") :]).expanduser()
-        if not path.exists():
+        given = name[len("folder:") :]
+        # a ~ that nobody owns stays, and is missing
+        path = Path(os.path.expanduser(given))
+        if not given or not os.path.exists(path):
             raise UserError(f"dataset {name!r}: there is no folder or zip {path}")
         return path, _read_image_tree
     if name not in SIZES:
@@ -93,7 +138,9 @@ def _find(name: str, root: Path, offline: bool):
         if path.exists():
             return path, _read_image_tree
     archive, folder, md5, urls = ARCHIVES[name]
-    read = _read_tiny if name == "tiny-imagenet" else lambda path: _read_cifar(name, root)
+    read = _read_tiny
+    if name != "tiny-imagenet":
+        read = functools.partial(_read_cifar, name, root)
     for path in (root / folder, root / archive):
         if path.exists():
             return path, read
@@ -115,23 +162,11 @@ def _check_size(name, data, allow_partial):
             raise UserError(f"{name} is incomplete: {got}, {remedy}")
 
 
-def _parallel(function, tasks, description):
-    """``function`` over the tasks in a process per core, in order, with a bar on a terminal."""
-    # unlike multiprocessing's, these need no `if __name__ == "__main__"` in the caller's script
-    workers = joblib.Parallel(min(os.cpu_count() or 1, len(tasks)), return_as="generator")
-    results = workers(joblib.delayed(function)(*task) for task in tasks)
-    quiet = not sys.stderr.isatty()
-    try:
-        return list(tqdm(results, description, len(tasks), leave=False, disable=quiet))
-    finally:
-        get_reusable_executor().shutdown(wait=False)
-
-
-def _read_shapes(path):
+def _read_shapes(_path, _listing):
     data = {"classes": np.array(shapes.CLASSES)}
     for split, count in shapes.COUNTS.items():
         tasks = [(split, i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
-        chunks = _parallel(shapes.draw_images, tasks, f"drawing {split}")
+        chunks = parallel(shapes.draw_images, tasks, f"drawing {split}")
         images, labels, masks = (np.concatenate(column) for column in zip(*chunks))
         data |= {f"{split}_images": images, f"{split}_labels": labels}
         data |= {f"{split}_masks": masks, f"{split}_boxes": _mask_boxes(masks)}
@@ -146,70 +181,27 @@ def _mask_boxes(masks):
     return np.stack([x1, y1, x2, y2], axis=1).astype(np.int64)
 
 
-def _tree(path: Path):
-    """A folder or the content of a zip, with the same methods."""
-    return zipfile.Path(path) if path.is_file() else path
-
-
-def _decode_chunk(path, names):
-    """RGB pixels (N, 3, H, W) uint8 of some files of a folder or zip."""
-    tree, pixels = _tree(path), []
-    for name in names:
-        file = io.BytesIO((tree / name).read_bytes())
-        try:
-            pixels.append(np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1))
-        except (PIL.UnidentifiedImageError, OSError, SyntaxError) as error:
-            words = "cannot be read as an image: mend it or take it away"
-            raise UserError(f"{name} in {path} {words}") from error
-    _check_equal_sizes(path, pixels)
-    return np.stack(pixels)
-
-
-def _check_equal_sizes(path, arrays):
-    sizes = {array.shape[-2:] for array in arrays}
-    if len(sizes) > 1:
-        found = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:3])
-        raise UserError(f"{path}: images of different sizes ({found} ...): resize them first")
-
-
-def _decode(path, names, description):
-    tasks = [(path, names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
-    chunks = _parallel(_decode_chunk, tasks, description)
-    _check_equal_sizes(path, chunks)
-    return np.concatenate(chunks)
-
-
-def _file_names(path: Path) -> list[str]:
-    if path.is_file():
-        with zipfile.ZipFile(path) as archive:
-            return sorted(archive.namelist())
-    return sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-
-
-def _read_image_tree(path):
+def _read_image_tree(path, listing):
     """``[TOP/]train/CLASS/*`` and ``[TOP/]test/CLASS/*`` (or val) of a folder or zip."""
-    split_names: dict[str, list] = {"train": [], "test": [], "val": []}
-    for name in _file_names(path):
-        # files with a leading dot are no images
-        match = re.fullmatch(r"(?:[^/]+/)?(train|test|val)/([^/]+)/([^/.][^/]*)", name)
-        if match and name.lower().endswith(_IMAGE_ENDINGS):
-            split_names[match[1]].append((name, match[2]))
-    # val counts where there is no test
-    found = {"train": split_names["train"], "test": split_names["test"] or split_names["val"]}
-    if not all(found.values()):
-        missing = " and ".join(split for split, names in found.items() if not names)
-        wanted = f"train/CLASS/* and test/CLASS/* (or val) with {', '.join(_IMAGE_ENDINGS)}"
-        raise UserError(f"{path} has no {missing} images: expected {wanted}")
-    classes = sorted({label for names in found.values() for _, label in names})
-    index = {label: i for i, label in enumerate(classes)}
-    data = {"classes": np.array(classes)}
-    for split, names in found.items():
-        data[f"{split}_images"] = _decode(path, [name for name, _ in names], f"decoding {split}")
-        data[f"{split}_labels"] = np.array([index[label] for _, label in names])
-    return data
+    found = layout.find_images(path, listing)
+    data, modes = {"classes": np.array(found.classes)}, {}
+    for split, labelled in found.images.items():
+        names, labels = [name for name, _ in labelled], [label for _, label in labelled]
+        data[f"{split}_images"], modes[split], changed = decode(path, names, split)
+        data[f"{split}_labels"] = np.array(labels)
+        data[f"{split}_names"] = np.array(names)
+        found.noted[split] |= changed[split]
+    same_size(path, [(data[f"{split}_images"], found.images[split][0][0]) for split in modes])
+    counts = {
+        split: {reason: len(names) for reason, names in reasons.items()}
+        for split, reasons in found.skipped.items()
+    }
+    notes = layout.lines(found.skipped, "skipped, ") + layout.lines(found.noted)
+    report = {"folders": found.folders, "modes": modes, "skipped": counts, "notes": notes}
+    return data | {"report": report}
 
 
-def _read_cifar(name, root):
+def _read_cifar(name, root, _path, _listing):
     """The official pickles, read by torchvision, which knows their checksums."""
     import torchvision
 
@@ -228,61 +220,77 @@ def _read_cifar(name, root):
     return data | {"classes": np.array(images.classes)}
 
 
-def _read_tiny(path):
+def _read_tiny(path, listing):
     """The official layout; val_annotations.txt has the labels and boxes of val."""
-    top, tree = "tiny-imagenet-200/" if path.is_file() else "", _tree(path)
+    top, names = listing.top, listing.files
+    with reading(path) as read:
 
-    def lines(name):
-        text = (tree / name).read_text(encoding="utf-8")
-        return [line.split("\t") for line in text.splitlines() if line.strip()]
+        def lines(name):
+            text = read(names[name]).decode()
+            return [line.split("\t") for line in text.splitlines() if line.strip()]
 
-    # (file, class, corners of the box)
-    rows: dict[str, list] = {"train": [], "test": []}
-    names = _file_names(path)
-    for name in names:
-        if match := re.fullmatch(rf"({top}train/([^/]+)/)\2_boxes.txt", name):
-            folder, wnid = match.groups()
-            rows["train"] += [(f"{folder}images/{file}", wnid, box) for file, *box in lines(name)]
-    for file, wnid, *box in lines(f"{top}val/val_annotations.txt"):
-        rows["test"].append((f"{top}val/images/{file}", wnid, box))
-    classes = sorted(wnid for (wnid,) in lines(f"{top}wnids.txt"))
-    present, index = set(names), {wnid: i for i, wnid in enumerate(classes)}
-    data = {"classes": np.array(classes)}
-    for split, listed in rows.items():
-        found = [row for row in listed if row[0] in present]
+        # (file, class, corners of the box)
+        rows: dict[str, list] = {"train": [], "test": []}
+        for name in sorted(names):
+            if match := re.fullmatch(rf"({re.escape(top)}train/([^/]+)/)\2_boxes.txt", name):
+                folder, wnid = match.groups()
+                boxes = lines(name)
+                rows["train"] += [(f"{folder}images/{file}", wnid, box) for file, *box in boxes]
+        for file, wnid, *box in lines(f"{top}val/val_annotations.txt"):
+            rows["test"].append((f"{top}val/images/{file}", wnid, box))
+        classes = sorted(wnid for (wnid,) in lines(f"{top}wnids.txt"))
+    index = {wnid: i for i, wnid in enumerate(classes)}
+    data, modes = {"classes": np.array(classes)}, {}
+    for split, each in rows.items():
+        found = [row for row in each if row[0] in names]
         if not found:
             raise UserError(f"{path} has no {split} images of Tiny ImageNet: fetch it again")
-        files, wnids, boxes = zip(*found)
-        data[f"{split}_images"] = _decode(path, files, f"decoding {split}")
+        listed, wnids, corners = zip(*found)
+        files = [names[file] for file in listed]
+        data[f"{split}_images"], modes[split], _ = decode(path, files, split)
         data[f"{split}_labels"] = np.array([index[wnid] for wnid in wnids])
         # the files count the last pixel in
-        data[f"{split}_boxes"] = np.array(boxes).astype(int) + [0, 0, 1, 1]
-    return data
+        data[f"{split}_boxes"] = np.array(corners).astype(int) + [0, 0, 1, 1]
+        data[f"{split}_names"] = np.array(files)
+    return data | {"report": {"modes": modes}}
 
 
 def _in_order(data):
-    """Sort by class and pixel hash, and add the checksum of the whole."""
-    total = hashlib.sha256()
+    """Sort by class and pixel hash, and add the checksum of the whole and the report."""
+    total, noted = hashlib.sha256(), layout.remarks()
+    trained: dict[bytes, str] = {}
     ordered = {"classes": data["classes"]}
+    report = {"folders": {}, "modes": {}, "skipped": {}, "notes": []} | data.pop("report", {})
     for split in ("train", "test"):
         data[f"{split}_labels"] = labels = data[f"{split}_labels"].astype(np.int64)
         keys = [hashlib.sha256(image.tobytes()).digest() for image in data[f"{split}_images"]]
+        names = data.pop(f"{split}_names", [f"image {i}" for i in range(len(keys))])
+        twins = {f"{name} = {trained[key]}" for key, name in zip(keys, names) if key in trained}
+        trained |= dict(zip(keys, names)) if split == "train" else {}
+        if twins:
+            noted[split]["also in train, pixel for pixel"] = twins
         order = sorted(range(len(keys)), key=lambda i: (labels[i], keys[i]))
         for name, array in data.items():
             if name.startswith(split):
                 ordered[name] = np.ascontiguousarray(array[order])
         total.update(ordered[f"{split}_images"].tobytes())
         total.update(ordered[f"{split}_labels"].tobytes())
+    report["notes"] += layout.lines(noted)
+    ordered["report"] = np.array(json.dumps(report))
     return ordered | {"checksum": np.array(total.hexdigest())}
 
 
 def _read_cache(path):
-    """The cached arrays; None without a file, or with a damaged one: arrays carry a CRC-32."""
+    """The cached arrays; None without a file, or with one that is damaged or lacks an array.
+
+    Arrays carry a CRC-32.
+    """
     if not path.exists():
         return None
     try:
         with np.load(path) as archive:
-            return {name: archive[name] for name in archive.files}
+            data = {name: archive[name] for name in archive.files}
+            return {name: data[name] for name in data["parts"].tolist()}
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
         print(f"the cache {path.name} is damaged ({error}); decoding again", file=sys.stderr)
         return None
@@ -294,10 +302,62 @@ def _write_cache(path, data):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{os.getpid()}-{path.name}")
         try:
-            np.savez(temporary, **data)
+            with open(temporary, "wb") as file:
+                with contextlib.suppress(OSError):
+                    _lock(file)
+                np.savez(file, **data, parts=np.array(list(data)))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         message = f"images are not cached: {error}; set RMLIB_CACHE to a folder with room"
         print(message, file=sys.stderr)
+
+
+def _clear(folder):
+    """Delete what processes left half-written that were killed: their locks went with them."""
+    for half in folder.glob(".*.npz"):
+        with contextlib.suppress(OSError), open(half, "rb") as file:
+            _lock(file)
+            half.unlink()
+
+
+def _lock(file):
+    """Lock an open file.
+
+    Raises:
+        OSError: another process holds it, or this system has no such locks.
+    """
+    if fcntl is None:
+        raise OSError("no locks")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def table(data) -> str:
+    """What there is of each split, as text: classes, images, sizes, modes, and what was skipped."""
+    report = json.loads(str(data["report"]))
+    rows = [("split", "folder", "classes", "images", "per class", "size", "modes", "skipped")]
+    for split in ("train", "test", *(report["skipped"].keys() - {"train", "test"})):
+        skipped = report["skipped"].get(split, {})
+        last = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "-"
+        if f"{split}_images" not in data:
+            rows.append((split or "beside", "-", "-", "-", "-", "-", "-", last))
+            continue
+        count, _, height, width = data[f"{split}_images"].shape
+        per_class = np.bincount(data[f"{split}_labels"], minlength=len(data["classes"]))
+        modes = report["modes"].get(split, {"RGB": count})
+        rows.append(
+            (
+                split,
+                report["folders"].get(split, split),
+                f"{np.count_nonzero(per_class)}",
+                f"{count}",
+                f"{per_class.min()} to {per_class.max()}",
+                f"{height} x {width}",
+                ", ".join(f"{modes[mode]} {mode}" for mode in sorted(modes)),
+                last,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    padded = (("  ".join(map(str.ljust, row, widths))).rstrip() for row in rows)
+    return "\n".join([*padded, *report["notes"]])

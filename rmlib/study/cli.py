@@ -157,7 +157,7 @@ def run_data(options) -> int:
     from rmlib.datasets import sources
 
     how = {"offline": options.offline, "allow_partial": options.allow_partial}
-    data = sources.arrays(options.name, options.root, **how)
+    data = sources.read(options.name, options.root, **how)
     height, width = data["train_images"].shape[2:]
     extras = [name for name in ("boxes", "masks") if f"test_{name}" in data]
     print(
@@ -165,6 +165,7 @@ def run_data(options) -> int:
         f" images of {height} x {width} pixels, {len(data['classes'])}"
         f" classes{', with ' + ' and '.join(extras) if extras else ''}, sha256 {data['checksum']}"
     )
+    print(sources.table(data))
     return 0
 
 

@@ -1,8 +1,11 @@
 """Folders, zips and official archives: the same images are the same dataset."""
 
 import hashlib
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -89,9 +92,68 @@ def test_a_damaged_cache_is_rebuilt(pictures, cache, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_cache_without_one_of_its_arrays_is_made_again(pictures, cache, capsys):
+    before = load(f"folder:{pictures}")
+    (stored,) = cache.iterdir()
+    with np.load(stored) as archive:
+        arrays = dict(archive)
+    for name in arrays:
+        np.savez(stored, **{key: array for key, array in arrays.items() if key != name})
+        assert load(f"folder:{pictures}").checksum == before.checksum
+        assert "damaged" in capsys.readouterr().err, name
+    load(f"folder:{pictures}")
+    assert capsys.readouterr().err == ""
+
+
+WRITING = """
+import sys, numpy as np
+from rmlib.datasets import sources
+def stop(file, **_):
+    file.write(b"half")
+    file.flush()
+    print("writing", flush=True)
+    sys.stdin.read()
+np.savez = stop
+sources.read(sys.argv[1])
+"""
+
+
+def test_what_a_killed_process_left_in_the_cache_is_cleared(pictures, cache):
+    """By the next that loads anything; what another process is writing stays."""
+    command = [sys.executable, "-c", WRITING, f"folder:{pictures}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as writing:
+        assert writing.stdout.readline() == "writing\n"
+        (half,) = cache.iterdir()
+        for _ in range(2):
+            load(f"folder:{pictures}")
+            assert half.exists()
+        writing.kill()
+        writing.wait()
+    load(f"folder:{pictures}")
+    assert not half.exists() and len(list(cache.iterdir())) == 1
+
+
+def test_an_image_changed_in_place_is_decoded_again(pictures, tmp_path, cache):
+    """Also where size and time stay, as with two files of one archive that change names."""
+    other = shutil.copytree(pictures, tmp_path / "other")
+    paths = [other / "train" / label / "0.png" for label in ("red", "green")]
+    for path in paths:
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    red, green = (path.with_suffix(".bmp") for path in paths)
+    for path in (red, green):
+        os.utime(path, (1, 1))
+    before = load(f"folder:{other}").checksum
+    red.rename(tmp_path / "aside")
+    green.rename(red)
+    (tmp_path / "aside").rename(green)
+    assert load(f"folder:{other}").checksum != before
+
+
 def test_the_cache_is_used_and_optional(pictures, cache, monkeypatch, capsys):
     load(f"folder:{pictures}")
-    monkeypatch.setattr(sources, "_decode", lambda *_: pytest.fail("decoded although cached"))
+    monkeypatch.setattr(sources, "decode", lambda *_: pytest.fail("decoded although cached"))
     load(f"folder:{pictures}")
     monkeypatch.undo()
     blocked = cache.parent / "a file"

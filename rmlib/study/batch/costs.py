@@ -6,7 +6,7 @@ from statistics import mean
 
 from rmlib import UserError
 from rmlib.params import complete
-from rmlib.paths import results_dir, walk
+from rmlib.paths import below, results_dir
 from rmlib.study.batch.plan import Batch
 from rmlib.study.names import experiment
 from rmlib.study.runs import records
@@ -22,11 +22,12 @@ def costs(batch: Batch) -> dict[str, float]:
     others by epochs, images and forwards. Earlier runs are the committed ones and the batch's own.
     """
     same, per_image = defaultdict(list), defaultdict(list)
-    below = [each for at in (results_dir(), batch.out) for each in walk(at)]
-    for folder in {at.name: at for at, files in below if records.RECORD in files}.values():
+    folders = (results_dir(), batch.out)
+    paths = {path.parent.name: path for at in folders for path in below(at, records.RECORD)}
+    for path in paths.values():
         try:
-            record = records.read(folder)
-        except (UserError, OSError):  # it costs an estimate
+            record = records.read(path.parent)
+        except (UserError, OSError):  # a report names it
             continue
         alike, speed, passes = _kind(record.config)
         same[alike].append(record.seconds)

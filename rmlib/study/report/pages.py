@@ -18,7 +18,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from pygments.formatters import HtmlFormatter
 
-from rmlib.paths import walk
+from rmlib.paths import below
 from rmlib.study import figures
 from rmlib.study.names import LABELS, METHOD
 from rmlib.study.report import answer, completeness, groups, report
@@ -157,8 +157,7 @@ def _books(root, problems):
     line in ``problems``.
     """
     books = {}
-    paths = [folder / name for folder, names in walk(root) for name in names]
-    for path in sorted(path for path in paths if path.suffix == ".ipynb"):
+    for path in below(root, "*.ipynb"):
         if path.stem not in NOTEBOOKS:
             continue
         inside = path.relative_to(root)

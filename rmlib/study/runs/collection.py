@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rmlib import UserError
 from rmlib.params import complete
-from rmlib.paths import walk
+from rmlib.paths import AGAIN, walk
 from rmlib.study.runs import records
 from rmlib.study.runs.records import KINDS, PLAN, RECORD, Measurements, Record
 
@@ -90,15 +90,17 @@ def gather(root) -> Collection:
             return read(*arguments)
         except UserError as error:
             problems.append(str(error))
+        except FileNotFoundError:  # deleted meanwhile
+            pass
         except OSError as error:
-            unreadable(error)
-
-    def unreadable(error):
-        if not isinstance(error, FileNotFoundError):  # deleted meanwhile
             reason = error.strerror or error
             problems.append(f"{error.filename} cannot be read ({reason}): check its permissions")
 
-    for folder, files in walk(root, unreadable):
+    for folder, entries, problem in walk(Path(root)):
+        # a link to what is read already lacks nothing
+        if problem not in ("", AGAIN):
+            problems.append(f"{folder} {problem}: check its permissions")
+        files = {entry.name for entry in entries}
         plans += [folder / PLAN] if PLAN in files else []
         # without a record the run is being trained again
         record = good(_in_place, folder / RECORD) if RECORD in files else None
