@@ -106,17 +106,14 @@ def gather(root) -> Collection:
         record = good(_in_place, folder / RECORD) if RECORD in files else None
         if record is None:
             continue
-        measured = {}
-        for kind in KINDS:
-            path = folder / f"{kind}.json"
-            arguments = records.read_measurements, path, record
-            if path.name in files and (found := good(*arguments)):
-                measured[kind] = path, found
+        paths = [(kind, folder / f"{kind}.json") for kind in KINDS]
+        there = [(kind, path) for kind, path in paths if path.name in files]
+        read = {kind: (path, good(records.read_measurements, path, record)) for kind, path in there}
+        measured = {kind: each for kind, each in read.items() if each[1]}
         copies.append((record.finished, folder.as_posix(), record, measured))
-    # of equal times the last path, so that it is always the same
-    copies.sort(key=lambda copy: copy[:2])
     gathered = Collection(Path(root), {}, {}, {kind: {} for kind in KINDS}, plans, problems)
-    for _, place, record, measured in copies:
+    # of equal times the last path, so that it is always the same
+    for _, place, record, measured in sorted(copies, key=lambda copy: copy[:2]):
         gathered.records[record.run_id] = record
         gathered.folders[record.run_id] = Path(place)
         for kind, found in measured.items():
