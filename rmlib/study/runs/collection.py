@@ -88,17 +88,14 @@ def gather(root) -> Collection:
     def good(read, *arguments):
         try:
             return read(*arguments)
-        except UserError as error:
-            problems.append(str(error))
-        except OSError as error:
-            unreadable(error)
+        except (UserError, OSError) as error:
+            leave_out(error)
 
-    def unreadable(error):
+    def leave_out(error):
         if not isinstance(error, FileNotFoundError):  # deleted meanwhile
-            reason = error.strerror or error
-            problems.append(f"{error.filename} cannot be read ({reason}): check its permissions")
+            problems.append(_told(error))
 
-    for folder, files in walk(root, unreadable):
+    for folder, files in walk(root, leave_out):
         plans += [folder / PLAN] if PLAN in files else []
         # without a record the run is being trained again
         record = good(_in_place, folder / RECORD) if RECORD in files else None
@@ -120,6 +117,14 @@ def gather(root) -> Collection:
         for kind, found in measured.items():
             gathered.measured[kind][record.run_id] = found
     return gathered
+
+
+def _told(error):
+    """A line about a file or folder that cannot be used."""
+    if isinstance(error, UserError):
+        return str(error)
+    reason = error.strerror or error
+    return f"{error.filename} cannot be read ({reason}): check its permissions"
 
 
 def _in_place(path):
