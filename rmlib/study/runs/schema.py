@@ -106,12 +106,7 @@ class Metrics(TypedDict, total=False):
     top5: Percent
     nll: Amount
     ece: Percent
-
-
-class Evaluation(Metrics, total=False):
-    """Metrics with ``correct``, a packed verdict per image, in the dataset's order."""
-
-    correct: str
+    correct: str  # of snapshots and the like: a packed verdict per image
 
 
 class Provenance(BaseModel):
@@ -136,8 +131,8 @@ class Record(Provenance):
     config: Annotated[dict[str, Any], AfterValidator(_checked_config)]
     metrics: Metrics  # last epoch, test set
     correct: str | None = None  # packed verdict per test image, in the dataset's order
-    snapshots: dict[str, Evaluation] = {}  # by epoch, on the way
-    bn_recalibrated: Evaluation | None = None  # with BatchNorm statistics of clean images
+    snapshots: dict[str, Metrics] = {}  # by epoch, on the way
+    bn_recalibrated: Metrics | None = None  # with BatchNorm statistics of clean images
     weights: str | None = None  # sha256 of their file; older records have none
     history: list[Row]
     data: Data
