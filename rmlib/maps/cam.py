@@ -82,7 +82,7 @@ def maps(
         for batch, some in zip(pixels.split(batch_size), classes.split(batch_size))
     ]
     with with_gradients(model):
-        _check(model, module, batches[0][0][:2], classes, layer)
+        _check(model, module, batches[0][0][:1], classes, layer)
         if head is None:
             return _through_library(model, module, batches, method, enlarged)
         size = pixels.shape[2:] if enlarged else None

