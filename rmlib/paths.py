@@ -30,7 +30,7 @@ def cache_dir() -> Path:
     """Folder of what can be made anew, such as decoded images: $RMLIB_CACHE, or the user's."""
     import pooch
 
-    return Path(os.environ.get("RMLIB_CACHE") or pooch.os_cache("rmlib"))
+    return Path(os.path.expanduser(os.environ.get("RMLIB_CACHE") or pooch.os_cache("rmlib")))
 
 
 def runs_dir() -> Path:
