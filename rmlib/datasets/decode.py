@@ -80,6 +80,7 @@ def decode(path: Path, names, split: str):
     Raises:
         UserError: an image cannot be read, or they are of different sizes.
     """
+    _check_memory(path, names)
     tasks = [(path, names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
     chunks = parallel(_decode_chunk, tasks, f"decoding {split}")
     pixels, modes, changes = zip(*chunks)
@@ -89,6 +90,18 @@ def decode(path: Path, names, split: str):
         for what, files in change.items():
             noted[split][what].update(files)
     return np.concatenate(pixels), dict(sum(modes, Counter())), noted
+
+
+def _check_memory(path, names):
+    """Refuse images that cannot lie in memory together, by the size of the first."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    first = _decode_chunk(path, names[:1])[0]
+    if first.nbytes * len(names) > memory:
+        size = f"{len(names)} images of {first.shape[2]} x {first.shape[3]}"
+        need = f"{first.nbytes * len(names) / 2**30:.0f} of {memory / 2**30:.0f} GiB of memory"
+        raise UserError(f"{path}: {size} need {need}: resize them first")
 
 
 def same_size(path, arrays):

@@ -291,9 +291,8 @@ def _layout(splits, used, classes, skipped, noted):
             elif files:
                 present.add(name)
                 labelled += [(file, names.index(name)) for file in files]
-                if name != _nfc(label):
-                    written = f"{folder}/{label} for {name}"
-                    noted[split]["folders written otherwise than in train"].add(written)
+                if name != label:
+                    noted[split]["folders not named as the class"].add(f"{folder}/{label}: {name}")
         if absent := classes.keys() - {_key(name) for name in present}:
             noted[split]["classes of train without an image"] = {classes[key] for key in absent}
         images[split] = labelled

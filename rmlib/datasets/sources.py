@@ -22,7 +22,7 @@ from rmlib import UserError
 from rmlib.datasets import layout, shapes
 from rmlib.datasets.decode import CHUNK, decode, parallel, reading, same_size
 from rmlib.datasets.download import ARCHIVES, download
-from rmlib.paths import cache_dir, project_root
+from rmlib.paths import cache_dir, expanded, project_root
 
 try:
     import fcntl
@@ -39,8 +39,7 @@ _RULES = 2
 
 def data_root(root=None) -> Path:
     """Folder of the datasets: ``root``, else $RMLIB_DATA, else data/ in the project."""
-    chosen = root or os.environ.get("RMLIB_DATA") or project_root() / "data"
-    return Path(os.path.expanduser(chosen))
+    return expanded(root or os.environ.get("RMLIB_DATA") or project_root() / "data")
 
 
 def arrays(
@@ -125,8 +124,7 @@ def _find(name: str, root: Path, offline: bool):
         return _DRAWN, _read_shapes
     if name.startswith("folder:"):
         given = name[len("folder:") :]
-        # a ~ that nobody owns stays, and is missing
-        path = Path(os.path.expanduser(given))
+        path = expanded(given)
         if not given or not os.path.exists(path):
             raise UserError(f"dataset {name!r}: there is no folder or zip {path}")
         return path, _read_image_tree
@@ -258,17 +256,17 @@ def _read_tiny(path, listing):
 def _in_order(data):
     """Sort by class and pixel hash, and add the checksum of the whole and the report."""
     total, noted = hashlib.sha256(), layout.remarks()
-    trained: dict[bytes, str] = {}
+    seen: dict[bytes, tuple[str, str]] = {}
     ordered = {"classes": data["classes"]}
     report = {"folders": {}, "modes": {}, "skipped": {}, "notes": []} | data.pop("report", {})
     for split in ("train", "test"):
         data[f"{split}_labels"] = labels = data[f"{split}_labels"].astype(np.int64)
         keys = [hashlib.sha256(image.tobytes()).digest() for image in data[f"{split}_images"]]
-        names = data.pop(f"{split}_names", [f"image {i}" for i in range(len(keys))])
-        twins = {f"{name} = {trained[key]}" for key, name in zip(keys, names) if key in trained}
-        trained |= dict(zip(keys, names)) if split == "train" else {}
-        if twins:
-            noted[split]["also in train, pixel for pixel"] = twins
+        names = data.pop(f"{split}_names", [f"{split} image {i}" for i in range(len(keys))])
+        for key, name in zip(keys, names):
+            first, twin = seen.setdefault(key, (split, name))
+            if twin != name:
+                noted[split][f"also in {first}, pixel for pixel"].add(f"{name} = {twin}")
         order = sorted(range(len(keys)), key=lambda i: (labels[i], keys[i]))
         for name, array in data.items():
             if name.startswith(split):

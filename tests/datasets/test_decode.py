@@ -1,6 +1,7 @@
 """Image files of every kind: the pixels a viewer shows, or one line with the file's name."""
 
 import io
+import os
 import warnings
 import zipfile
 import zlib
@@ -240,6 +241,14 @@ def test_test_images_of_another_size_are_refused(with_image, tmp_path):
     for label in ("cat", "dog"):
         Image.new("RGB", (12, 8)).save(tmp_path / "pets/test" / label / "plain.png")
     with pytest.raises(UserError, match="4 x 6 .train/cat.* and 8 x 12 .test/cat/plain.png"):
+        load(name)
+
+
+def test_more_pixels_than_memory_are_refused_at_once(with_image, monkeypatch):
+    name = with_image(Image.new("RGB", (6, 4)))
+    pages = {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 100}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    with pytest.raises(UserError, match="3 images of 4 x 6 need 0 of 0 GiB of memory: resize"):
         load(name)
 
 

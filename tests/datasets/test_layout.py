@@ -126,8 +126,7 @@ def test_one_class_spelled_in_two_ways(make, capsys, name, other):
     names = [f"train/{name}/1.png", "train/zebra/1.png", f"test/{other}/1.png", "test/zebra/1.png"]
     classes, _, test, notes = both(make(*names), capsys)
     assert classes == tuple(sorted([unicodedata.normalize("NFC", name), "zebra"])) and test == 2
-    if unicodedata.normalize("NFC", other) != name:
-        assert f"test/{other} for {name}" in notes
+    assert notes == f"test: 1 folders not named as the class (test/{other}: {name})\n"
     with pytest.raises(UserError, match="only in spelling: rename or merge"):
         load(f"folder:{make(f'train/{other}/2.png')}")
 
@@ -258,6 +257,12 @@ def test_an_image_with_its_twin_in_another_split_is_told(make, capsys):
     *_, notes = both(folder, capsys)
     pairs = "test/dog/2.png = train/dog/2.png, test/dog/x.png = train/cat/1.png"
     assert notes == f"test: 2 also in train, pixel for pixel ({pairs})\n"
+    shutil.copy(folder / "test/cat/1.png", folder / "test/cat/3.png")
+    shutil.copy(folder / "train/cat/1.png", folder / "train/dog/3.png")
+    *_, notes = both(folder, capsys)
+    assert "train: 1 also in train, pixel for pixel (train/dog/3.png = train/cat/1.png)" in notes
+    assert "test: 1 also in test, pixel for pixel (test/cat/3.png = test/cat/1.png)" in notes
+    assert f"test: 2 also in train, pixel for pixel ({pairs})" in notes
     assert load(f"folder:{folder}") and capsys.readouterr().err == "", "once in a process"
     assert main(["data", f"folder:{folder}"]) == 0 and pairs in capsys.readouterr().out
 

@@ -279,3 +279,9 @@ def test_broken_and_unequal_images(pictures, tmp_path, cache):
     Image.new("RGB", (5, 5)).save(other / "test" / "red" / "0.png")
     with pytest.raises(UserError, match="different sizes"):
         load(f"folder:{other}")
+
+
+@pytest.mark.parametrize("given", ["~nosuch", "~nosuch/data"])
+def test_a_home_of_nobody_is_no_folder_of_datasets(given):
+    with pytest.raises(UserError, match="there is no home of ~nosuch"):
+        load("cifar10", given)
