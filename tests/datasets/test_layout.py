@@ -334,7 +334,7 @@ def test_a_folder_that_cannot_be_read_is_named(make, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["folder:~nosuch/x", "folder:", "folder:a\0b", "folder:" + "x" * 999]
+    "name", ["folder:./~nosuch/x", "folder:", "folder:a\0b", "folder:" + "x" * 999]
 )
 def test_folders_that_cannot_be(name):
     with pytest.raises(UserError, match="there is no folder or zip"):

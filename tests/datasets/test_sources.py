@@ -283,5 +283,5 @@ def test_broken_and_unequal_images(pictures, tmp_path, cache):
 
 @pytest.mark.parametrize("given", ["~nosuch", "~nosuch/data"])
 def test_a_home_of_nobody_is_no_folder_of_datasets(given):
-    with pytest.raises(UserError, match="there is no home of ~nosuch"):
+    with pytest.raises(UserError, match="home of a user who is not known"):
         load("cifar10", given)

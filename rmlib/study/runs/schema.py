@@ -259,17 +259,6 @@ class Sanity(TypedDict):
 
 
 @pydantic.with_config(OPEN)
-class Guard(TypedDict, total=False):
-    """What the eps of Grad-CAM++ changes; without a closed form nothing."""
-
-    correlation: float
-    lowest: float
-    compared: Number
-    moved: Percent
-    negative: Percent
-
-
-@pydantic.with_config(OPEN)
 class Kept(TypedDict):
     """Small maps for figures."""
 
@@ -279,7 +268,7 @@ class Kept(TypedDict):
 
 # kind of measurement, or measure of maps -> what it must hold
 _OF = {"attacks": Attack, "corruptions": Corruptions, "localization": Maps, "faithfulness": Maps}
-_OF |= {"sanity": Sanity, "guard": Guard, "maps": Kept}
+_OF |= {"sanity": Sanity, "maps": Kept}
 _ADAPTERS = {name: pydantic.TypeAdapter(cast(Any, each)) for name, each in _OF.items()}
 
 
