@@ -16,7 +16,7 @@ from rmlib.paths import AGAIN, hidden, is_folder, walk
 _ENDING = re.compile(r"\.(png|jpe?g|jpe|jfif|webp|avif|bmp|gif|tiff?|p[bgpn]m)", re.IGNORECASE)
 _SPLIT = re.compile(r"(?:(train|test)(?:ing)?|(val)(?:id(?:ation)?)?)(?:[ _-]?set)?")
 _OUTSIDE = "a name outside the zip"
-_WANTED = "expected train/CLASS/* and test/CLASS/* (or val/CLASS/*)"
+_WANTED = "expected train/CLASS/* and test/CLASS/* (or val/CLASS/*), in one folder at most"
 
 # split -> what happened -> names of the files
 Remarks = defaultdict[str, defaultdict[str, set[str]]]
