@@ -29,6 +29,8 @@ SIZES = {"cifar10": (10, 5000, 1000), "cifar100": (100, 500, 100), "tiny-imagene
 _DRAWN = Path(shapes.__file__)
 # of what is made of the same files; another number makes the cache anew
 _RULES = 2
+# what a file raises that is no zip or no dataset, or damaged
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, LookupError, ValueError, RuntimeError)
 
 
 def data_root(root=None) -> Path:
@@ -83,22 +85,13 @@ def read(
         cache.clear(stored.parent)
         data = cache.read(stored)
         if data is None:
-            if path.is_file() and make is not _read_shapes:
+            if path.is_file() and make in (_read_image_tree, _read_tiny):
                 listing = layout.list_zip(path)
             data = _in_order(make(path, listing))
             cache.write(stored, data)
     except UserError:
         raise
-    # of files that are no zip or no dataset, or damaged
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        OSError,
-        LookupError,
-        ValueError,
-        RuntimeError,
-    ) as error:
+    except _DAMAGE as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} cannot be read ({reason}): put a whole copy there") from error
     _check_size(name, data, allow_partial)

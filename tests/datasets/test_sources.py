@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import numpy as np
@@ -264,6 +265,11 @@ def test_official_cifar_pickles(tmp_path, cache, monkeypatch):
     data = load("cifar10", tmp_path, "test", allow_partial=True)
     stored = pickle.loads((folder / "test_batch").read_bytes())["data"].reshape(2, 3, 32, 32)
     assert data.classes == ("airplane", "bird") and np.array_equal(data.images.numpy(), stored)
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(folder, folder.name)
+    shutil.rmtree(folder)
+    shutil.rmtree(cache)
+    assert load("cifar10", tmp_path, "test", allow_partial=True).checksum == data.checksum
     (folder / "test_batch").write_bytes(b"broken")
     shutil.rmtree(cache)
     with pytest.raises(UserError, match="cannot be read"):
