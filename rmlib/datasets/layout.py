@@ -16,7 +16,7 @@ from rmlib.paths import AGAIN, hidden, is_folder, walk
 _ENDING = re.compile(r"\.(png|jpe?g|jpe|jfif|webp|avif|bmp|gif|tiff?|p[bgpn]m)", re.IGNORECASE)
 _SPLIT = re.compile(r"(?:(train|test)(?:ing)?|(val)(?:id(?:ation)?)?)(?:[ _-]?set)?")
 _OUTSIDE = "a name outside the zip"
-_WANTED = "expected train/CLASS/* and test/CLASS/* (or val/CLASS/*)"
+_WANTED = "expected train/CLASS/* and test/CLASS/* (or val/CLASS/*), in one folder at most"
 
 # split -> what happened -> names of the files
 Remarks = defaultdict[str, defaultdict[str, set[str]]]
@@ -119,12 +119,16 @@ def _list_split(path, split, found):
 
 def _list_file(found, name, entry):
     # not a pipe or a device, which would never end
-    if not os.path.isfile(entry.path):
+    if not (os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()):
         found.odd[name] = "a link to nothing, or no file"
         return
-    status = entry.stat()
     found.files[name] = name
-    found.stamps.append(f"{name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}")
+    found.stamps.append(f"{name} {stamp(entry.stat())}")
+
+
+def stamp(status: os.stat_result) -> str:
+    """Text that changes with a file, also when two files of one time change their names."""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def list_zip(path: Path) -> Listing:
@@ -143,11 +147,13 @@ def list_zip(path: Path) -> Listing:
                 continue
             if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in parts:
                 found.odd[name] = _OUTSIDE
-            elif stat.S_ISLNK(entry.external_attr >> 16):
+                continue
+            if stat.S_ISLNK(entry.external_attr >> 16):
                 found.odd[clean] = "a link in a zip"
-            elif not clean.endswith("/") and clean in found.files:
+                continue
+            if not clean.endswith("/") and clean in found.files:
                 found.odd[f"{clean} (earlier)"] = "a file that the zip holds twice"
-            found.files |= {clean: entry.filename} if name not in found.odd else {}
+            found.files[clean] = entry.filename
     inside: dict[str, set[str]] = defaultdict(set)
     for name in found.files:
         first, *rest = name.split("/")

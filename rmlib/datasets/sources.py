@@ -4,7 +4,6 @@ Everything here is numpy, decoded once and then cached; :mod:`rmlib.data` makes 
 order depends on the pixels alone: a folder, a zip and the official files of a dataset are the same.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -19,15 +18,10 @@ import numpy as np
 import PIL
 
 from rmlib import UserError
-from rmlib.datasets import layout, shapes
+from rmlib.datasets import cache, layout, shapes
 from rmlib.datasets.decode import CHUNK, decode, parallel, reading, same_size
 from rmlib.datasets.download import ARCHIVES, download
 from rmlib.paths import cache_dir, expanded, project_root
-
-try:
-    import fcntl
-except ImportError:  # Windows: what a killed process left in the cache stays
-    fcntl = None  # type: ignore[assignment]
 
 # classes, training and test images per class
 SIZES = {"cifar10": (10, 5000, 1000), "cifar100": (100, 500, 100), "tiny-imagenet": (200, 500, 50)}
@@ -35,6 +29,8 @@ SIZES = {"cifar10": (10, 5000, 1000), "cifar100": (100, 500, 100), "tiny-imagene
 _DRAWN = Path(shapes.__file__)
 # of what is made of the same files; another number makes the cache anew
 _RULES = 2
+# what a file raises that is no zip or no dataset, or damaged
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, LookupError, ValueError, RuntimeError)
 
 
 def data_root(root=None) -> Path:
@@ -81,26 +77,17 @@ def read(
         # a zip is listed when it is read: its size and time tell whether it changed
         listing = layout.Listing() if path.is_file() else layout.list_folder(path)
         short = re.sub(r"[^A-Za-z0-9]+", "-", name)[-40:]
-        cache = cache_dir() / f"{short}-{_fingerprint(path, listing)}.npz"
-        _clear(cache.parent)
-        data = _read_cache(cache)
+        stored = cache_dir() / f"{short}-{_fingerprint(path, listing)}.npz"
+        cache.clear(stored.parent)
+        data = cache.read(stored)
         if data is None:
-            if path.is_file() and make is not _read_shapes:
+            if path.is_file() and make in (_read_image_tree, _read_tiny):
                 listing = layout.list_zip(path)
             data = _in_order(make(path, listing))
-            _write_cache(cache, data)
+            cache.write(stored, data)
     except UserError:
         raise
-    # of files that are no zip or no dataset, or damaged
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        OSError,
-        LookupError,
-        ValueError,
-        RuntimeError,
-    ) as error:
+    except _DAMAGE as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} cannot be read ({reason}): put a whole copy there") from error
     _check_size(name, data, allow_partial)
@@ -112,8 +99,7 @@ def _fingerprint(path: Path, listing) -> str:
     if path == _DRAWN:
         versions = f"{np.__version__} {PIL.__version__}"
         return hashlib.sha256(path.read_bytes() + versions.encode()).hexdigest()[:16]
-    status = path.stat()
-    stamps = [f"{status.st_size} {status.st_mtime_ns}"] if path.is_file() else listing.stamps
+    stamps = [layout.stamp(path.stat())] if path.is_file() else listing.stamps
     content = "\n".join([str(_RULES), str(path.resolve()), *stamps])
     return hashlib.sha256(os.fsencode(content)).hexdigest()[:16]
 
@@ -276,59 +262,6 @@ def _in_order(data):
     report["notes"] += layout.lines(noted)
     ordered["report"] = np.array(json.dumps(report))
     return ordered | {"checksum": np.array(total.hexdigest())}
-
-
-def _read_cache(path):
-    """The cached arrays; None without a file, or with one that is damaged or lacks an array.
-
-    Arrays carry a CRC-32.
-    """
-    if not path.exists():
-        return None
-    try:
-        with np.load(path) as archive:
-            data = {name: archive[name] for name in archive.files}
-            return {name: data[name] for name in data["parts"].tolist()}
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
-        print(f"the cache {path.name} is damaged ({error}); decoding again", file=sys.stderr)
-        return None
-
-
-def _write_cache(path, data):
-    """Atomic; a cache that cannot be written costs time, not the run."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}-{path.name}")
-        try:
-            with open(temporary, "wb") as file:
-                with contextlib.suppress(OSError):
-                    _lock(file)
-                np.savez(file, **data, parts=np.array(list(data)))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        message = f"images are not cached: {error}; set RMLIB_CACHE to a folder with room"
-        print(message, file=sys.stderr)
-
-
-def _clear(folder):
-    """Delete what processes left half-written that were killed: their locks went with them."""
-    for half in folder.glob(".*.npz"):
-        with contextlib.suppress(OSError), open(half, "rb") as file:
-            _lock(file)
-            half.unlink()
-
-
-def _lock(file):
-    """Lock an open file.
-
-    Raises:
-        OSError: another process holds it, or this system has no such locks.
-    """
-    if fcntl is None:
-        raise OSError("no locks")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def table(data) -> str:

@@ -252,6 +252,31 @@ def test_more_pixels_than_memory_are_refused_at_once(with_image, monkeypatch):
         load(name)
 
 
+def test_a_killed_process_is_told_as_killed(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    tasks = [(os.getpid(),), (os.getpid(),)]
+    with pytest.raises(UserError, match="a process was killed while decoding test: it needs more"):
+        decode.parallel(lambda here: os.getpid() != here and os._exit(1), tasks, "decoding test")
+
+
+def test_many_images_are_decoded_side_by_side_like_one_by_one(tmp_path, monkeypatch):
+    """In chunks of three; sizes are compared between them, too."""
+    monkeypatch.setattr(decode, "CHUNK", 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    names = [f"{i}.png" for i in range(8)]
+    for i, name in enumerate(names):
+        Image.new("RGB" if i % 2 else "L", (6, 4), i if i % 2 == 0 else (i, i, i)).save(
+            tmp_path / name
+        )
+    pixels, modes, _ = decode.decode(tmp_path, names, "train")
+    assert pixels.shape == (8, 3, 4, 6) and modes == {"L": 4, "RGB": 4}
+    assert (pixels == np.arange(8)[:, None, None, None]).all()
+    for name in names[6:]:
+        Image.new("RGB", (5, 4)).save(tmp_path / name)
+    with pytest.raises(UserError, match="4 x 6 .0.png. and 4 x 5 .6.png.: resize"):
+        decode.decode(tmp_path, names, "train")
+
+
 @pytest.fixture
 def zipped(with_image, tmp_path):
     """A zip of such a folder, and a function that changes bytes of its last entry's headers."""

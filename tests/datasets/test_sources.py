@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from rmlib import UserError
 from rmlib.data import load
+from rmlib.datasets import cache as cache_module
 from rmlib.datasets import sources
 
 
@@ -103,6 +105,25 @@ def test_a_cache_without_one_of_its_arrays_is_made_again(pictures, cache, capsys
         assert "damaged" in capsys.readouterr().err, name
     load(f"folder:{pictures}")
     assert capsys.readouterr().err == ""
+
+
+def test_a_flipped_bit_in_a_cache_is_found(tmp_path, capsys):
+    """In every byte but those of dates and the like, which change no array."""
+    path, arrays = tmp_path / "a.npz", {"a": np.arange(24).reshape(6, 4), "b": np.array("text")}
+    cache_module.write(path, arrays)
+    whole = path.read_bytes()
+    damaged = 0
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        found = cache_module.read(path)
+        damaged += found is None
+        if found is not None:
+            assert found.keys() == arrays.keys(), place
+            assert all(np.array_equal(found[name], arrays[name]) for name in arrays), place
+    assert damaged > len(whole) / 2
+    assert "damaged" in capsys.readouterr().err
 
 
 WRITING = """
@@ -244,6 +265,11 @@ def test_official_cifar_pickles(tmp_path, cache, monkeypatch):
     data = load("cifar10", tmp_path, "test", allow_partial=True)
     stored = pickle.loads((folder / "test_batch").read_bytes())["data"].reshape(2, 3, 32, 32)
     assert data.classes == ("airplane", "bird") and np.array_equal(data.images.numpy(), stored)
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(folder, folder.name)
+    shutil.rmtree(folder)
+    shutil.rmtree(cache)
+    assert load("cifar10", tmp_path, "test", allow_partial=True).checksum == data.checksum
     (folder / "test_batch").write_bytes(b"broken")
     shutil.rmtree(cache)
     with pytest.raises(UserError, match="cannot be read"):

@@ -67,6 +67,19 @@ def test_every_committed_record_is_read_and_a_broken_one_is_not():
         records.Record(**record)
 
 
+def test_linked_runs_are_read_once_and_loops_end(tmp_path):
+    root, others = tmp_path / "runs", tmp_path / "others"
+    here, there = make_record(80), make_record(70, seed=1)
+    save(root, here)
+    save(others / "deep", there)
+    (root / "linked").symlink_to(others)
+    (root / "again").symlink_to(root / here.run_id)
+    (others / "loop").symlink_to(tmp_path)
+    found = collection.gather(root)
+    assert found.records.keys() == {here.run_id, there.run_id} and not found.problems
+    assert found.folders[here.run_id] == root / here.run_id
+
+
 def test_a_file_of_anything_costs_itself_and_nothing_else(tmp_path, capsys):
     """Measurements without what belongs to them, numbers of any length, notebooks that are JSON but
     no notebooks.
