@@ -74,7 +74,7 @@ class PreActResNet18(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             buffer = torch.tensor(values, dtype=torch.float32)
             if buffer.shape != (3,) or (name == "std" and min(values) <= 0):
-                words = "expected three values, one per channel, and std above 0"
+                words = "expected three values, and std above 0 (images of one colour?)"
                 raise UserError(f"{name}={buffer.tolist()}: {words}")
             self.register_buffer(name, buffer.view(1, 3, 1, 1), persistent=False)
         self.conv1 = conv3x3(3, width, stem_stride)
