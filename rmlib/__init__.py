@@ -31,9 +31,9 @@ def checked(name: str, value: Any, low: float, high: float, kind: type[N], remed
     Raises:
         UserError: anything else, such as text, None, True, NaN, or 2.5 as int.
     """
+    if getattr(value, "ndim", None) == 0:  # of numpy, whose float32 overflows at some limits
+        value = value.item()
     real = isinstance(value, Real) and not isinstance(value, bool)
-    if real and hasattr(value, "item"):
-        value = value.item()  # of numpy, whose float32 would overflow at the limits
     if not real or not low <= value <= high or (kind is int and value % 1):
         words = "a whole number" if kind is int else "a number"
         raise UserError(f"{name}={brief(value)}: expected {words} from {low:g} to {high:g}{remedy}")

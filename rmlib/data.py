@@ -43,7 +43,7 @@ class ImageSet:
         """The first ``count`` images, the same number of every class; None keeps all."""
         if count is None:
             return self
-        per_class, rest = divmod(count, len(self.classes))
+        per_class, rest = divmod(checked("count", count, 0, 1e9, int), len(self.classes))
         smallest = int(torch.bincount(self.labels, minlength=len(self.classes)).min())
         if rest or not 0 < per_class <= smallest:
             classes, most = len(self.classes), smallest * len(self.classes)

@@ -77,9 +77,10 @@ class Mixer:
             shape: (N, C, H, W) of the images.
             generator: of all randomness (default: torch's global one); the plan lies on its device.
         """
-        if len(shape) != 4 or min(shape) < 1:
-            raise UserError(f"expected a shape (N, C, H, W), got {tuple(shape)}; did you batch?")
-        count, _, height, width = shape
+        if not isinstance(shape, (tuple, list)) or len(shape) != 4:
+            raise UserError(f"expected a shape (N, C, H, W), got {shape}; did you batch?")
+        sizes = [checked("shape", size, 1, 1e9, int, "; did you batch?") for size in shape]
+        count, _, height, width = sizes
         parts = self._draw(count, height, width, generator or torch.default_generator)
         return Plan(*parts, height, width)
 
@@ -307,7 +308,7 @@ class RegionMixup(Mixer):
         super().__init__(num_classes)
         flags = {"per_sample": per_sample, "shared_partner": shared_partner}
         for name, value in (flags | {"shared_weight": shared_weight}).items():
-            if value not in (True, False):
+            if not isinstance(value, bool):
                 raise UserError(f"{name}={value!r}: expected True or False")
         if regions not in ("grid", "random"):
             raise UserError(f"regions={regions!r}: expected 'grid' or 'random'")

@@ -71,12 +71,13 @@ class PreActResNet18(nn.Module):
         final_norm: bool,
     ):
         super().__init__()
-        for name, values in (("mean", mean), ("std", std)):
-            buffer = torch.tensor(values, dtype=torch.float32)
-            if buffer.shape != (3,) or (name == "std" and min(values) <= 0):
-                words = "expected three values, one per channel, and std above 0"
-                raise UserError(f"{name}={buffer.tolist()}: {words}")
-            self.register_buffer(name, buffer.view(1, 3, 1, 1), persistent=False)
+        for name, values, least in (("mean", mean, -1e9), ("std", std, 1e-9)):
+            if len(values) != 3:
+                raise UserError(f"{name}={values}: expected three values, one per channel")
+            hint = "; are all images of one colour?" if name == "std" else ""
+            numbers = [checked(name, value, least, 1e9, float, hint) for value in values]
+            buffer = torch.tensor(numbers, dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
         self.conv1 = conv3x3(3, width, stem_stride)
         self.layer1 = self._stage(width, width, stride=1)
         self.layer2 = self._stage(width, 2 * width, stride=2)

@@ -163,7 +163,9 @@ class TrainParams(DataParams):
     shared_partner: bool = Field(False, description="region_mixup: one partner for all tiles")
     shared_weight: bool = Field(False, description="region_mixup: one weight for all tiles")
     cutmix_prob: Float = Field(1.0, ge=0, le=1, description="cutmix: share of batches mixed")
-    clean_weight: Float = Field(1.0, ge=0, description="weight of the clean loss; 0: mixed alone")
+    clean_weight: Float = Field(
+        1.0, ge=0, le=1e38, description="weight of the clean loss; 0: mixed alone"
+    )
     average: bool = Field(False, description="divide the loss by 1 + clean_weight")
     # with what network and how long
     width: Int = Field(8, ge=1, le=4096, description="channels of the first stage; 64 in the paper")
@@ -177,9 +179,9 @@ class TrainParams(DataParams):
     milestones: list[Float] = Field(
         [0.25, 0.375], description="multistep: shares of the schedule at which lr is divided by 10"
     )
-    lr: Float = Field(0.03, gt=0, description="peak learning rate; 0.1 in the paper")
+    lr: Float = Field(0.03, gt=0, le=1e38, description="peak learning rate; 0.1 in the paper")
     momentum: Float = Field(0.9, ge=0, lt=1, description="of SGD, without Nesterov")
-    weight_decay: Float = Field(5e-4, ge=0, description="on all parameters")
+    weight_decay: Float = Field(5e-4, ge=0, le=1e38, description="on all parameters")
     # on which images
     seed: Int = Field(0, ge=0, description="of initialisation, order, augmentation and mixing")
     train_images: Limit = Field(

@@ -92,6 +92,9 @@ def test_it_goes_wherever_torchvision_mixup_goes():
         (lambda x, y: NoMix(4)({"image": x, "mask": x, "label": y}), "one 4-d tensor"),
         (lambda x, y: RegionMixup(4)(x, y.int()), "labels.long"),
         (lambda x, y: RegionMixup(4)(x[:0], y[:0]), "batch"),
+        (lambda x, y: RegionMixup(4).draw(None), "did you batch"),
+        (lambda x, y: RegionMixup(4).draw((4, 3, 8.5, 8)), "shape=8.5: expected a whole number"),
+        (lambda x, y: RegionMixup(4).draw("4388"), "did you batch"),
     ],
 )
 def test_mistakes_get_one_clear_line(call, words):

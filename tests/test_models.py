@@ -101,7 +101,9 @@ def test_stem_stride_halves_the_maps():
         ({"num_classes": "10"}, "num_classes='10'"),
         ({"width": None}, "width=None"),
         ({"stem_stride": True}, "stem_stride=True"),
-        ({"std": (0.2, 0.0, 0.2)}, "std above 0"),
+        ({"std": (0.2, 0.0, 0.2)}, "std=0.0.*are all images of one colour"),
+        ({"std": (0.2, float("nan"), 0.2)}, "std=nan"),
+        ({"mean": ("a", "b", "c")}, "mean='a'"),
     ],
 )
 def test_mistakes(wrong, words):

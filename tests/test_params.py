@@ -47,6 +47,8 @@ def test_numbers_as_papermill_and_yaml_deliver_them(value, expected):
         ({"seed": 10**5000}, "seed=a number of thousands of digits"),
         ({"seed": "9" * 5000}, r"seed='9+\.\.\. \(5002 characters\)"),
         ({"lr": "9" * 400 + "/1"}, "lr=.*8/255"),
+        ({"lr": 1e39}, "lr=1e.39: input should be less than or equal to"),
+        ({"weight_decay": 1e300}, "weight_decay=1e.300"),
         ({"threads": 10**6}, "threads=1000000"),
         ({"width": 10**9}, "width=1000000000"),
         ({"mixer": "x" * 10**6}, "mixer=.*expected one of"),

@@ -69,13 +69,13 @@ def maps(
         UserError: unknown layer, method or class, a layer whose output is not a stack of maps,
             images outside [0, 1].
     """
+    pixels = as_pixels(model, images, classes, kinds=(torch.float32, torch.float64, torch.bfloat16))
     modules = {name: module for name, module in model.named_modules() if name}
     if layer not in modules:
         shallow = [name for name in modules if name.count(".") < 2]
         raise UserError(f"layer={layer!r}: {nearest(layer, shallow)}")
     if method not in LIBRARY:
         raise UserError(f"method={method!r}: {nearest(method, LIBRARY)}")
-    pixels = as_pixels(model, images, classes, kinds=(torch.float32, torch.float64, torch.bfloat16))
     module, head, parameter = modules[layer], head_behind(model, layer), next(model.parameters())
     batches = [
         (batch.to(parameter), some.to(parameter.device))

@@ -19,6 +19,7 @@ from rmlib.study.guarded import Usage, guarded, needs
 from rmlib.study.settings import BENCHED, CELL, NOTEBOOKS, parse
 
 _say = partial(print, flush=True)
+MOST = 1_000_000  # of whatever is counted on the command line
 
 
 class Parser(argparse.ArgumentParser):
@@ -224,9 +225,9 @@ def _check_batch(options):
 def _positive(options, *names):
     for name in names:
         value = getattr(options, name)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value <= MOST:
             least = "at least 1" if isinstance(value, int) else "above 0"
-            raise UserError(f"--{name.replace('_', '-')} {value:g}: {least}")
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: {least} and at most {MOST}")
 
 
 def run_report(options) -> int:

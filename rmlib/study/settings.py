@@ -68,7 +68,7 @@ def parse(notebook: str, values: dict) -> Any:
 def listed(problems: list, explain: Callable[[Any], str] = str, most: int = 10) -> str:
     """Problems in one line, and not more than can be read."""
     more = [f"and {len(problems) - most} more"] if len(problems) > most else []
-    return "; ".join([*map(explain, problems[:most]), *more])
+    return "; ".join([*dict.fromkeys(map(explain, problems[:most])), *more])
 
 
 def _explain(model, item):

@@ -240,6 +240,7 @@ def test_nothing_piles_up(model, layer):
     [
         (dict(layer="layer5"), "did you mean 'layer"),
         (dict(layer=""), "layer=''"),
+        (dict(model=lambda pixels: pixels), "has no parameters"),
         (dict(method="gradcam"), "did you mean 'gradcam[+][+]'"),
         (
             dict(layer="layer3", classes=torch.tensor([0, 3, 1])),
@@ -253,9 +254,9 @@ def test_nothing_piles_up(model, layer):
 )
 def test_mistakes(change, words):
     pixels, classes = images(3)
-    arguments = {"images": pixels, "classes": classes, "layer": "layer4"} | change
+    arguments = {"images": pixels, "classes": classes, "layer": "layer4"}
     with pytest.raises(UserError, match=words):
-        cam.maps(preact_resnet18(3, 2), **arguments)
+        cam.maps(**{"model": preact_resnet18(3, 2)} | arguments | change)
 
 
 @pytest.mark.cuda

@@ -30,6 +30,7 @@ QUICK = str(project_root() / "notebooks/batches/quick.yaml")
         (["data", "cifar10", "--offline", "--root", "nowhere"], 1, "put cifar10.zip"),
         (["batch", "nothing.yaml"], 1, "there is no batch file"),
         (["batch", "b.yaml", "--workers", "0"], 1, "--workers 0: at least 1"),
+        (["batch", "b.yaml", "--workers", "9999999999"], 1, "and at most 1000000"),
         (["batch", "b.yaml", "--workers", "x"], 2, "workers"),
         (["batch", "b.yaml", "--per-gpu", "0"], 1, "--per-gpu 0: at least 1"),
         (["batch", "b.yaml", "--max-minutes", "0"], 1, "--max-minutes 0: above 0"),

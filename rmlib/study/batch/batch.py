@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from rmlib import UserError
 from rmlib.datasets import sources
+from rmlib.params import nearest
 from rmlib.study.batch import executors, notebooks
 from rmlib.study.batch.costs import costs
 from rmlib.study.batch.jobs import Jobs
@@ -171,6 +172,21 @@ def _check_runs(batch, todo, options, load):
                 compiled = run.compiled or options.compiled
                 check_device(run.model_copy(update={"compiled": compiled}))
             check_fits(run, training_set(run, load))
-            evaluation_set(run, load)
+            _check_others(batch, run, min(evaluation_set(run, load).images.shape[2:]))
         except UserError as error:
             raise UserError(f"{batch.label(run)}: {error}") from error
+
+
+def _check_others(batch, run, size):
+    """Refuse tiles and layers of the other notebooks that its images and network do not have."""
+    from rmlib.models import preact_resnet18
+
+    modules = preact_resnet18(2, width=1, final_norm=run.final_norm).named_modules()
+    layers = [name for name, _ in modules if name not in ("", "linear")]
+    for name, settings in batch.notebooks.items():
+        if (k := getattr(settings, "k", 1)) > size:
+            raise UserError(f"{name}: k={k} tiles do not fit: use k <= {size}")
+        for place in ("layer", "beside"):
+            layer = getattr(settings, place, layers[0])
+            if layer not in layers:
+                raise UserError(f"{name}: {place}={layer!r}: {nearest(layer, layers)}")

@@ -166,7 +166,7 @@ class Jobs:
         if self.stopping or (reason.startswith("Stopped:") and not ended.late):
             return "stopped", reason
         with contextlib.suppress(OSError):  # a full disk: the reason is printed all the same
-            error.write_text(f"{reason}\n\n{ended.output}\n")
+            error.write_text(f"{reason}\n\n{ended.output}\n", encoding="utf-8")
         return "failed", f"{reason}  (see {executed if executed.exists() else error})"
 
 

@@ -272,6 +272,24 @@ def test_what_does_not_fit_is_named_before_any_kernel_starts(
     assert "\n" not in str(error.value) and str(error.value).startswith("region_mixup ")
 
 
+@pytest.mark.parametrize(
+    "name, setting, words",
+    [
+        ("01_method", {"k": 9}, "01_method: k=9 tiles do not fit: use k <= 8"),
+        ("04_cam", {"k": 9}, "04_cam: k=9 tiles do not fit: use k <= 8"),
+        ("04_cam", {"layer": "layer5"}, "layer='layer5': did you mean 'layer[1-4]'"),
+        ("04_cam", {"beside": "layer4.2"}, "beside='layer4.2': did you mean 'layer4.[01]'"),
+        ("04_cam", {"layer": "linear"}, "layer='linear': expected one of conv1, layer1|mean"),
+    ],
+)
+def test_what_the_other_notebooks_cannot_do_is_named_before_any_kernel_starts(
+    others, no_process, name, setting, words
+):
+    grid(Path("."), {name: setting}, seed=[0])
+    with pytest.raises(UserError, match=words):
+        run()
+
+
 def test_devices_of_a_cluster_are_its_own_business(project, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     read_batch(grid(project, seed=[0], device="cuda"), "out")
