@@ -58,16 +58,16 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     if not source.exists():
         raise UserError(f"there is no notebook {source}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    ending = threading.Event()
+    ending, begun = threading.Event(), threading.Event()
 
     def end(*_):
         if not ending.is_set():
             ending.set()
-            threading.Thread(target=_end_kernel, daemon=True).start()
+            threading.Thread(target=_end_kernel, args=(begun,), daemon=True).start()
 
     try:
         with handling((signal.SIGTERM, signal.SIGINT), end):
-            _execute(source, target, parameters, ending)
+            _execute(source, target, parameters, ending, begun)
     except DeadKernelError:
         reason = "was killed or crashed, and left no message (memory full? see the system's log)"
         raise UserError(f"the kernel of {target} {reason}") from None
@@ -80,8 +80,8 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
             tidy(target)
 
 
-def _execute(source, target, parameters, ending):
-    """Papermill, again where the kernel did not start."""
+def _execute(source, target, parameters, ending, begun):
+    """Papermill, again where the kernel did not start; ``begun``: a cell was."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
@@ -89,10 +89,11 @@ def _execute(source, target, parameters, ending):
 
     # Plain TCP warns in every kernel since ipykernel 7.3. A kernel is asked to go after its last
     # cell, by a message that jupyter_client gives a tenth of a second to be delivered: on a busy
-    # machine it is lost now and then, and SIGTERM follows after half of the wait.
-    kernels = Config({"KernelManager": {"transport_encryption": "auto", "shutdown_wait_time": 6.0}})
+    # machine it is lost, and SIGTERM follows after half of the wait.
+    kernels = Config({"KernelManager": {"transport_encryption": "auto", "shutdown_wait_time": 2.0}})
 
     def not_after_the_end(**_):
+        begun.set()
         if ending.is_set():
             raise Stopped("stopped between two cells of the notebook")
 
@@ -116,18 +117,21 @@ def _execute(source, target, parameters, ending):
             time.sleep(pause)
 
 
-def _end_kernel():
+def _end_kernel(begun):
     """Interrupt what the kernel executes, as Ctrl-C would; a kernel deaf to it is killed.
 
     A training ends with a checkpoint, and papermill sees a cell that failed. (An exception in this
     process would tear papermill's event loop at a random place, with the kernel left behind.)
+    A kernel that still starts just ends.
     """
-    # the second for one that fell between two cells
-    for pause, number in ((0, signal.SIGINT), (15, signal.SIGINT), (45, signal.SIGKILL)):
+    # a kernel ignores what comes before its cell begins, and may be slow to tell that one ended
+    for pause, number in ((0, signal.SIGINT), (4, signal.SIGINT), (11, signal.SIGINT), (45, None)):
         time.sleep(pause)
+        if number and not begun.is_set():
+            number = signal.SIGTERM
         for process in psutil.Process().children():
             with contextlib.suppress(psutil.Error):
-                process.send_signal(number)
+                process.send_signal(number or signal.SIGKILL)
 
 
 def _never_began(target):

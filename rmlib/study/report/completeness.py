@@ -8,7 +8,7 @@ from pathlib import Path
 from rmlib.params import config_id
 from rmlib.study.names import LABELS
 from rmlib.study.report import groups
-from rmlib.study.runs import collection, records
+from rmlib.study.runs import collection, records, schema
 
 
 def missing(found: collection.Collection) -> list[str]:
@@ -36,8 +36,8 @@ def read_plan(path: Path) -> dict | None:
     """The content of a plan, or None if it cannot be used."""
     try:
         plan = json.loads(path.read_text())
-        whole = all(isinstance(run["run_id"], str) and run["label"] for run in plan["cells"])
-        return plan if whole and plan["schema_version"] == 1 else None
+        schema.Plan(**plan)
+        return plan
     except (*records.DAMAGE, OSError):
         return None
 

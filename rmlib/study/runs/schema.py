@@ -195,6 +195,27 @@ class Measurements(BaseModel):
 
 
 @pydantic.with_config(OPEN)
+class Planned(TypedDict):
+    """A run of a batch, as far as reports read it."""
+
+    run_id: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
+    label: Annotated[str, Field(min_length=1)]
+    robustness: NotRequired[bool]
+
+
+class Plan(BaseModel):
+    """The runs of a batch, and the command that made them: plan.json."""
+
+    model_config = OPEN
+
+    schema_version: Literal[1]
+    name: str = ""
+    file: str = ""
+    options: list[str] = []
+    cells: list[Planned]
+
+
+@pydantic.with_config(OPEN)
 class Attack(TypedDict):
     """Settings and result of an attack, as far as tables read them; others below."""
 

@@ -395,8 +395,12 @@ def test_what_the_plan_of_a_batch_names_is_missed(tmp_path, capsys):
         "complete\n" in capsys.readouterr().out
         and "What is missing</h2>\n<p>Nothing" in (tmp_path / "report" / "index.html").read_text()
     )
-    (tmp_path / records.PLAN).write_text("{")
-    assert "plan.json is damaged" in completeness.missing(collection.gather(tmp_path))[0]
+    bad = [plan | {"schema_version": 2}, plan | {"options": [1]}, plan | {"name": None}, [], None]
+    bad += [plan | {"cells": [cells[0] | {"run_id": "../secret"}]}]
+    bad += [plan | {"cells": [cells[0] | {"label": 3}]}]
+    for text in ("{", *map(json.dumps, bad)):
+        (tmp_path / records.PLAN).write_text(text)
+        assert "plan.json is damaged" in completeness.missing(collection.gather(tmp_path))[0]
 
 
 def test_the_committed_tables_are_complete():

@@ -123,6 +123,18 @@ def test_a_diverged_run_says_so(tiny_run):
     assert stored["history"][-1]["loss"] is None
 
 
+def test_a_network_without_finite_logits_has_diverged_after_its_last_step(tiny_run, monkeypatch):
+    """What its record says can be read again, and no weights are there to be compared."""
+    evaluate, none = run.evaluate, {"nll": float("nan"), "ece": float("nan")}
+    monkeypatch.setattr(run, "evaluate", lambda *given, **more: evaluate(*given, **more) | none)
+    options = params(tiny_run, epochs=2, snapshots=[1])
+    record = train(options, log=quiet)
+    assert record.status == "diverged" and record.metrics == {} and record.weights is None
+    assert set(record.snapshots["1"]) == {"accuracy", "top5", "correct"}
+    assert records.read(options.folder) == record
+    assert not (options.folder / records.WEIGHTS).exists()
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
