@@ -51,6 +51,7 @@ def test_numbers_as_papermill_and_yaml_deliver_them(value, expected):
         ({"weight_decay": 1e300}, "weight_decay=1e.300"),
         ({"threads": 10**6}, "threads=1000000"),
         ({"width": 10**9}, "width=1000000000"),
+        ({"mixer": 10**5000}, "mixer=a number of thousands.*expected one of"),
         ({"mixer": "x" * 10**6}, "mixer=.*expected one of"),
         ({"snapshots": ["x"] * 50}, "snapshots='x'"),
         ({"dataset": "folder:"}, "folder:PATH"),

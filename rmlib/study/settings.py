@@ -77,7 +77,8 @@ def _explain(model, item):
         return f"unknown parameter {brief(name)}: {nearest(name, model.model_fields)}"
     words = choices(model.model_fields[name]) if name else ()
     if words:
-        return f"{name}={brief(value)}: {nearest(value, words)}"
+        remedy = nearest(brief(value).strip("'"), words)
+        return f"{name}={brief(value)}: {remedy}"
     message = item["msg"].removeprefix("Value error, ")
     return f"{name}={brief(value)}: {message[0].lower()}{message[1:]}" if name else message
 

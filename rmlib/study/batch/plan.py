@@ -68,12 +68,13 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node, deep=False):
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError):  # of a number, date or word of a tag
+        except (ValueError, LookupError, AttributeError, ArithmeticError):  # by its type
             kind, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
             raise yaml.YAMLError(f"{brief(node.value)} is no {kind} (line {line})") from None
 
     def construct_mapping(self, node, deep=False):
-        keys = [str(key.value) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        keys = [str(key.value) for key, _ in pairs if key.tag != "tag:yaml.org,2002:merge"]
         twice = sorted(key for key, count in Counter(keys).items() if count > 1)
         if twice:
             line = node.start_mark.line + 1
