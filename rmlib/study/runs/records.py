@@ -30,8 +30,15 @@ UNFINISHED = ".unfinished"  # of a run whose notebook has begun and not come to 
 KINDS = ("attacks", "cam", "corruptions")  # of measurements on a trained network
 KEPT = "maps"  # the measure in cam.json that is taken last: small maps for figures
 # what a file with anything in it may raise; zlib.error: packed values
-DAMAGE: tuple[type[Exception], ...] = (ValueError, TypeError, LookupError, AttributeError)
-DAMAGE += (ArithmeticError, RecursionError, zlib.error)
+DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    zlib.error,
+)
 
 
 class Newer(UserError):
