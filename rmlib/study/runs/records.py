@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from pathlib import Path
 
 import psutil
@@ -28,8 +29,16 @@ ERROR = "error.txt"  # of a run or a notebook that failed: why, and what was pri
 UNFINISHED = ".unfinished"  # of a run whose notebook has begun and not come to its end
 KINDS = ("attacks", "cam", "corruptions")  # of measurements on a trained network
 KEPT = "maps"  # the measure in cam.json that is taken last: small maps for figures
-# what a file with anything in it may raise
-DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+# what a file with anything in it may raise; zlib.error: packed values
+DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    zlib.error,
+)
 
 
 class Newer(UserError):

@@ -10,6 +10,7 @@ import pytest
 from made import make_record, measured, save
 
 from rmlib import UserError
+from rmlib.packed import pack_values
 from rmlib.params import config_id
 from rmlib.paths import project_root
 from rmlib.study.cli import main
@@ -22,6 +23,14 @@ FGSM = (
     {"images": 10, "clean_accuracy": 80.0, "accuracy_after": 50.0},
 )
 GUARD = {"measure": "guard", "images": 10}, {}
+# values of images that are not packed, or of fewer images
+LOOKED = '{"mean": {"a": 1.0}, "control": {}, "values": {"a": "VALUES"}, "control_values": {}}'
+LOCALIZED = (
+    '"localization", "images": 10, "maps": ["m"]}, "result": {"found": {"m": ' + LOOKED + "}}"
+)
+UNPACKED = [
+    LOCALIZED.replace("VALUES", each) for each in ("", "?", "9" * 400, pack_values([1.0] * 9))
+]
 CORRUPTED = {}, FGSM[1] | {"mean_accuracy": 5.0, "accuracy": {}}
 
 
@@ -159,6 +168,7 @@ def test_measurements_that_no_table_could_show_are_left_out(tmp_path):
         ("corruptions", '"accuracy": {}', '"accuracy": {"fog": [true]}'),
         ("cam", '"measure": "guard"', '"measure": "sanity"'),
         ("cam", '"result": {}', '"result": {"moved": "far"}'),
+        *(("cam", '"guard", "images": 10}, "result": {}', text) for text in UNPACKED),
     ):
         path = folder / f"{kind}.json"
         whole = path.read_text()
