@@ -18,13 +18,11 @@ def expanded(path: str | Path) -> Path:
     Raises:
         UserError: nobody here has that name.
     """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
+    found = os.path.expanduser(path)
+    if str(found).startswith("~"):
         remedy = f"write the whole path, or ./{path} for a folder of that name"
-        raise UserError(
-            f"{path} is in the home of a user who is not known here: {remedy}"
-        ) from None
+        raise UserError(f"{path} is in the home of a user who is not known here: {remedy}")
+    return Path(found)
 
 
 def project_root() -> Path:

@@ -12,7 +12,16 @@ from rmlib import STOPPED, Stopped, UserError
 
 # of the extra "study": what tables and figures need, and what runs and notebooks do
 _TABLES = ("jinja2", "latex2mathml", "matplotlib", "pandas", "scipy", "seaborn", "statsmodels")
-_RUNS = ("filelock", "ipykernel", "nbconvert", "nbformat", "papermill", "psutil", "safetensors")
+_RUNS = (
+    "filelock",
+    "ipykernel",
+    "nbconvert",
+    "nbformat",
+    "papermill",
+    "psutil",
+    "safetensors",
+    "typing_extensions",
+)
 # what an extra of pyproject.toml installs, as the names that are imported
 EXTRAS = {
     "robustness": ("matplotlib", "scipy", "torchattacks"),

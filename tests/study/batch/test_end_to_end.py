@@ -58,7 +58,7 @@ def test_all_five_notebooks(block, tmp_path, capsys):
         ("square", "8/255"),
     ]
     assert all(row.result["images"] == 12 for row in stored)
-    assert list(collection.collect_measurements(out, "cam")["images"]) == [5, 3, 3, 5, 3]
+    assert list(collection.collect_measurements(out, "cam")["images"]) == [5, 3, 3, 3]
     assert (out / "maps-layer4.png").exists()
     assert "| CutMix | 1 | 12 |" in (out / "report" / "tables" / "tables.md").read_text()
 

@@ -35,7 +35,6 @@ def of_runs(draw):
         lambda images: figures.grid_points(images[0], NAME, [("a", images[0, 0], images[0, 0])]),
         lambda images: figures.perturbations(images, images, [NAME] * 2, [NAME] * 2, 0.1),
         under_mixup,
-        of_runs(figures.seeds),
         of_runs(figures.forest),
     ],
 )

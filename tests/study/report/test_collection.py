@@ -22,7 +22,7 @@ FGSM = (
     {"attack": "fgsm", "eps": "8/255"},
     {"images": 10, "clean_accuracy": 80.0, "accuracy_after": 50.0},
 )
-GUARD = {"measure": "guard", "images": 10}, {}
+OPEN = {"measure": "another", "images": 10}, {}
 # values of images that are not packed, or of fewer images
 LOOKED = '{"mean": {"a": 1.0}, "control": {}, "values": {"a": "VALUES"}, "control_values": {}}'
 LOCALIZED = (
@@ -149,7 +149,7 @@ def test_measurements_that_no_table_could_show_are_left_out(tmp_path):
     record = make_record(80)
     save(tmp_path, record)
     folder = tmp_path / record.run_id
-    for kind, row in zip(records.KINDS, (FGSM, GUARD, CORRUPTED)):
+    for kind, row in zip(records.KINDS, (FGSM, OPEN, CORRUPTED)):
         measured(tmp_path, record, kind, row)
     assert not collection.gather(tmp_path).problems
     for kind, old, new in (
@@ -166,9 +166,8 @@ def test_measurements_that_no_table_could_show_are_left_out(tmp_path):
         ("corruptions", '"mean_accuracy": 5.0', '"mean_accuracy": -5.0'),
         ("corruptions", '"accuracy": {}', '"accuracy": {"fog": []}'),
         ("corruptions", '"accuracy": {}', '"accuracy": {"fog": [true]}'),
-        ("cam", '"measure": "guard"', '"measure": "sanity"'),
-        ("cam", '"result": {}', '"result": {"moved": "far"}'),
-        *(("cam", '"guard", "images": 10}, "result": {}', text) for text in UNPACKED),
+        ("cam", '"measure": "another"', '"measure": "sanity"'),
+        *(("cam", '"another", "images": 10}, "result": {}', text) for text in UNPACKED),
     ):
         path = folder / f"{kind}.json"
         whole = path.read_text()
@@ -214,7 +213,7 @@ def test_bad_files_stop_nothing_and_are_named(tmp_path, capsys):
     save(tmp_path, *good)
     # a measurement of another run, and half a file
     for record, file in zip(good, ("attacks", "cam")):
-        measured(tmp_path, record, file, FGSM if file == "attacks" else GUARD)
+        measured(tmp_path, record, file, FGSM if file == "attacks" else OPEN)
     path = tmp_path / good[0].run_id / "attacks.json"
     path.write_text(path.read_text().replace(good[0].run_id, "0" * 12))
     half = tmp_path / good[1].run_id / "cam.json"
@@ -390,7 +389,7 @@ def test_what_the_plan_of_a_batch_names_is_missed(tmp_path, capsys):
         "small: not run for 1 of 3 runs: mixup seed=2",
         *(f"small: {kind}: missing for 1 of 1 runs: mixup seed=0" for kind in records.KINDS),
     ]
-    for kind, row in zip(records.KINDS, (FGSM, GUARD, CORRUPTED)):
+    for kind, row in zip(records.KINDS, (FGSM, OPEN, CORRUPTED)):
         measured(tmp_path, there, kind, row)
     assert completeness.missing(collection.gather(tmp_path))[2:] == [
         "small: cam: missing for 1 of 1 runs: mixup seed=0"

@@ -172,7 +172,7 @@ def test_other_weights_are_measured_again(tmp_path):
 
 def test_training_again_forgets_them_unless_the_network_is_the_same(tiny_run):
     params, _ = finished(tiny_run)
-    store(params.folder, "cam", {"measure": "sanity"})
+    store(params.folder, "cam", {"measure": "another"})
     (params.folder / records.RECORD).unlink()
     assert len(collection.collect_measurements(params.folder, "cam")) == 0, (
         "a run without record has no results"
