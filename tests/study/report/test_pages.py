@@ -1,8 +1,12 @@
 """The HTML site of a study."""
 
+import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import nbformat
+import pytest
 from made import make_record, save
 
 from rmlib.study.report import pages
@@ -89,3 +93,30 @@ def test_the_site_is_whole(tmp_path):
         "02_training.ipynb is damaged: it has no page"
         in pages.build(root, root / "report").read_text()
     )
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+
+def seen(path):
+    """The document of a page after a browser has run what it may."""
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    return subprocess.run([*command, path.as_uri()], capture_output=True, text=True).stdout
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser")
+def test_what_a_notebook_brings_along_does_not_run(tmp_path):
+    """The same output does run in a page without the policy, so the test can tell."""
+    root = tmp_path / "quick"
+    save(root, make_record(81.25))
+    script = "<img src='data:,' onerror=\"document.body.title = 'run'\">"
+    script += "<script>document.body.title = 'run'</script>"
+    output = nbformat.v4.new_output("display_data", {"text/html": f"<p>shown</p>{script}"})
+    cells = [nbformat.v4.new_markdown_cell("# 1. A"), nbformat.v4.new_code_cell(outputs=[output])]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "01_method.ipynb")
+    page = pages.build(root, root / "report").with_name("01_method.html")
+    dom = seen(page)
+    assert "shown" in dom and 'title="run"' not in dom
+    policy = re.search(r"<meta http-equiv=[^>]*>\n", page.read_text())[0]
+    page.write_text(page.read_text().replace(policy, ""))
+    assert 'title="run"' in seen(page)
