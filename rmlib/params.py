@@ -129,9 +129,16 @@ class DataParams(Params):
     @classmethod
     def _known_dataset(cls, name: str) -> str:
         if name not in DATASETS and not name.startswith("folder:"):
-            raise ValueError(nearest(name, (*DATASETS, "folder:PATH")))
+            raise ValueError(nearest_dataset(name))
         _without_path(name)
         return name
+
+
+def nearest_dataset(name: str) -> str:
+    """Remedy for an unknown dataset: a path needs its "folder:"."""
+    if os.path.exists(name) or "/" in name:
+        return f"did you mean 'folder:{name}'?"
+    return nearest(name, (*DATASETS, "folder:PATH"))
 
 
 def _without_path(dataset: str) -> str:

@@ -55,6 +55,7 @@ def test_numbers_as_papermill_and_yaml_deliver_them(value, expected):
         ({"mixer": "x" * 10**6}, "mixer=.*expected one of"),
         ({"snapshots": ["x"] * 50}, "snapshots='x'"),
         ({"dataset": "folder:"}, "folder:PATH"),
+        ({"dataset": "my/images"}, "did you mean 'folder:my/images'?"),
         ({"dataset": "folder:/"}, "a name at its end"),
         ({"dataset": "folder:a/.zip"}, "a name at its end"),
         ({"dataset": "folder:a/~b"}, "does not begin with ~"),

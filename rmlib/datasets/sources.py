@@ -115,9 +115,9 @@ def _find(name: str, root: Path, offline: bool):
             raise UserError(f"dataset {name!r}: there is no folder or zip {path}")
         return path, _read_image_tree
     if name not in SIZES:
-        from rmlib.params import DATASETS, nearest
+        from rmlib.params import nearest_dataset
 
-        raise UserError(f"unknown dataset {name!r}: {nearest(name, (*DATASETS, 'folder:PATH'))}")
+        raise UserError(f"unknown dataset {name!r}: {nearest_dataset(name)}")
     for path in (root / f"{name}.zip", root / name):
         if path.exists():
             return path, _read_image_tree
