@@ -214,5 +214,7 @@ def _plain(name, entry):
     if entry is None or entry != entry:
         return "–"
     if name in PLACES and not isinstance(entry, str):
-        return f"{entry:.{PLACES[name]}f}"
+        least = 10.0 ** -PLACES[name]
+        small = name.startswith("p") and entry < least
+        return f"<{least:g}" if small else f"{entry:.{PLACES[name]}f}"
     return f"{entry:g}" if isinstance(entry, float) else str(entry)

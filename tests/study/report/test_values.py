@@ -69,3 +69,10 @@ def test_a_table_prints_values_and_plain_entries():
 
 def test_an_interval_that_is_not_known_is_a_dash():
     assert span(math.nan, math.nan) == "–" and span(-0.125, 0.5, 1) == "[-0.1, +0.5]"
+
+
+def test_plain_numbers_have_fixed_decimals():
+    """A p that rounds to nothing is no zero; r keeps its second decimal."""
+    rows = [{"r": 0.5, "p": 0.01}, {"r": -1.0, "p": 3e-7}, {"r": float("nan"), "p": 1.0}]
+    text = Table(rows).markdown()
+    assert "| 0.50 | 0.0100 |\n| -1.00 | <0.0001 |\n| – | 1.0000 |" in text
