@@ -119,4 +119,8 @@ def test_the_version_stands_in_one_place():
 
 def test_types_are_shipped():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert "py.typed" in tool["package-data"]["rmlib"] and (ROOT / "rmlib/py.typed").exists()
+    data = tool["package-data"]["rmlib"]
+    assert "py.typed" in data and (ROOT / "rmlib/py.typed").exists()
+    installed = {path for pattern in data for path in (ROOT / "rmlib").glob(pattern)}
+    others = {path for path in (ROOT / "rmlib").rglob("*.*") if path.suffix in (".html", ".typed")}
+    assert installed == others, "what is no Python file is installed only if it is named"

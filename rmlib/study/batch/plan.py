@@ -155,7 +155,7 @@ class Batch:
     def notebook_state(self, name: str) -> str:
         """Of another notebook: done (it ran to its end on what is there now), failed or new."""
         try:
-            if (self.out / f"{name}.done").read_text() == self.fingerprint(name):
+            if (self.out / f"{name}.done").read_text(encoding="utf-8") == self.fingerprint(name):
                 return "done"
         except OSError:
             pass
@@ -202,7 +202,7 @@ class Batch:
         path = self.out / records.PLAN
         if options is None:
             try:
-                options = json.loads(path.read_text())["options"]
+                options = json.loads(path.read_text(encoding="utf-8"))["options"]
             except (*records.DAMAGE, OSError):
                 options = []
         rows = []

@@ -41,10 +41,14 @@ def methods(group) -> list[Method]:
 
 
 def sentences(group) -> list[str]:
-    """The best method, its distance from the reference, and from the next; [] for one method.
+    """The best method, and its lead over three others; [] for one method.
 
-    The reference is plain training, or without it no mixing. p of Welch's t is corrected by Holm
-    for all other methods. The same accuracies choose the best one, so its lead is flattered.
+    These are plain training (without it no mixing), the next best, and Region Mixup. p of Welch's t
+    is corrected by Holm for all other methods. The same accuracies choose the best one, so its lead
+    is flattered.
+
+    Args:
+        group: the runs of one experiment, see :func:`rmlib.study.report.groups.experiments`.
     """
     found = methods(group)
     if len(found) < 2:
@@ -69,6 +73,9 @@ def sentences(group) -> list[str]:
         told.append(lead(wanted[0], f"above {others[wanted[0]].name}"))
     if wanted[:1] != [0]:
         told.append(lead(0, f"above the next, {others[0].name},"))
+    regions = [i for i, other in enumerate(others) if other.mixer == "region_mixup"]
+    if regions and regions[0] != 0:
+        told.append(lead(regions[0], f"above {others[regions[0]].name}"))
     return told
 
 

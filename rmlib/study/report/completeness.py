@@ -35,7 +35,7 @@ def missing(found: collection.Collection) -> list[str]:
 def read_plan(path: Path) -> dict | None:
     """The content of a plan, or None if it cannot be used."""
     try:
-        plan = json.loads(path.read_text())
+        plan = json.loads(path.read_text(encoding="utf-8"))
         schema.Plan(**plan)
         return plan
     except (*records.DAMAGE, OSError):
@@ -90,7 +90,8 @@ def why(folder: Path) -> str:
     if (folder / records.RECORD).exists():
         return "its record is left out"
     try:
-        return f"status failed: {(folder / records.ERROR).read_text().splitlines()[0].strip()}"
+        text = (folder / records.ERROR).read_text(encoding="utf-8")
+        return f"status failed: {text.splitlines()[0].strip()}"
     except (OSError, UnicodeDecodeError):
         pass
     except IndexError:

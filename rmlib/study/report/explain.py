@@ -28,7 +28,6 @@ HOW = {
     "mean": "mean and sample standard deviation of {count} values, one for each network:",
     "difference": "mean of {0} minus mean of {1}, over these runs:",
     "sum": "sum over these runs:",
-    "made": "made of these runs:",
 }
 
 

@@ -133,8 +133,8 @@ def caption(group) -> str:
     return (
         f"{', '.join(words)}; {_all(group, 'data.train_images')} training and"
         f" {_all(group, 'data.test_images')} test images; seeds {_all(group, 'config.seed')}; mean"
-        f" ± sample standard deviation over n seeds; {minutes:.1f} minutes summed over the runs, on"
-        f" {hardware(group)}, torch {_all(group, 'versions.torch')}"
+        f" ± sample standard deviation over n seeds; {minutes:.1f} minutes summed over the runs,"
+        f" on {hardware(group)}, torch {_all(group, 'versions.torch')}"
     )
 
 

@@ -25,68 +25,9 @@ from rmlib.study.report import answer, completeness, groups, report
 from rmlib.study.runs import collection, records
 from rmlib.study.settings import CELL, NOTEBOOKS
 
-PAGE = jinja2.Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title | e }}</title>
-<style>
-body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff; max-width: 64rem; margin: 2rem auto; padding: 0 1.2rem }
-h1, h2, h3 { line-height: 1.25; margin: 2em 0 0.5em } h1 { margin-top: 0.5em }
-a { color: #1a5a96 } .anchor-link { display: none }
-nav { font-size: 14px; border-bottom: 1px solid #ddd; padding-bottom: 0.6em; margin-bottom: 1.5em }
-table { border-collapse: collapse; font-size: 13.5px; margin: 1em 0; display: block; overflow-x: auto }
-th, td { padding: 0.25em 0.55em; border-bottom: 1px solid #e4e4e4; text-align: left; font-variant-numeric: tabular-nums; white-space: nowrap }
-th { border-bottom: 2px solid #999; white-space: normal; vertical-align: bottom }
-td[style*="right"], th[style*="right"] { text-align: right }
-pre { font: 13px/1.45 ui-monospace, monospace; overflow-x: auto; margin: 0.5em 0; white-space: pre }
-code { font-family: ui-monospace, monospace; font-size: 0.88em; background: #f4f4f4; padding: 0.1em 0.25em; border-radius: 3px }
-pre code { background: none; padding: 0 } .jp-OutputArea-output pre { margin: 0 }
-.jp-CodeCell { margin: 1.2em 0 } .highlight { background: #f7f7f7; border-left: 3px solid #c9d6e2; padding: 0.1em 0.8em }
-.jp-OutputArea-output { padding: 0.1em 0.8em } img { max-width: 100% }
-summary { font-weight: bold; cursor: pointer; margin: 0.6em 0 }
-math { font-size: 1.08em } .formula { text-align: center; margin: 1em 0; overflow-x: auto } .note { color: #555; font-size: 14px }
-{{ pygments }}
-</style>
-</head>
-<body>
-<nav>{% for name, target in links %}<a href="{{ target }}">{{ name | e }}</a>{{ " · " if not loop.last }}{% endfor %}</nav>
-{{ body }}
-</body>
-</html>
-""")
 
-INDEX = jinja2.Template("""<h1>{{ title | e }}</h1>
-{% for line in answers %}<p>{% if loop.first %}<b>{{ line | e }}</b>{% else %}{{ line | e }}{% endif %}</p>
-{% endfor %}{% if figure %}<p class="note">A circle is a run, the bar a method's mean with its 95 % interval over seeds (Student's t). The best method was
-chosen by the same accuracies, which flatters its lead. p is corrected by Holm for all other methods.</p>
-<img alt="test accuracy of every run, by method" src="data:image/svg+xml;base64,{{ figure }}">{% endif %}
-{{ first }}
-<p class="note"><b>clean_weight</b> is the weight of the loss of the clean batch beside that of the mixed one: 1 as the paper trains, 0 for the mixed batch
-alone. With "No mixing", 1 is the same batch twice (a control for the doubled loss) and 0 plain training.</p>
-{% if problems %}<h2 id="left-out">Left out</h2>
-<p>These files are damaged or do not belong where they lie. Nothing on these pages comes from them.</p>
-<ul>{% for line in problems %}<li>{{ line | e }}</li>
-{% endfor %}</ul>{% endif %}
-<h2>More tables</h2>
-{% for heading, body in more %}<details><summary>{{ heading | e }}</summary>
-{{ body }}</details>
-{% endfor %}<p class="note">The same tables as Markdown and CSV: <a href="tables/tables.md">tables/</a>. Where a number comes from: <code>rmlib explain</code>.
-The paper: Saha &amp; Garain, <a href="https://arxiv.org/abs/2409.15028">Region Mixup</a>, ICLR 2024 Tiny Papers; its numbers are typed from it.</p>
-{% if lessons %}<h2>Notebooks</h2>
-<ul>{% for page, name, question in lessons %}<li><a href="{{ page }}">{{ name | e }}</a>: {{ question | e }}</li>
-{% endfor %}</ul>{% endif %}
-<h2 id="missing">What is missing</h2>
-{% if missing %}<ul>{% for line in missing %}<li>{{ line | e }}</li>
-{% endfor %}</ul>{% else %}<p>Nothing: what was planned, or what other runs of an experiment have, is there.</p>{% endif %}
-{% if cells %}<h2 id="runs">Runs</h2>
-<p class="note">Each is notebook 02_training with its own parameters.</p>
-<table><tr>{% for head in heads %}<th>{{ head | e }}</th>{% endfor %}</tr>
-{% for page, row in cells %}<tr>{% for value in row %}<td>{% if loop.first and page %}<a href="{{ page }}">{{ value | e }}</a>{% else %}{{ value | e }}{% endif %}</td>{% endfor %}</tr>
-{% endfor %}</table>{% endif %}
-""")
+def _template(name):
+    return jinja2.Template(Path(__file__).with_name(f"{name}.html").read_text(encoding="utf-8"))
 
 
 def build(root, folder: Path, tables: dict | None = None, missing: list[str] | None = None) -> Path:
@@ -122,7 +63,7 @@ def build(root, folder: Path, tables: dict | None = None, missing: list[str] | N
     pages = {path.parent.name: book.page for path, book in books.items() if path.stem == CELL}
     heads, rows = _runs(runs, pages)
     title = f"Report: {root.resolve().name}"
-    body = INDEX.render(
+    body = _template("index").render(
         title=title,
         answers=[line for line in map(answer.answer, experiments) if line],
         figure=_figure(experiments),
@@ -219,7 +160,7 @@ def _with_mathml(text):
 
 def _page(title, links, body):
     style = HtmlFormatter(style="default").get_style_defs(".highlight")
-    return PAGE.render(title=title, links=links, body=body, pygments=style)
+    return _template("page").render(title=title, links=links, body=body, pygments=style)
 
 
 def _title(path, notebook):

@@ -12,7 +12,7 @@ from rmlib.study.report.values import Table, Value, decimals_of, heading
 # columns that name a row by their text alone, and with their name
 NAMING = {"mixer", "method", "map", "measure", "difference", "claim"}
 NAMING |= {"dataset", "experiment"}
-KEYS = NAMING | {*METHOD, "clean loss", "shuffled", "eps", "in", "attack"}
+KEYS = NAMING | {*METHOD, "clean loss", "shuffled", "eps", "in"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -162,15 +162,6 @@ class TwoNetworks:
         """Accuracy of A minus that of B, in points."""
         return 100 * (self.only_a - self.only_b) / self.images
 
-    def __str__(self):
-        better = "A is better" if self.only_a > self.only_b else "B is better"
-        found = "not told apart" if self.p >= 0.05 else better
-        return (
-            f"these two networks, on {self.images} images: {found} (only A right {self.only_a},"
-            f" only B {self.only_b}, p = {self.p:.2g}); about methods, that is about other seeds,"
-            " it says nothing"
-        )
-
 
 def mcnemar(correct_a, correct_b) -> TwoNetworks:
     """McNemar's exact test of two networks: if both were equally good, the images that only one has

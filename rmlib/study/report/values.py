@@ -41,7 +41,7 @@ class Value:
         mean: the number; NaN where no run gives it.
         sides: {side: {run_id: number}}. A mean has one side named "", a difference two, A first.
         how: "mean" of one side with its ``std``; "difference" of the means of two sides; "sum" of
-            all sides; "made" in another way, which cannot be checked from the sides alone.
+            all sides.
         std: sample standard deviation over the runs, NaN for fewer than two.
         low, high: ends of the 95 % interval that is printed with it; NaN where there is none.
         control: the same measure of a control, and ``better``: whether the mean beats it.
@@ -94,8 +94,8 @@ class Value:
         return numbers + ([] if self.control is None else [f"{self.control:.1f}"])
 
     def text(self, decimals: int = 1) -> str:
-        """'82.31 ± 0.40 [81.9, 82.7] (20.8)*': mean, spread, interval, control, and a star where it
-        beats that; '+0.30 [+0.10, +0.50]' for a difference; a dash for what is not known.
+        """'82.31 ± 0.40 [81.9, 82.7] (20.8)*': mean, spread, interval, control, and a star where
+        it beats that; '+0.30 [+0.10, +0.50]' for a difference; a dash for what is not known.
         """
         if math.isnan(self.mean):
             return "–"

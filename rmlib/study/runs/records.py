@@ -169,7 +169,9 @@ def read(path: Path) -> Record:
 def _read(path, checked, again):
     """What a JSON file holds, without infinite numbers, as ``checked`` makes it."""
     try:
-        content = json.loads(path.read_text(), parse_float=_finite, parse_constant=_finite)
+        content = json.loads(
+            path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite
+        )
         version = content.get("schema_version")
         if isinstance(version, int) and version > schema.VERSION:
             known = f"this rmlib knows {schema.VERSION}"

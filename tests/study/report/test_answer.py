@@ -57,6 +57,15 @@ def test_without_plain_training_the_control_is_named_as_one(tmp_path, other):
     ]
 
 
+def test_region_mixup_has_its_place_also_where_it_is_neither_first_nor_next(tmp_path):
+    values = {"plain": [70.0, 70.4], "cutmix": [75.0, 75.4], "doubled": [74.0, 74.4]}
+    group = experiment(tmp_path, **values, region=[73.0, 73.4])
+    *_, last = answer.sentences(group)
+    assert last.startswith("above Region Mixup by 2.00 points [")
+    best = experiment(tmp_path / "best", plain=[70.0, 70.4], region=[73.0, 73.4])
+    assert len(answer.sentences(best)) == 2, "the best is not above itself"
+
+
 def test_one_method_has_no_answer(tmp_path):
     group = experiment(tmp_path, cutmix=[75.0, 76.0])
     assert answer.answer(group) == "" and report.markdown(tmp_path, "answer") == ""

@@ -170,7 +170,7 @@ def test_seeds_needed_where_little_or_nothing_is_known():
     )
 
 
-def test_mcnemar_by_hand_and_its_name():
+def test_mcnemar_by_hand():
     a, b = (
         np.array([1] * 9 + [0] * 2 + [1] * 5, dtype=bool),
         np.array([0] * 9 + [1] * 2 + [1] * 5, dtype=bool),
@@ -183,10 +183,6 @@ def test_mcnemar_by_hand_and_its_name():
     ) and found.points == pytest.approx(100 * (a.mean() - b.mean()))
     assert found.p == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)
     assert stats.mcnemar(a, a).p == 1 and stats.mcnemar(~a, ~b).p == found.p
-    assert str(found).startswith(
-        "these two networks, on 16 images: not told apart"
-    ) and "about methods, that is about other seeds, it says nothing" in str(found)
-    assert "B is better" in str(stats.mcnemar(np.zeros(9), np.ones(9)))
     for wrong in (([1], [1, 0]), ([], [])):
         with pytest.raises(ValueError, match="expected as many"):
             stats.mcnemar(*wrong)
