@@ -23,7 +23,7 @@ from rmlib.study.runs import records
 from rmlib.study.settings import CELL
 
 # signals that end the program count as Ctrl-C; SIGHUP: a closed terminal
-ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 LOCK = ".batch.lock"
 # what a notebook needs besides the extra "study"
 EXTRA = {"03_robustness": "robustness", "04_cam": "maps", "05_results": "maps"}
@@ -108,16 +108,13 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
         expected = {run.run_id: known.get(run.run_id) for run in todo}
         progress = Progress(counts, expected, executor.places, log)
         try:
-            with handling(ENDING, _interrupt):
-                Jobs(batch, executor, progress, options, still_held).all(todo)
+            jobs = Jobs(batch, executor, progress, options, still_held)
+            with handling(ENDING, jobs.interrupt):
+                jobs.all(todo)
         finally:
             executor.close()
     counts["left"] = len(batch.runs) + len(batch.notebooks) - sum(counts.values())
     return counts
-
-
-def _interrupt(*_):
-    raise KeyboardInterrupt
 
 
 def _executor(batch, options, plan):

@@ -25,13 +25,14 @@ from typing import Any
 
 from rmlib import STOPPED, UserError
 from rmlib.study.batch import child
-from rmlib.study.guarded import needs
+from rmlib.study.guarded import handling, needs
 
 GRACE = child.GRACE
 # of the environment, to other machines
 HANDED_ON = ("RMLIB_DATA", "RMLIB_CACHE", "RMLIB_RUNS", "RMLIB_MIRROR", "RMLIB_OFFLINE")
 # seconds before a lost job is given to another worker: a cluster needs some to notice
 LOST = (2, 10, 30)
+RECALL = 5  # seconds before a job is cancelled again: a busy cluster loses such a message
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,7 @@ def work(job: Job, environment: dict, stop: threading.Event) -> Ended:
     try:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                try:
-                    process.wait(0.5)
-                except KeyboardInterrupt:  # how Ray cancels a job
-                    stop.set()
+                process.wait(0.5)
             now = time.monotonic()
             over = job.minutes is not None and now - begun > 60 * job.minutes
             if asked is None and (stop.is_set() or over):
@@ -216,6 +214,9 @@ class Ray:
             if self.stopping.is_set():  # between the two lines before
                 self.ray.cancel(reference)
             try:
+                while not self.ray.wait([reference], timeout=RECALL)[0]:
+                    if self.stopping.is_set():
+                        self.ray.cancel(reference)
                 return self.ray.get(reference)
             except errors.TaskCancelledError:
                 return Ended(STOPPED, "stopped")
@@ -258,11 +259,13 @@ def _on_a_node(job, environment, plan, content, patience=10.0):
     if not Path(job.folder).is_dir():
         remedy = "project and --out must lie under one path on all machines"
         return Ended(1, f"a machine of the cluster has no folder {job.folder}: {remedy}")
-    begun = time.monotonic()
+    begun, stop = time.monotonic(), threading.Event()
     while time.monotonic() - begun < patience:  # a network file system may be late by some seconds
         with contextlib.suppress(OSError):
             if Path(plan).read_bytes() == content:
-                return work(job, environment, threading.Event())
+                # how Ray cancels a job, perhaps more than once, wherever this thread is
+                with handling((signal.SIGINT,), lambda *_: stop.set()):
+                    return work(job, environment, stop)
         time.sleep(0.1)
     problem = f"a machine of the cluster does not see {Path(plan).name} of this batch"
     return Ended(1, f"{problem}: give --out a folder that all machines share under one path")

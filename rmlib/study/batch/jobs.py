@@ -30,6 +30,11 @@ class Jobs:
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.halted = False
         self.stopping = False
+        self.interrupted = False
+
+    def interrupt(self, *_):
+        """Answer a signal: a KeyboardInterrupt could be raised where nobody hears it."""
+        self.interrupted = True
 
     def all(self, runs):
         """Do some runs, and the other notebooks after what they need."""
@@ -43,7 +48,10 @@ class Jobs:
             while order.is_active():
                 for name in order.get_ready():
                     futures[pool.submit(self._do, name, work.get(name))] = name
-                ended, _ = wait(futures, return_when=FIRST_COMPLETED)
+                # not for ever: a signal that reaches another thread wakes nobody here
+                ended, _ = wait(futures, 0.5, FIRST_COMPLETED)
+                if self.interrupted:
+                    raise KeyboardInterrupt
                 for future in ended:
                     future.result()
                     order.done(futures.pop(future))

@@ -85,7 +85,7 @@ def test_ctrl_c_reaches_the_kernels_also_when_nobody_reads_the_output(project, m
     process.stdout.close()
     process.send_signal(signal.SIGINT)
     errors = process.stderr.read()
-    assert process.wait(300) == 130 and Path("interrupted.txt").exists()
+    assert process.wait() == 130 and Path("interrupted.txt").exists(), errors
     assert "interrupted" in errors and errors.count("\n") == 1
     assert [batch.state(each) for each in batch.runs] == ["done", "new"]
     assert goes_on(monkeypatch)["done"] == 2

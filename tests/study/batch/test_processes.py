@@ -1,6 +1,7 @@
 """The processes of a batch, here of small modules instead of notebooks."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -94,6 +95,22 @@ work({job!r}, {{}}, threading.Event())
     Path("go").touch()
     assert work(job, {}, threading.Event()).code == 0
     assert noted("order.txt") == ["begins", "ends", "begins"]
+
+
+def test_a_signal_that_another_thread_gets_ends_the_batch(at_once, monkeypatch):
+    """The system may give it to any thread, and the one that waits for the runs sleeps on."""
+    heard = []
+
+    def signalled(job, environment, stop):
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        heard.append(stop.wait(60))
+        return executors.Ended(1, "")
+
+    monkeypatch.setattr(executors, "work", signalled)
+    grid(at_once, seed=[0])
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert heard == [True]
 
 
 @pytest.fixture
