@@ -97,10 +97,12 @@ def _train_options(parser):
 
 
 def _batch_options(parser):
-    """All but the first three are the fields of :class:`rmlib.study.batch.batch.Options`."""
+    """All but the first four are the fields of :class:`rmlib.study.batch.batch.Options`."""
     add, yes_or_no = parser.add_argument, argparse.BooleanOptionalAction
     add("file", type=_path, help="YAML file of the grid, e.g. notebooks/batches/quick.yaml")
     add("--out", type=_path, help="folder of the results (default: runs/NAME)")
+    text = "a parameter of all runs, such as epochs=20 or 'seed=[0, 1]'; may be repeated"
+    add("--set", action="append", metavar="NAME=VALUE", dest="settings", help=text)
     add("--dry-run", action="store_true", help="list what would run")
     text = "runs at the same time (default: what the cores carry; 1 on a GPU)"
     add("--workers", type=int, help=text)
@@ -196,7 +198,7 @@ def run_batch(options) -> int:
     from rmlib.study.batch import batch as batches
     from rmlib.study.batch import costs, plan
 
-    batch = plan.read_batch(options.file, options.out)
+    batch = plan.read_batch(options.file, options.out, options.settings)
     names = [field.name for field in fields(batches.Options)]
     chosen = batches.Options(**{name: getattr(options, name) for name in names})
     if options.dry_run:
