@@ -54,10 +54,10 @@ class Batch:
     settings: list[str]
 
     def state(self, run: TrainParams) -> str:
-        """What has become of a run: done, damaged, failed, partial or new.
+        """What has become of a run: done, damaged, failed, stopped or new.
 
         Done needs the record, the attacks that were asked for, and a notebook that came to its end.
-        A loss that became infinite has failed. Partial has something to go on from.
+        A loss that became infinite has failed. Stopped has begun, perhaps without a checkpoint yet.
         """
         folder = run.folder
         there = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -75,8 +75,8 @@ class Batch:
                 return "done"
         if records.ERROR in there:
             return "failed"
-        begun = there & {records.CHECKPOINT, records.PREVIOUS, records.RECORD}
-        return "partial" if begun else "new"
+        begun = {records.CHECKPOINT, records.PREVIOUS, records.RECORD, records.UNFINISHED}
+        return "stopped" if there & begun else "new"
 
     def record(self, run: TrainParams) -> records.Record:
         """The record of a run.
@@ -98,12 +98,12 @@ class Batch:
             pass
         return "failed" if (self.out / f"{name}.{records.ERROR}").exists() else "new"
 
-    def plan(self) -> list[tuple[str, str, TrainParams | None]]:
-        """What a call would do: (state, text, run or None) of every run and other notebook.
+    def plan(self) -> list[tuple[str, str, str]]:
+        """What a call would do: (state, name, text) of every run and other notebook.
 
         A notebook that looks at something that will change is new.
         """
-        rows: list[Any] = [(self.state(r), f"{r.run_id}  {self.label(r)}", r) for r in self.runs]
+        rows = [(self.state(r), r.run_id, f"{r.run_id}  {self.label(r)}") for r in self.runs]
         changing = {CELL} if any(state != "done" for state, *_ in rows) else set()
         for name in (name for name in OTHERS if name in self.notebooks):
             needs = [need for need in NEEDS[name] if need in (CELL, *self.notebooks)]
@@ -111,8 +111,13 @@ class Batch:
             if state != "done":
                 changing.add(name)
             after = [f"{len(self.runs)} runs" if need == CELL else need for need in needs]
-            rows.append((state, name + (f"  after {', '.join(after)}" if after else ""), None))
+            rows.append((state, name, name + (f"  after {', '.join(after)}" if after else "")))
         return rows
+
+    def work(self, states: set[str]) -> list[str]:
+        """The names in :meth:`plan` of the runs in such a state, and of notebooks not done."""
+        rows = [(state, name, name in self.notebooks) for state, name, _ in self.plan()]
+        return [n for state, n, other in rows if state in states or (other and state != "done")]
 
     def fingerprint(self, name: str) -> str:
         """Hash of a notebook's source, its parameters and the files it looks at."""
