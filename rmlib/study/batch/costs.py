@@ -102,8 +102,8 @@ def _of_run(run, pasts):
         whole = bool(notebook) and parameters.get("robustness") == run.robustness
         rest = (notebook if whole else record.seconds) - a_pass * _passes(then, *images)
         alike = experiment(then) == experiment(now) and _forwards(then) == _forwards(now)
-        seconds = a_pass * _passes(now, *wanted) + max(rest, 0)
-        told.append(((here, whole, alike), seconds))
+        seconds = rest + a_pass * _passes(now, *wanted)
+        told.append(((here, whole, alike), max(seconds, 0.0)))
     return _best(told)
 
 
