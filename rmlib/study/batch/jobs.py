@@ -181,7 +181,7 @@ def _left(folder, reason):
     else:
         left = "nothing was saved yet, it begins again"
     _, stopped, words = reason.partition("Stopped: ")
-    return f"{left}: {words}" if stopped else left
+    return f"{left}: {words.split(';')[0]}" if stopped else left
 
 
 def _last_line(output):
