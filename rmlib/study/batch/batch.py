@@ -95,11 +95,9 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
     options = options or Options()
     refusal = f"another batch works in {batch.out}: wait for it, or stop it first"
     with records.holding(batch.out / LOCK, refusal) as still_held:
-        states = [batch.state(run) for run in batch.runs]
-        todo = [run for run, state in zip(batch.runs, states) if state in options.starts]
-        done = [run for run, state in zip(batch.runs, states) if state == "done"]
-        for run, state in zip(batch.runs, states):
-            if state == "damaged":
+        todo, done = _todo_and_done(batch, options)
+        for run in todo:
+            if batch.state(run) == "damaged":
                 log(_set_aside(batch, run))
         _check(batch, todo, done, options)
         plan = batch.write(options.words() if todo else None)
@@ -108,7 +106,8 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
         around = f"; around them {', '.join(batch.notebooks)}" if batch.notebooks else ""
         log(f"batch {batch.name}: {counted}, {executor.places} at a time, in {batch.out}{around}")
         counts = {"done": len(done), "failed": 0, "stopped": 0}
-        known, work = costs(batch), batch.work(options.starts)
+        work = batch.work(options.starts)
+        known = costs(batch) if work else {}
         expected = {name: known[name].seconds if name in known else None for name in work}
         progress = Progress(counts, expected, executor.places, log)
         try:
@@ -126,11 +125,8 @@ def dry_run(batch: Batch, options: Options) -> str:
     Raises:
         UserError: what is wrong with devices, libraries or images.
     """
-    places, _ = local_places(batch, options)
-    states = [batch.state(run) for run in batch.runs]
-    todo = [run for run, state in zip(batch.runs, states) if state in options.starts]
-    done = [run for run, state in zip(batch.runs, states) if state == "done"]
-    words = describe(batch, places, options.starts)
+    words = describe(batch, local_places(batch, options)[0], options.starts)
+    todo, done = _todo_and_done(batch, options)
     try:
         _check(batch, todo, done, options, offline=True)
     except sources.NotHere:
@@ -138,6 +134,12 @@ def dry_run(batch: Batch, options: Options) -> str:
             raise
         words += "\nnot all images are here yet: the batch fetches them first"
     return words
+
+
+def _todo_and_done(batch, options):
+    states = [(run, batch.state(run)) for run in batch.runs]
+    todo = [run for run, state in states if state in options.starts]
+    return todo, [run for run, state in states if state == "done"]
 
 
 def _interrupt(*_):

@@ -53,7 +53,11 @@ def costs(batch: Batch) -> dict[str, Cost]:
     """Cost by run id and name of a notebook; what is like nothing before is left out."""
     places = [place for place in (results_dir(), runs_dir(), batch.out) if place.is_dir()]
     pasts = _pasts(batch, places)
-    found = {run.run_id: _of_run(run, pasts) for run in batch.runs}
+    # runs differ mostly in their seeds
+    kinds = {run.run_id: str((run.config | {"seed": 0}, run.robustness)) for run in batch.runs}
+    firsts = {kinds[run.run_id]: run for run in batch.runs}
+    known = {kind: _of_run(run, pasts) for kind, run in firsts.items()}
+    found = {run_id: known[kind] for run_id, kind in kinds.items()}
     found |= {name: _of_notebook(batch, name, pasts, places) for name in batch.notebooks}
     return {name: cost for name, cost in found.items() if cost}
 
