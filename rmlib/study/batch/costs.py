@@ -25,8 +25,6 @@ from rmlib.study.settings import CELL
 
 # what runs must share to take equally long per image
 SPEED = ("dataset", "width", "stem_stride", "batch_size", "precision", "threads")
-# parameters that say which images a run takes
-IMAGES = ("train_images", "test_images", "holdout", "allow_partial")
 # parameters that change nothing in the time of a notebook
 ELSEWHERE = {"runs", "root", "save"}
 
@@ -98,15 +96,15 @@ def _of_run(run, pasts):
     for record, _, here, notebook, parameters in pasts:
         then, now = complete(record.config), run.config
         images = record.data["train_images"], record.data["test_images"]
-        same_images = all(then[name] == now[name] for name in IMAGES)
-        if any(then[name] != now[name] for name in SPEED) or not (same_images or run.train_images):
+        # of all images as many as there were then
+        train = run.train_images or (None if then["train_images"] else images[0])
+        if any(then[name] != now[name] for name in SPEED) or not train:
             continue
-        wanted = images if same_images else (run.train_images, run.test_images or images[1])
         a_pass = 1 / (3 * _forwards(then) * record.images_per_second)
         whole = bool(notebook) and parameters.get("robustness") == run.robustness
         rest = (notebook if whole else record.seconds) - a_pass * _passes(then, *images)
         alike = experiment(then) == experiment(now) and _forwards(then) == _forwards(now)
-        seconds = rest + a_pass * _passes(now, *wanted)
+        seconds = rest + a_pass * _passes(now, train, run.test_images or images[1])
         told.append(((here, whole, alike), max(seconds, 0.0)))
     return _best(told)
 
@@ -170,7 +168,7 @@ def describe(batch: Batch, workers: int, states: set[str]) -> str:
     Args:
         states: of the runs that are started.
     """
-    known, lines, work = costs(batch), [], batch.work(states)
+    known, lines, work = costs(batch), [], dict.fromkeys(batch.work(states))
     for state, name, text in batch.plan():
         if name in work:
             text += f"  {duration(known[name].seconds) if name in known else 'time unknown'}"
@@ -190,8 +188,11 @@ def _time(work, known, workers):
         end = datetime.now() + timedelta(seconds=seconds)
         ends = f"{end:%H:%M}" if seconds < 24 * 3600 else f"{end:%a %d %b %H:%M}"
         by = "on this machine" if all(cost.here for cost in told) else "on other hardware"
-        alone = "" if all(cost.whole for cost in told) else ", counting trainings alone"
-        yield f"about {duration(seconds)} by earlier ones {by}{alone}: ends about {ends}"
+        whole = all(cost.whole for cost in told)
+        ends = f": ends about {ends}" if whole else f", counting trainings alone: not before {ends}"
+        if len(told) < len(work):
+            ends = ", for those known"
+        yield f"about {duration(seconds)} by earlier ones {by}{ends}"
     if unknown := len(work) - len(told):
         trial = "a trial tells it, --set epochs=1 --set seed=0 --out runs/trial"
         yield f"time of {unknown} unknown, since nothing like them has run: {trial}"

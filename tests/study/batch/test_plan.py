@@ -220,7 +220,7 @@ def ended(run, seconds, folder=None, notebook=None, here=True, **settings):
     """A run has ended; all but the last of its seconds went into training."""
     record = make_record(80.0, checksum="00", **run.config)
     speed = run.epochs * record.data["train_images"] / (seconds - 1)
-    data = record.data | {"test_images": 8}
+    data = record.data | {"test_images": run.test_images or 8}
     change = {"seconds": seconds, "images_per_second": speed, "data": data, "correct": None}
     if not here:
         change["hardware"] = record.hardware | {"cpu": "another"}
@@ -259,7 +259,7 @@ grid: [{seed: [0, 1, 2, 3]}, {clean_weight: 0}, {epochs: 8}, {width: 9}]
     assert wider not in found
     text = costs.describe(batch, 2, EVERYTHING)
     assert "7 runs: 3 done, 4 to run, 2 at a time; about 7 min by earlier ones on this mach" in text
-    assert re.search(r": ends about \d\d:\d\d; time of 1 unknown, since nothing like them", text)
+    assert "this machine, for those known; time of 1 unknown, since nothing like them" in text
     assert re.search(rf"new +{fourth}  .*  3 min\n", text)
     assert re.search(rf"new +{wider}  .*  time unknown\n", text)
     stray = batch.runs[0].folder / "record.json"
@@ -274,7 +274,7 @@ def test_what_another_machine_did_counts_where_this_one_did_nothing(tmp_path, no
     ended(one, 500.0, here=False)
     assert costs.costs(batch)[three.run_id] == (pytest.approx(500), False, False)
     text = costs.describe(batch, 1, EVERYTHING)
-    assert "about 17 min by earlier ones on other hardware, counting trainings alone" in text
+    assert "by earlier ones on other hardware, counting trainings alone: not before " in text
     ended(two, 50.0, notebook=10)
     assert costs.costs(batch)[three.run_id] == (pytest.approx(50), True, False)
     executed(two.folder / "02_training.ipynb", two, 70, robustness=True)
@@ -293,8 +293,14 @@ def test_a_trial_on_the_same_images_tells_what_a_batch_of_all_of_them_takes(tmp_
     ended(trial, 10.0, notebook=30)
     batch = read_batch(path, tmp_path / "out", ["epochs=[7, 1]"])
     assert list(seconds_of(batch).values()) == [21 + 7 * 9, 30]
-    other = read_batch(path, tmp_path / "out", ["holdout=true"])
-    assert costs.costs(other) == {}, "how many images are left of them is not known"
+    assert re.search(
+        r"this machine: ends about \d\d:\d\d; in", costs.describe(batch, 1, EVERYTHING)
+    )
+    some = read_batch(path, tmp_path / "out", ["train_images=12"])
+    assert list(seconds_of(some).values()) == [21], "a handful of the 60 000"
+    ended(some.runs[0], 5.0)
+    (trial.folder / "record.json").unlink()
+    assert costs.costs(batch) == {}, "how many there are is not known"
 
 
 def test_the_plan_says_what_notebooks_will_take(tmp_path, no_other_runs):
