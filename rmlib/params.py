@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -44,6 +45,8 @@ def _number(value: Any) -> Any:
             return float(Fraction(value.replace(" ", "")))
         except (ValueError, ArithmeticError):
             raise ValueError("expected a number such as 0.03 or 8/255") from None
+    if isinstance(value, str) and re.fullmatch(r"\d+ *(\.\.+|[-:,]) *\d+", value):
+        raise ValueError("expected a number, or in a batch a list of them, such as [0, 1, 2]")
     return value
 
 
@@ -130,7 +133,7 @@ class DataParams(Params):
     def _known_dataset(cls, name: str) -> str:
         if name not in DATASETS and not name.startswith("folder:"):
             raise ValueError(nearest_dataset(name))
-        _without_path(name)
+        without_path(name)
         return name
 
 
@@ -141,7 +144,7 @@ def nearest_dataset(name: str) -> str:
     return nearest(name, (*DATASETS, "folder:PATH"))
 
 
-def _without_path(dataset: str) -> str:
+def without_path(dataset: str) -> str:
     """A dataset as a configuration names it: a folder or zip by its name alone.
 
     Raises:
@@ -192,7 +195,9 @@ class TrainParams(DataParams):
     # on which images
     seed: Int = Field(0, ge=0, description="of initialisation, order, augmentation and mixing")
     train_images: Limit = Field(
-        2000, ge=2, description="training images, balanced; None or all: all"
+        2000,
+        ge=2,
+        description="training images, balanced; None or all: all, the default for folder:PATH",
     )
     test_images: Limit = Field(None, ge=1, description="test images, balanced; None or all: all")
     augment: bool = Field(True, description="zero-pad 2, random crop, random flip")
@@ -217,6 +222,13 @@ class TrainParams(DataParams):
 
     RUNTIME: ClassVar = {"root", "device", "compiled", "out", "max_minutes"}
     RUNTIME |= {"robustness", "measured_images"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_of_a_folder(cls, given: Any) -> Any:
+        """Of somebody's own images none is left out unasked."""
+        own = isinstance(given, dict) and str(given.get("dataset")).startswith("folder:")
+        return {"train_images": None, **given} if own else given
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainParams":
@@ -246,7 +258,7 @@ class TrainParams(DataParams):
     @property
     def config(self) -> dict[str, Any]:
         """What identifies the run: what can change its result, without paths of the machine."""
-        return self.model_dump(exclude=self.RUNTIME) | {"dataset": _without_path(self.dataset)}
+        return self.model_dump(exclude=self.RUNTIME) | {"dataset": without_path(self.dataset)}
 
     @property
     def run_id(self) -> str:

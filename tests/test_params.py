@@ -101,6 +101,16 @@ def test_a_folder_is_called_by_its_name_wherever_one_stands(monkeypatch, tmp_pat
     assert TrainParams(**configs[0]).config == configs[0]
 
 
+def test_of_somebodys_own_images_none_is_left_out_unasked():
+    """The default depends on the dataset; what is named is kept, as in every record."""
+    own = {"dataset": "folder:pets"}
+    assert parse("02_training", own).train_images is None
+    assert parse("02_training", own | {"train_images": "2000"}).train_images == 2000
+    assert TrainParams(dataset="cifar10").train_images == TrainParams().train_images == 2000
+    for params in (TrainParams(**own), TrainParams(**own, train_images=2000)):
+        assert TrainParams(**params.config).run_id == params.run_id
+
+
 def test_all_mistakes_are_told_at_once():
     with pytest.raises(UserError) as error:
         parse("02_training", {"lr": "x", "epochs": 0, "seeed": 1})

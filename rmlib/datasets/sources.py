@@ -33,6 +33,10 @@ _RULES = 2
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, LookupError, ValueError, RuntimeError)
 
 
+class NotHere(UserError):
+    """A named dataset is not on this machine, and must not be downloaded now."""
+
+
 def data_root(root=None) -> Path:
     """Folder of the datasets: ``root``, else $RMLIB_DATA, else data/ in the project."""
     return expanded(root or os.environ.get("RMLIB_DATA") or project_root() / "data")
@@ -130,7 +134,7 @@ def _find(name: str, root: Path, offline: bool):
             return path, read
     if offline:
         remedy = f"put {name}.zip or {archive} there, or name its folder by --root or RMLIB_DATA"
-        raise UserError(f"{name} is not in {root} and downloading is off: {remedy}")
+        raise NotHere(f"{name} is not in {root} and downloading is off: {remedy}")
     return download(archive, md5, urls, root), read
 
 

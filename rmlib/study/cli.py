@@ -97,11 +97,13 @@ def _train_options(parser):
 
 
 def _batch_options(parser):
-    """All but the first three are the fields of :class:`rmlib.study.batch.batch.Options`."""
+    """All but the first four are the fields of :class:`rmlib.study.batch.batch.Options`."""
     add, yes_or_no = parser.add_argument, argparse.BooleanOptionalAction
     add("file", type=_path, help="YAML file of the grid, e.g. notebooks/batches/quick.yaml")
     add("--out", type=_path, help="folder of the results (default: runs/NAME)")
-    add("--dry-run", action="store_true", help="list what would run")
+    text = "a parameter of all runs, such as epochs=20 or 'seed=[0, 1]'; may be repeated"
+    add("--set", action="append", metavar="NAME=VALUE", dest="settings", help=text)
+    add("--dry-run", action="store_true", help="check all, list what would run, how long")
     text = "runs at the same time (default: what the cores carry; 1 on a GPU)"
     add("--workers", type=int, help=text)
     add("--only-failed", action="store_true", help="start only the runs that failed before")
@@ -194,13 +196,13 @@ def run_batch(options) -> int:
     """``rmlib batch``."""
     _check_batch(options)
     from rmlib.study.batch import batch as batches
-    from rmlib.study.batch import costs, plan
+    from rmlib.study.batch import plan
 
-    batch = plan.read_batch(options.file, options.out)
+    batch = plan.read_batch(options.file, options.out, options.settings)
     names = [field.name for field in fields(batches.Options)]
     chosen = batches.Options(**{name: getattr(options, name) for name in names})
     if options.dry_run:
-        print(costs.describe(batch, batches.local_places(batch, chosen)[0]))
+        print(batches.dry_run(batch, chosen))
         return 0
     counts = batches.run_batch(batch, chosen, _say)
     print(f"\n{', '.join(f'{count} {state}' for state, count in counts.items())}\n")

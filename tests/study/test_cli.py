@@ -41,6 +41,8 @@ QUICK = str(project_root() / "notebooks/batches/quick.yaml")
         (["batch", "b.yaml", "--together", "2"], 2, "unknown option --together"),
         (["batch", "b.yaml", "--keep-goin"], 2, "did you mean '--keep-going'"),
         (["batch", QUICK, "--dry-run", "--gpus", "7"], 1, "--gpus 7: this machine shows"),
+        (["batch", QUICK, "--set", "epoch=3"], 1, "did you mean 'epochs'"),
+        (["train", "--dataset", "folder:nothing"], 1, "there is no folder or zip nothing"),
         (["batch", "b.yaml", "--out", "~nosuch/x"], 2, "user who is not known here"),
         (["train", "--out", "~nosuch/x"], 1, "user who is not known here"),
         (["train", "--seed", "9" * 5000], 1, "characters"),
@@ -59,9 +61,11 @@ QUICK = str(project_root() / "notebooks/batches/quick.yaml")
 )
 def test_mistakes_get_one_line_on_stderr(words, code, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RMLIB_RUNS", str(tmp_path / "runs"))
     assert main(words) == code
     output = capsys.readouterr()
     assert message in output.err and output.err.count("\n") == 1 and output.out == ""
+    assert not list(tmp_path.rglob(".lock")), "no folder with a lock alone"
 
 
 def test_ray_deals_out_the_gpus_itself(capsys):

@@ -14,7 +14,7 @@ from rmlib import UserError
 from rmlib.datasets import sources
 from rmlib.params import nearest
 from rmlib.study.batch import executors, notebooks
-from rmlib.study.batch.costs import costs
+from rmlib.study.batch.costs import costs, describe
 from rmlib.study.batch.jobs import Jobs
 from rmlib.study.batch.plan import Batch, source
 from rmlib.study.batch.progress import Progress
@@ -53,6 +53,11 @@ class Options:
     executor: str = "local"
     address: str | None = None
 
+    @property
+    def starts(self) -> set[str]:
+        """The states of the runs that are started, see :meth:`Batch.state`."""
+        return {"failed", "damaged"} | (set() if self.only_failed else {"stopped", "new"})
+
     def words(self) -> list[str]:
         """The options that are right on another machine, too, for the plan's file."""
         words = ["--per-gpu", str(self.per_gpu)] if self.per_gpu != 1 else []
@@ -90,12 +95,9 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
     options = options or Options()
     refusal = f"another batch works in {batch.out}: wait for it, or stop it first"
     with records.holding(batch.out / LOCK, refusal) as still_held:
-        states = [batch.state(run) for run in batch.runs]
-        wanted = {"failed", "damaged"} | (set() if options.only_failed else {"partial", "new"})
-        todo = [run for run, state in zip(batch.runs, states) if state in wanted]
-        done = [run for run, state in zip(batch.runs, states) if state == "done"]
-        for run, state in zip(batch.runs, states):
-            if state == "damaged":
+        todo, done = _todo_and_done(batch, options)
+        for run in todo:
+            if batch.state(run) == "damaged":
                 log(_set_aside(batch, run))
         _check(batch, todo, done, options)
         plan = batch.write(options.words() if todo else None)
@@ -104,8 +106,9 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
         around = f"; around them {', '.join(batch.notebooks)}" if batch.notebooks else ""
         log(f"batch {batch.name}: {counted}, {executor.places} at a time, in {batch.out}{around}")
         counts = {"done": len(done), "failed": 0, "stopped": 0}
-        known = costs(batch) if todo else {}
-        expected = {run.run_id: known.get(run.run_id) for run in todo}
+        work = batch.work(options.starts)
+        known = costs(batch) if work else {}
+        expected = {name: known[name].seconds if name in known else None for name in work}
         progress = Progress(counts, expected, executor.places, log)
         try:
             jobs = Jobs(batch, executor, progress, options, still_held)
@@ -115,6 +118,29 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
             executor.close()
     counts["left"] = len(batch.runs) + len(batch.notebooks) - sum(counts.values())
     return counts
+
+
+def dry_run(batch: Batch, options: Options) -> str:
+    """What :func:`run_batch` would do, in words, after its checks; nothing is run or written.
+
+    Raises:
+        UserError: what is wrong with devices, libraries or images.
+    """
+    words = describe(batch, local_places(batch, options)[0], options.starts)
+    todo, done = _todo_and_done(batch, options)
+    try:
+        _check(batch, todo, done, options, offline=True)
+    except sources.NotHere:
+        if os.environ.get("RMLIB_OFFLINE"):
+            raise
+        words += "\nnot all images are here yet: the batch fetches them first"
+    return words
+
+
+def _todo_and_done(batch, options):
+    states = [(run, batch.state(run)) for run in batch.runs]
+    todo = [run for run, state in states if state in options.starts]
+    return todo, [run for run, state in states if state == "done"]
 
 
 def _executor(batch, options, plan):
@@ -137,7 +163,7 @@ def _set_aside(batch, run):
     return f"damaged {batch.label(run)}: {reason}; kept as {aside.name}, and it runs again"
 
 
-def _check(batch, todo, done, options):
+def _check(batch, todo, done, options, offline=False):
     """What can be known before any kernel starts: libraries, parameters, devices and images."""
     measured = any(run.robustness for run in todo)
     needs(*(extra for name, extra in EXTRA.items() if measured or name in batch.notebooks))
@@ -149,7 +175,7 @@ def _check(batch, todo, done, options):
     # torch, which is slow to import
     from rmlib.data import load
 
-    once = functools.cache(load)
+    once = functools.cache(functools.partial(load, offline=offline))
     _check_runs(batch, todo, options, once)
     for run in changeable:
         images = once(run.dataset, run.root, "test", allow_partial=run.allow_partial)
@@ -171,7 +197,7 @@ def _check_runs(batch, todo, options, load):
             check_fits(run, training_set(run, load))
             _check_others(batch, run, min(evaluation_set(run, load).images.shape[2:]))
         except UserError as error:
-            raise UserError(f"{batch.label(run)}: {error}") from error
+            raise type(error)(f"{batch.label(run)}: {error}") from error
 
 
 def _check_others(batch, run, size):

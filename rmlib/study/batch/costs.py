@@ -1,53 +1,154 @@
-"""How long the runs of a batch will take, by earlier runs, and the plan in words."""
+"""How long a batch will take, by earlier runs and notebooks, and the plan in words.
 
+They are those in the batch's folder, in runs/ and in results/. What this machine did counts most.
+An executed notebook notes the seconds of its process. Without it only those of the record are
+known, of the training alone.
+"""
+
+import bisect
 import json
-from collections import defaultdict
+import os
+from datetime import datetime, timedelta
+from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 from rmlib import UserError
-from rmlib.params import complete
-from rmlib.paths import below, results_dir
-from rmlib.study.batch.plan import Batch
+from rmlib.params import NetworksParams, complete
+from rmlib.paths import below, results_dir, runs_dir
+from rmlib.study.batch import executors
+from rmlib.study.batch.plan import NEEDS, Batch
 from rmlib.study.names import experiment
 from rmlib.study.runs import records
+from rmlib.study.runs.environment import cpu_name
+from rmlib.study.settings import CELL
 
 # what runs must share to take equally long per image
 SPEED = ("dataset", "width", "stem_stride", "batch_size", "precision", "threads")
+# parameters that change nothing in the time of a notebook
+ELSEWHERE = {"runs", "root", "save"}
 
 
-def costs(batch: Batch) -> dict[str, float]:
-    """Seconds of training by run id; runs like none before are left out.
+class Cost(NamedTuple):
+    """Seconds of a run or notebook, and what they rest on."""
 
-    It is the mean of earlier runs of the same experiment with as many forwards, else scaled from
-    others by epochs, images and forwards. Earlier runs are the committed ones and the batch's own.
-    """
-    same, per_image = defaultdict(list), defaultdict(list)
-    folders = (results_dir(), batch.out)
-    paths = {path.parent.name: path for at in folders for path in below(at, records.RECORD)}
-    for path in paths.values():
+    seconds: float
+    here: bool  # on work of this machine
+    whole: bool  # on whole notebooks, not on trainings alone
+
+
+class _Past(NamedTuple):
+    """A run that has ended."""
+
+    record: records.Record
+    folder: Path
+    here: bool  # it ran on this machine
+    notebook: float | None  # seconds, if they are known
+    parameters: dict  # of the notebook
+
+
+def costs(batch: Batch) -> dict[str, Cost]:
+    """Cost by run id and name of a notebook; what is like nothing before is left out."""
+    places = [place for place in (results_dir(), runs_dir(), batch.out) if place.is_dir()]
+    pasts = _pasts(batch, places)
+    # runs differ mostly in their seeds
+    kinds = {run.run_id: str((run.config | {"seed": 0}, run.robustness)) for run in batch.runs}
+    firsts = {kinds[run.run_id]: run for run in batch.runs}
+    known = {kind: _of_run(run, pasts) for kind, run in firsts.items()}
+    found = {run_id: known[kind] for run_id, kind in kinds.items()}
+    found |= {name: _of_notebook(batch, name, pasts, places) for name in batch.notebooks}
+    return {name: cost for name, cost in found.items() if cost}
+
+
+def _pasts(batch, places):
+    on_gpu = batch.runs[0].device != "cpu" and executors.visible_gpus()
+    machine = ("cuda" if on_gpu else "cpu", cpu_name(), os.cpu_count() or 1)
+    pasts = []
+    for path in {path.resolve() for at in places for path in below(at, records.RECORD)}:
         try:
-            record = records.read(path.parent)
+            record = records.read(path)
         except (UserError, OSError):  # a report names it
             continue
-        alike, speed, passes = _kind(record.config)
-        same[alike].append(record.seconds)
-        per_image[speed].append(record.seconds / (passes * record.data["train_images"]))
-    found = {}
-    for run in batch.runs:
-        alike, speed, passes = _kind(run.config)
-        if known := same.get(alike):
-            found[run.run_id] = mean(known)
-        elif run.train_images and (known := per_image.get(speed)):
-            found[run.run_id] = mean(known) * (passes * run.train_images)
-    return found
+        if record.status == "done" and record.images_per_second and record.together == 1:
+            here = tuple(record.hardware[name] for name in ("device", "cpu", "cores")) == machine
+            seconds, parameters = _executed(path.with_name(f"{CELL}.ipynb"))
+            # one that found its record there, or went on from a checkpoint, tells a part
+            known = seconds if seconds and seconds >= record.seconds else None
+            pasts.append(_Past(record, path.parent, here, known, parameters))
+    return pasts
 
 
-def _kind(config):
-    """What runs that take equally long share; what they share per image; forwards of an image."""
-    config = complete(config)
-    forwards = 2 if config["clean_weight"] else 1
-    alike = json.dumps([experiment(config), forwards], sort_keys=True)
-    return alike, tuple(config[name] for name in SPEED), config["epochs"] * forwards
+def _executed(path):
+    """(seconds, parameters) noted in an executed notebook; (None, {}) if it failed."""
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))["metadata"]["papermill"]
+        return (None, {}) if noted["exception"] else (noted["seconds"], noted["parameters"])
+    except (*records.DAMAGE, OSError):
+        return None, {}
+
+
+def _of_run(run, pasts):
+    """The mean over those earlier runs that tell most.
+
+    What a run spends on passes of images is scaled; the rest stays as it was.
+    """
+    told = []
+    for record, _, here, notebook, parameters in pasts:
+        then, now = complete(record.config), run.config
+        images = record.data["train_images"], record.data["test_images"]
+        # of all images as many as there were then
+        train = run.train_images or (None if then["train_images"] else images[0])
+        if any(then[name] != now[name] for name in SPEED) or not train:
+            continue
+        a_pass = 1 / (3 * _forwards(then) * record.images_per_second)
+        whole = bool(notebook) and parameters.get("robustness") == run.robustness
+        rest = (notebook if whole else record.seconds) - a_pass * _passes(then, *images)
+        alike = experiment(then) == experiment(now) and _forwards(then) == _forwards(now)
+        seconds = rest + a_pass * _passes(now, train, run.test_images or images[1])
+        told.append(((here, whole, alike), max(seconds, 0.0)))
+    return _best(told)
+
+
+def _best(told):
+    """The mean of what has the highest rank, as a cost; None of nothing."""
+    if not told:
+        return None
+    best = max(rank for rank, _ in told)
+    return Cost(mean(seconds for rank, seconds in told if rank == best), *best[:2])
+
+
+def _forwards(config):
+    return 2 if config["clean_weight"] else 1
+
+
+def _passes(config, train, test):
+    """How many images go through the network in a run; a way back counts as two."""
+    epochs, every = config["epochs"], config["eval_every"]
+    evaluations = 1 + (epochs // every if every else 0)
+    return 3 * epochs * _forwards(config) * train + evaluations * test
+
+
+def _of_notebook(batch, name, pasts, places):
+    """The mean over earlier ones with the same parameters; per run, where it looks at networks."""
+    params, told = batch.notebooks[name], []
+    at_networks = isinstance(params, NetworksParams)
+    speed = {tuple(run.config[name] for name in SPEED) for run in batch.runs}
+    for path in {path.resolve() for at in places for path in below(at, f"{name}.ipynb")}:
+        seconds, parameters = _executed(path)
+        around = [past for past in pasts if past.folder.parent == path.parent]
+        same = _settings(parameters) == _settings(params.model_dump())
+        if not seconds or not same or not around:
+            continue
+        if at_networks:
+            if {tuple(complete(past.record.config)[n] for n in SPEED) for past in around} != speed:
+                continue
+            seconds *= len(batch.runs) / len(around)
+        told.append(((all(past.here for past in around), True), seconds))
+    return _best(told)
+
+
+def _settings(parameters):
+    return {name: value for name, value in parameters.items() if name not in ELSEWHERE}
 
 
 def duration(seconds: float) -> str:
@@ -61,20 +162,48 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
-def describe(batch: Batch, workers: int) -> str:
-    """The plan for reading: every run and notebook with its state and time; nothing is run."""
-    expected, lines, todo = costs(batch), [], []
-    for state, text, run in batch.plan():
-        if run and state != "done":
-            todo.append(expected.get(run.run_id))
-            text += f"  {duration(todo[-1])}" if todo[-1] else ""
+def describe(batch: Batch, workers: int, states: set[str]) -> str:
+    """The plan for reading: every run and notebook with its state and time.
+
+    Args:
+        states: of the runs that are started.
+    """
+    known, lines, work = costs(batch), [], dict.fromkeys(batch.work(states))
+    for state, name, text in batch.plan():
+        if name in work:
+            text += f"  {duration(known[name].seconds) if name in known else 'time unknown'}"
         lines.append(f"{state:<8} {text}")
-    known = [seconds for seconds in todo if seconds]
-    count = len(batch.runs)
-    text = f"{count} runs: {count - len(todo)} done, {len(todo)} to run, {workers} at a time"
-    if known:
-        time = duration(sum(known) / min(workers, len(known)))
-        text += f"; about {time} of training, by earlier runs"
-    if len(known) < len(todo):
-        text += f"; {len(todo) - len(known)} like none before, so their time is unknown"
-    return "\n".join([*lines, "", f"{text}; in {batch.out}"])
+    done = sum(line.startswith("done") for line in lines[: len(batch.runs)])
+    to_run = sum(name not in NEEDS for name in work)
+    words = f"{len(batch.runs)} runs: {done} done, {to_run} to run"
+    parts = [f"{words}, {workers} at a time", *_time(work, known, workers)]
+    return "\n".join([*lines, "", "; ".join([*parts, f"in {batch.out}"])])
+
+
+def _time(work, known, workers):
+    """When all that is known of some work is done, what that rests on, and what is not known."""
+    told = [known[name] for name in work if name in known]
+    if told:
+        seconds = _makespan({name: known[name].seconds for name in work if name in known}, workers)
+        end = datetime.now() + timedelta(seconds=seconds)
+        ends = f"{end:%H:%M}" if seconds < 24 * 3600 else f"{end:%a %d %b %H:%M}"
+        by = "on this machine" if all(cost.here for cost in told) else "on other hardware"
+        whole = all(cost.whole for cost in told)
+        ends = f": ends about {ends}" if whole else f", counting trainings alone: not before {ends}"
+        if len(told) < len(work):
+            ends = ", for those known"
+        yield f"about {duration(seconds)} by earlier ones {by}{ends}"
+    if unknown := len(work) - len(told):
+        trial = "a trial tells it, --set epochs=1 --set seed=0 --out runs/trial"
+        yield f"time of {unknown} unknown, since nothing like them has run: {trial}"
+
+
+def _makespan(seconds, workers):
+    """Seconds until all is done, where each takes the next free place after what it needs."""
+    free, ends = [0.0] * workers, dict[str, float]()
+    for name, took in seconds.items():
+        needs = NEEDS.get(name, ())
+        before = [end for each, end in ends.items() if (each if each in NEEDS else CELL) in needs]
+        ends[name] = max([free.pop(0), *before]) + took
+        bisect.insort(free, ends[name])
+    return max(ends.values())

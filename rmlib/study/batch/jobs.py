@@ -171,11 +171,25 @@ class Jobs:
         elif not reason:
             last = _last_error(executed) or _last_line(ended.output)
             reason = last or f"no reason was given (exit code {ended.code})"
-        if self.stopping or (reason.startswith("Stopped:") and not ended.late):
-            return "stopped", reason
+        asked = reason.startswith(("Stopped:", "KeyboardInterrupt:"))
+        if self.stopping or (asked and not ended.late):
+            return "stopped", _left(executed.parent, reason)
         with contextlib.suppress(OSError):  # a full disk: the reason is printed all the same
             error.write_text(f"{reason}\n\n{ended.output}\n", encoding="utf-8")
         return "failed", f"{reason}  (see {executed if executed.exists() else error})"
+
+
+def _left(folder, reason):
+    """What was left to go on from, and where a training stopped, if it says so."""
+    there = set(os.listdir(folder))
+    if records.RECORD in there:
+        left = "its training is done, its notebook goes on from the record"
+    elif there & {records.CHECKPOINT, records.PREVIOUS}:
+        left = "left a checkpoint"
+    else:
+        left = "nothing was saved yet, it begins again"
+    _, stopped, words = reason.partition("Stopped: ")
+    return f"{left}: {words.split(';')[0]}" if stopped else left
 
 
 def _last_line(output):

@@ -48,7 +48,7 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
     SIGTERM and Ctrl-C interrupt the executed cell, see :func:`_end_kernel`; no other starts.
 
     Raises:
-        Stopped: asked to end between two cells; in a cell it is the cell's own error.
+        Stopped: asked to end, and so it did.
         UserError: the notebook is missing, or a cell failed (the executed copy shows which).
     """
     import papermill
@@ -73,6 +73,8 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
         raise UserError(f"the kernel of {target} {reason}") from None
     except papermill.PapermillExecutionError as error:
         place = f"cell {error.exec_count} of {target}"
+        if error.ename in ("KeyboardInterrupt", "Stopped"):
+            raise Stopped(error.evalue or f"stopped in {place}") from None
         raise UserError(f"{error.ename}: {error.evalue} ({place})") from error
     finally:
         # it may not be written to its end: what stopped it says so
@@ -177,6 +179,8 @@ def tidy(path: Path, reset: bool = False) -> None:
     papermills = notebook.metadata.get("papermill", {})
     for name in {"input_path", "output_path"} & papermills.keys():
         papermills[name] = Path(papermills[name]).name
+    # papermill's own duration leaves out what this process took to start, a third of a short run
+    papermills["seconds"] = time.time() - psutil.Process().create_time()
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         data = output.get("data", {})
         if "image/png" in data:

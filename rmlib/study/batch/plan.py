@@ -11,18 +11,15 @@ import itertools
 import json
 import math
 import os
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from rmlib import UserError, brief
+from rmlib import UserError
 from rmlib.params import DataParams, NetworksParams, Params, TrainParams, nearest
 from rmlib.paths import expanded, project_root, runs_dir
+from rmlib.study.batch import file as files
 from rmlib.study.runs import records
 from rmlib.study.settings import CELL, NOTEBOOKS, listed, parse, takes_list
 
@@ -41,69 +38,7 @@ LOOKS_AT = {
     "05_results": (records.RECORD, *(f"{kind}.json" for kind in records.KINDS)),
 }
 
-
-# of a batch: runs; bytes of its file; values in it, each as often as an alias repeats it; levels
-MOST_RUNS, MOST_BYTES, MOST_VALUES, MOST_LEVELS = 10_000, 100_000, 50_000, 20
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML of bounded size, in which a key given twice is a mistake: the last one does not win."""
-
-    level = 0
-
-    def compose_node(self, parent, index):
-        self.level += 1
-        if self.level > MOST_LEVELS:
-            raise yaml.YAMLError(f"it is nested deeper than {MOST_LEVELS} levels")
-        node = super().compose_node(parent, index)
-        self.level -= 1
-        return node
-
-    def get_single_node(self):
-        node = super().get_single_node()
-        if node and _values(node, {}) > MOST_VALUES:
-            raise yaml.YAMLError(f"its aliases repeat more than {MOST_VALUES} values")
-        return node
-
-    def construct_object(self, node, deep=False):
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError, ArithmeticError):  # by its type
-            kind, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
-            raise yaml.YAMLError(f"{brief(node.value)} is no {kind} (line {line})") from None
-
-    def construct_mapping(self, node, deep=False):
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        keys = [str(key.value) for key, _ in pairs if key.tag != "tag:yaml.org,2002:merge"]
-        twice = sorted(key for key, count in Counter(keys).items() if count > 1)
-        if twice:
-            line = node.start_mark.line + 1
-            raise yaml.YAMLError(f"{', '.join(twice)} is given twice in one block (line {line})")
-        return super().construct_mapping(node, deep)
-
-
-def _values(node, known):
-    """How many values a node of YAML stands for; one that contains itself has no end."""
-    if node not in known:
-        known[node] = math.inf
-        parts = node.value if isinstance(node, yaml.CollectionNode) else []
-        if isinstance(node, yaml.MappingNode):
-            parts = itertools.chain.from_iterable(parts)
-        known[node] = 1 + sum(_values(part, known) for part in parts)
-    return known[node]
-
-
-class BatchFile(BaseModel):
-    """The YAML file of a batch."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    # parameters of all runs
-    common: dict[str, Any] = {}
-    # blocks; in each, lists span a grid of runs
-    grid: list[dict[str, Any]] = Field(min_length=1)
-    # the other notebooks of the study, with their parameters
-    notebooks: dict[str, dict[str, Any] | None] = {}
+MOST_RUNS = 10_000  # of a batch
 
 
 @dataclass
@@ -115,12 +50,14 @@ class Batch:
     runs: list[TrainParams]
     notebooks: dict[str, Params]
     file: str
+    # the words of the command line that changed the grid
+    settings: list[str]
 
     def state(self, run: TrainParams) -> str:
-        """What has become of a run: done, damaged, failed, partial or new.
+        """What has become of a run: done, damaged, failed, stopped or new.
 
         Done needs the record, the attacks that were asked for, and a notebook that came to its end.
-        A loss that became infinite has failed. Partial has something to go on from.
+        A loss that became infinite has failed. Stopped has begun, perhaps without a checkpoint yet.
         """
         folder = run.folder
         there = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -138,8 +75,8 @@ class Batch:
                 return "done"
         if records.ERROR in there:
             return "failed"
-        begun = there & {records.CHECKPOINT, records.PREVIOUS, records.RECORD}
-        return "partial" if begun else "new"
+        begun = {records.CHECKPOINT, records.PREVIOUS, records.RECORD, records.UNFINISHED}
+        return "stopped" if there & begun else "new"
 
     def record(self, run: TrainParams) -> records.Record:
         """The record of a run.
@@ -161,12 +98,12 @@ class Batch:
             pass
         return "failed" if (self.out / f"{name}.{records.ERROR}").exists() else "new"
 
-    def plan(self) -> list[tuple[str, str, TrainParams | None]]:
-        """What a call would do: (state, text, run or None) of every run and other notebook.
+    def plan(self) -> list[tuple[str, str, str]]:
+        """What a call would do: (state, name, text) of every run and other notebook.
 
         A notebook that looks at something that will change is new.
         """
-        rows: list[Any] = [(self.state(r), f"{r.run_id}  {self.label(r)}", r) for r in self.runs]
+        rows = [(self.state(r), r.run_id, f"{r.run_id}  {self.label(r)}") for r in self.runs]
         changing = {CELL} if any(state != "done" for state, *_ in rows) else set()
         for name in (name for name in OTHERS if name in self.notebooks):
             needs = [need for need in NEEDS[name] if need in (CELL, *self.notebooks)]
@@ -174,8 +111,13 @@ class Batch:
             if state != "done":
                 changing.add(name)
             after = [f"{len(self.runs)} runs" if need == CELL else need for need in needs]
-            rows.append((state, name + (f"  after {', '.join(after)}" if after else ""), None))
+            rows.append((state, name, name + (f"  after {', '.join(after)}" if after else "")))
         return rows
+
+    def work(self, states: set[str]) -> list[str]:
+        """The names in :meth:`plan` of the runs in such a state, and of notebooks not done."""
+        rows = [(state, name, name in self.notebooks) for state, name, _ in self.plan()]
+        return [n for state, n, other in rows if state in states or (other and state != "done")]
 
     def fingerprint(self, name: str) -> str:
         """Hash of a notebook's source, its parameters and the files it looks at."""
@@ -198,18 +140,25 @@ class Batch:
         return " ".join([run.mixer, *(f"{name}={getattr(run, name)}" for name in self._varying)])
 
     def write(self, options: list[str] | None) -> Path:
-        """Store as ``out/plan.json`` what a complete table needs; None keeps the stored options."""
+        """Store as ``out/plan.json`` what a complete table needs.
+
+        Args:
+            options: of the command line, besides ``settings``; None keeps the stored ones.
+        """
         path = self.out / records.PLAN
         if options is None:
             try:
-                options = json.loads(path.read_text(encoding="utf-8"))["options"]
+                stored = json.loads(path.read_text(encoding="utf-8"))["options"]
+                pairs = zip(["", *stored], stored)
+                options = [word for before, word in pairs if "--set" not in (before, word)]
             except (*records.DAMAGE, OSError):
                 options = []
         rows = []
         for run in self.runs:
             row = {"run_id": run.run_id, "label": self.label(run), "config": run.config}
             rows.append(row | {"robustness": run.robustness})
-        fields = {"schema_version": 1, "name": self.name, "file": self.file, "options": options}
+        fields = {"schema_version": 1, "name": self.name, "file": self.file}
+        fields |= {"options": [*self.settings, *options]}
         fields |= {"notebooks": list(self.notebooks), "cells": rows}
         records.atomic_write(path, records.in_rows(fields, "cells"))
         return path
@@ -220,14 +169,18 @@ def source(name: str) -> Path:
     return project_root() / "notebooks" / f"{name}.ipynb"
 
 
-def read_batch(path: Path, out: Path | None = None) -> Batch:
+def read_batch(path: Path, out: Path | None = None, settings: list[str] | None = None) -> Batch:
     """Expand a YAML grid into checked runs; results go to ``out``, by default runs/NAME.
+
+    Args:
+        settings: texts NAME=VALUE, parameters of all runs in place of what the file says.
 
     Raises:
         UserError: unreadable file, unknown or mistyped entries or parameters: one line for all.
     """
     path = expanded(path)
-    file = _read_file(path)
+    given = files.settings(settings or [])
+    file = files.read_file(path, given)
     out = expanded(out) if out else runs_dir() / path.stem
     if out.resolve().is_relative_to(Path.cwd()):  # no machine path in the notebooks
         out = Path(os.path.relpath(out))
@@ -235,43 +188,9 @@ def read_batch(path: Path, out: Path | None = None) -> Batch:
     runs = _runs(file, out, wrong)
     others = _others(file, runs, out, wrong) if runs else {}
     if wrong:
-        raise UserError(f"{path}: {listed(list(dict.fromkeys(wrong)))}")
-    return Batch(path.stem, out, runs, others, _named(path))
-
-
-def _read_file(path):
-    """The file with its entries checked, but not yet its parameters."""
-    if not path.is_file():
-        known = sorted(each.stem for each in (project_root() / "notebooks/batches").glob("*.yaml"))
-        words = f"there is no batch file {path}; notebooks/batches has {', '.join(known) or 'none'}"
-        raise UserError(words)
-    try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise yaml.YAMLError(f"{size} bytes, and a batch has at most {MOST_BYTES}")
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        if not isinstance(content, dict | None):
-            raise yaml.YAMLError(f"{brief(content)} where common, grid and notebooks should stand")
-        file = BatchFile.model_validate(content or {})
-    except ValidationError as error:
-        # a misspelt name explains a missing one
-        misspelt = "extra_forbidden", "invalid_key"
-        item = min(error.errors(), key=lambda item: item["type"] not in misspelt)
-        places = [str(place) for place in item["loc"] if place != "[key]"]
-        name, remedy = brief(".".join(places)).strip("'"), item["msg"]
-        if item["type"] == "extra_forbidden":
-            remedy = nearest(name, BatchFile.model_fields)
-        elif item["type"] == "invalid_key" or "[key]" in item["loc"]:
-            remedy = "a name is expected here, and names are text"
-        raise UserError(f"{path}: {name}: {remedy}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path} is not YAML of a batch: {reason}") from None
-    blocks = (file.common, *file.grid)
-    if any(value == [] for block in blocks for value in block.values()):
-        raise UserError(f"{path}: an empty list spans no run: give it values, or leave it out")
-    if any("out" in block for block in blocks):
-        raise UserError(f"{path}: out is no parameter of a grid: name the folder by --out")
-    return file
+        where = " ".join([str(path), *(f"--set {text}" for text in settings or [])])
+        raise UserError(f"{where}: {listed(list(dict.fromkeys(wrong)))}")
+    return Batch(path.stem, out, runs, others, _named(path), files.words(given))
 
 
 def _runs(file, out, wrong):

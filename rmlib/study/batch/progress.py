@@ -19,7 +19,7 @@ class Progress:
         self.places, self.log = places, log
         self.running: dict[str, float] = {}  # run id or name -> when it began
         self.took: list[float] = []  # seconds of what has ended
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def begin(self, name):
         with self.lock:
@@ -39,7 +39,8 @@ class Progress:
 
     def say(self, text):
         """One line, after where the batch stands."""
-        with contextlib.suppress(OSError, ValueError):
+        # two that end at once would print into one line
+        with contextlib.suppress(OSError, ValueError), self.lock:
             self.log(f"[{self.state()}] {text}")
 
     def state(self) -> str:

@@ -88,7 +88,9 @@ def train_words(record: records.Record) -> list[str]:
     words = ["train"]
     for name, value in complete(record.config).items():
         option = name.replace("_", "-")
-        if name not in TrainParams.model_fields or value == DEFAULTS[name]:
+        # the default of train_images depends on the dataset
+        default = value == DEFAULTS[name] and name != "train_images"
+        if name not in TrainParams.model_fields or default:
             continue
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")

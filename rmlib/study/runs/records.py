@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import zlib
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def holding(path: Path, problem: str, seconds: float = 0.0):
     Raises:
         UserError: another process holds it for ``seconds`` more, or its folder cannot be written.
     """
+    new = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
@@ -119,7 +121,10 @@ def holding(path: Path, problem: str, seconds: float = 0.0):
     try:
         yield still
     finally:
-        # the file stays: else a third process could lock a new one while a second waits
+        # the file stays: else a third process could lock a new one while a second waits;
+        # but a folder that was made for nothing goes
+        if new and list(path.parent.glob("*")) == [path]:
+            shutil.rmtree(path.parent, ignore_errors=True)
         lock.release()
 
 

@@ -17,7 +17,7 @@ from standins import counts, grid, run, stand_in, write
 
 from rmlib import UserError
 from rmlib.study.batch import executors
-from rmlib.study.batch.batch import LOCK, Options
+from rmlib.study.batch.batch import LOCK, Options, dry_run
 from rmlib.study.batch.jobs import Jobs
 from rmlib.study.batch.plan import read_batch
 from rmlib.study.batch.progress import Progress
@@ -116,13 +116,17 @@ def test_without_keep_going_nothing_more_is_started(at_once):
 def test_what_hung_or_was_stopped_is_said(at_once, monkeypatch):
     """A run that its time limit ended has failed; one that stopped with a checkpoint has not."""
     grid(at_once, seed=[0])
-    ends = [executors.Ended(-15, "", late=True), executors.Ended(1, "Stopped: by SIGTERM")]
+    ends = [
+        executors.Ended(-15, "", late=True),
+        executors.Ended(1, "Stopped: by SIGTERM in epoch 3"),
+    ]
     ends.append(executors.Ended(-9, "epoch 3/6\nbuilding a forest"))
     ends.append(executors.Ended(3, ""))
     monkeypatch.setattr(executors, "work", lambda *_: ends.pop(0))
     assert run(lines := [], timeout=0.5) == counts(0, failed=1)
     assert "longer than --timeout 0.5 minutes: ended" in lines[-1]
-    assert run(lines := []) == counts(0, stopped=1) and "Stopped: by SIGTERM" in lines[-1]
+    assert run(lines := []) == counts(0, stopped=1)
+    assert lines[-1].endswith("it begins again: by SIGTERM in epoch 3")
     assert (
         run(lines := []) == counts(0, failed=1)
         and "was killed (signal 9): out of memory?" in lines[-1]
@@ -132,11 +136,35 @@ def test_what_hung_or_was_stopped_is_said(at_once, monkeypatch):
     assert run(lines := []) == counts(0, failed=1) and "(exit code 3)" in lines[-1]
 
 
+@pytest.mark.parametrize(
+    "there, words",
+    [
+        (records.CHECKPOINT, "left a checkpoint"),
+        (records.RECORD, "its training is done, its notebook goes on from the record"),
+        ("nothing", "nothing was saved yet, it begins again"),
+    ],
+)
+def test_an_interrupted_run_says_what_it_goes_on_from(at_once, monkeypatch, there, words):
+    """Wherever Ctrl-C met its kernel; the plan then calls it stopped."""
+    grid(at_once, seed=[0])
+    (params,) = batch().runs
+
+    def interrupt(*_):
+        (params.folder / there).touch()
+        return executors.Ended(1, "KeyboardInterrupt: ")
+
+    monkeypatch.setattr(executors, "work", interrupt)
+    assert run(lines := []) == counts(0, stopped=1)
+    assert lines[-1].endswith(f"stopped region_mixup: {words}")
+    (params.folder / records.RECORD).unlink(missing_ok=True)
+    assert batch().plan()[0][0] == "stopped"
+
+
 def test_a_run_whose_notebook_was_cut_off_after_its_record_trains_nothing(at_once):
     grid(at_once, seed=[0])
     assert run()["done"] == 1
     (batch().runs[0].folder / records.UNFINISHED).touch()  # as it is while the notebook runs
-    assert batch().plan()[0][0] == "partial"
+    assert batch().plan()[0][0] == "stopped"
     assert run()["done"] == 1 and batch().plan()[0][0] == "done"
     assert noted("recorded.txt") == ["0"]
 
@@ -205,7 +233,7 @@ MEASURED = {
 
 
 def test_attacks_that_were_asked_for_belong_to_a_done_run(at_once):
-    """It is partial until the last of them is stored, and again when that file is damaged."""
+    """It is stopped until the last of them is stored, and again when that file is damaged."""
     (params,) = read_batch(grid(at_once, seed=[0], robustness=True), "out").runs
     record, states = make_record(**params.config), []
     records.write(record, params.folder)
@@ -214,7 +242,7 @@ def test_attacks_that_were_asked_for_belong_to_a_done_run(at_once):
         measured(Path("out"), record, "cam", ({"measure": measure}, MEASURED[measure]))
     states.append(batch().state(params))
     (params.folder / "cam.json").write_text("{")
-    assert [*states, batch().state(params)] == ["partial", "partial", "done", "partial"]
+    assert [*states, batch().state(params)] == ["stopped", "stopped", "done", "stopped"]
 
 
 STORED = ["--per-gpu", "2", "--timeout", "1.5", "--compile"]
@@ -239,10 +267,26 @@ def no_process(monkeypatch):
     )
 
 
-def test_missing_data_is_named_before_any_kernel_starts(project, no_process):
+def test_missing_data_is_named_before_any_kernel_starts(project, no_process, monkeypatch):
+    """Nothing is left behind. A dry run fetches nothing, and says that the batch will."""
     grid(project, seed=[0], dataset="cifar10", root=str(project))
     with pytest.raises(UserError, match="cifar10 is not in"):
         run()
+    with pytest.raises(UserError, match="cifar10 is not in"):
+        dry_run(batch(), Options())
+    assert not Path("out").exists()
+    monkeypatch.delenv("RMLIB_OFFLINE")
+    assert dry_run(batch(), Options()).endswith("the batch fetches them first")
+
+
+def test_a_dry_run_finds_what_the_batch_would_refuse(project, no_process):
+    grid(project, seed=[0], k=9)
+    with pytest.raises(UserError, match="k=9 tiles do not fit into 8 x 12"):
+        dry_run(batch(), Options())
+    grid(project, seed=[0], dataset="folder:pest")
+    with pytest.raises(UserError, match="there is no folder or zip pest"):
+        dry_run(batch(), Options())
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(

@@ -91,4 +91,4 @@ def test_a_batch_with_a_limit_stops_with_a_checkpoint(block, tmp_path, capsys):
     assert "stopped by max_minutes=" in text and "not started: the time is up" in text
     assert "0 done, 0 failed, 1 stopped, 1 left" in text
     batch = read_batch(path, tmp_path / "out")
-    assert [batch.state(run) for run in batch.runs] == ["partial", "new"]
+    assert [batch.state(run) for run in batch.runs] == ["stopped", "new"]

@@ -87,7 +87,9 @@ def test_ctrl_c_reaches_the_kernels_also_when_nobody_reads_the_output(project, m
     errors = process.stderr.read()
     assert process.wait() == 130 and Path("interrupted.txt").exists(), errors
     assert "interrupted" in errors and errors.count("\n") == 1
-    assert [batch.state(each) for each in batch.runs] == ["done", "new"]
+    assert [batch.state(each) for each in batch.runs] == ["done", "stopped"]
+    log = noted(batch.runs[1].folder / "log.txt")
+    assert log[-1].startswith("rmlib: stopped in cell"), "no bare KeyboardInterrupt"
     assert goes_on(monkeypatch)["done"] == 2
 
 

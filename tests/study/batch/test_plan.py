@@ -1,12 +1,14 @@
 """The plan of a batch: what a file means, which mistakes are named, and what it will take."""
 
 import json
+import re
 
 import pytest
 from made import make_record
 from standins import grid, write
 
 from rmlib import UserError
+from rmlib.params import MIXERS
 from rmlib.paths import project_root
 from rmlib.study.batch import costs
 from rmlib.study.batch.plan import read_batch
@@ -36,6 +38,7 @@ ONE = "grid: [{seed: 0}]\n"
 MISTAKES = {
     "grid: [{sed: [0, 1]}]": "unknown parameter 'sed': did you mean 'seed'",
     "grid: [{seed: [0, one]}]": "seed='one'",
+    "grid: [{seed: 0..2}]": r"seed='0..2': .*in a batch a list of them, such as \[0, 1, 2\]",
     "grid: [{mixer: [mixup, cutmx]}]": "did you mean 'cutmix'",
     "grid: [{mixer: mixup, k: 4}]": "k=4 does nothing",
     "grids: [{seed: 0}]": "did you mean 'grid'",
@@ -76,6 +79,77 @@ def test_mistakes_in_a_batch_file(tmp_path, text):
     with pytest.raises(UserError, match=MISTAKES[text]) as error:
         planned(tmp_path, text)
     assert "\n" not in str(error.value)
+
+
+def test_the_command_line_sets_parameters_of_all_runs(tmp_path):
+    """In place of what blocks and ``common`` say; a list spans the grid; ids are those of a file."""
+    path = write(tmp_path, "grid:\n- {seed: [0, 1], mixer: [none, mixup]}\n- {mixer: mixup, lr: 1}")
+    texts = ["seed=[5, 6, 7]", "lr=1/2", "clean-weight = 0", "snapshots=[2, 4]", "holdout=true"]
+    runs = read_batch(path, tmp_path / "out", texts).runs
+    written = write(
+        tmp_path,
+        "common: {lr: 0.5, clean_weight: 0, snapshots: [2, 4], holdout: true}\n"
+        "grid: [{seed: [5, 6, 7], mixer: [none, mixup]}]",
+        "c.yaml",
+    )
+    assert runs == read_batch(written, tmp_path / "out").runs
+    notebooks = write(tmp_path, f"{ONE}notebooks: {{01_method: }}", "d.yaml")
+    method = read_batch(notebooks, None, ["dataset=folder:a: b #c"]).notebooks["01_method"]
+    assert method.dataset == "folder:a: b #c", "text is no YAML"
+
+
+@pytest.mark.parametrize(
+    "texts, words",
+    [
+        (["epoch=3"], "--set epoch=3: unknown parameter 'epoch': did you mean 'epochs'"),
+        (["epochs"], "--set epochs: expected NAME=VALUE, such as epochs=20"),
+        (["lr=1", "lr=2"], r"--set lr=2: lr is given twice: a list is lr=\[A, B\]"),
+        (["seed=[0, 1"], r"--set seed=\[0, 1: no list of YAML"),
+        (["seed=[]"], "an empty list spans no run"),
+        (["out=x"], "name the folder by --out"),
+        (["epochs=x", "k=2"], "b.yaml --set epochs=x --set k=2: epochs='x'"),
+        (["seed=0..2"], r"such as \[0, 1, 2\]"),
+        (["mixer=mixop"], "did you mean 'mixup'"),
+        (["dataset=/my/images"], "did you mean 'folder:/my/images'"),
+        (["alpha=0.5"], "alpha=0.5 does nothing for mixer 'none'"),
+    ],
+)
+def test_mistakes_in_what_the_command_line_sets(tmp_path, texts, words):
+    path = write(tmp_path, "grid: [{seed: [0, 1], mixer: [none, mixup]}]")
+    with pytest.raises(UserError, match=words) as error:
+        read_batch(path, tmp_path / "out", texts)
+    assert "\n" not in str(error.value)
+
+
+def test_the_plan_keeps_what_the_command_line_set_without_paths(project):
+    """Before the options of the last call that ran something; another grid has other words."""
+    path = grid(project, seed=[0])
+    texts = ["dataset=folder:/far/pets", "root=/far", "epochs=[1, 2]"]
+
+    def stored(texts, options):
+        plan = read_batch(path, "out", texts).write(options)
+        assert "/far" not in plan.read_text()
+        return json.loads(plan.read_text())["options"]
+
+    words = ["--set", "dataset=folder:pets", "--set", "epochs=[1, 2]"]
+    assert stored(texts, ["--compile"]) == [*words, "--compile"]
+    assert stored(texts, None) == [*words, "--compile"]
+    assert stored(["seed=1"], None) == ["--set", "seed=1", "--compile"]
+
+
+def test_the_batch_for_somebodys_own_images(tmp_path):
+    """Eight methods, seed by seed. No test image is used; no image of the training is left out."""
+    path = project_root() / "notebooks/batches/my-images.yaml"
+    batch = read_batch(path, tmp_path, [f"dataset=folder:{tmp_path}/pets"])
+    runs = batch.runs
+    methods = {(run.mixer, run.clean_weight) for run in runs[:8]}
+    assert methods == {(mixer, weight) for mixer in MIXERS for weight in (0, 1)}
+    assert [run.seed for run in runs] == [seed for seed in range(5) for _ in range(8)]
+    assert all(run.holdout and run.train_images is None for run in runs)
+    assert not any(run.robustness for run in runs) and list(batch.notebooks) == ["05_results"]
+    chosen = ["dataset=folder:pets", "holdout=false", "mixer=[none, cutmix]", "clean_weight=0"]
+    last = read_batch(path, tmp_path, chosen).runs
+    assert len(last) == 10 and not any(run.holdout for run in last)
 
 
 ALIASES = "a0: &a0 [1, 2]\n" + "".join(
@@ -135,40 +209,122 @@ def test_an_unknown_batch_file_names_the_known_ones():
         read_batch("notebooks/batches/quik.yaml")
 
 
-def test_the_plan_says_what_runs_will_take(tmp_path, monkeypatch):
-    """From runs of the same experiment with as many forwards.
+@pytest.fixture
+def no_other_runs(tmp_path, monkeypatch):
+    """Neither in results/ nor in runs/."""
+    for name in ("results_dir", "runs_dir"):
+        monkeypatch.setattr(costs, name, lambda: tmp_path / "none")
 
-    Else it is scaled by epochs, images and forwards; else nothing is said.
-    """
-    monkeypatch.setattr(costs, "results_dir", lambda: tmp_path / "none")
+
+def ended(run, seconds, folder=None, notebook=None, here=True, **settings):
+    """A run has ended; all but the last of its seconds went into training."""
+    record = make_record(80.0, checksum="00", **run.config)
+    speed = run.epochs * record.data["train_images"] / (seconds - 1)
+    data = record.data | {"test_images": run.test_images or 8}
+    change = {"seconds": seconds, "images_per_second": speed, "data": data, "correct": None}
+    if not here:
+        change["hardware"] = record.hardware | {"cpu": "another"}
+    records.write(record.model_copy(update=change), folder or run.folder)
+    if notebook:
+        executed(run.folder / "02_training.ipynb", run, notebook, **settings)
+
+
+def executed(path, parameters, seconds, **change):
+    """A notebook that was executed, with what is noted in it."""
+    noted = {"exception": None, "seconds": seconds, "parameters": parameters.model_dump() | change}
+    path.write_text(json.dumps({"metadata": {"papermill": noted}}))
+
+
+def seconds_of(batch):
+    return {name: round(cost.seconds) for name, cost in costs.costs(batch).items()}
+
+
+EVERYTHING = {"new", "stopped", "failed", "damaged"}
+
+
+def test_the_plan_says_what_runs_will_take(tmp_path, no_other_runs):
+    """The mean of whole notebooks of the same kind, else what the images take is scaled."""
     text = """
-common: {width: 8, epochs: 4, train_images: 1000, mixer: mixup}
+common: {width: 8, epochs: 4, train_images: 1000, test_images: 100, mixer: mixup, eval_every: 0}
 grid: [{seed: [0, 1, 2, 3]}, {clean_weight: 0}, {epochs: 8}, {width: 9}]
 """
     batch = planned(tmp_path, text)
-    *finished, fourth, plain, longer, wider = batch.runs
-    for run, seconds in zip(finished, (100.0, 120.0, 200.0)):
-        record = make_record(80.0, checksum="00", **run.config)
-        records.write(record.model_copy(update={"seconds": seconds}), run.folder)
-    found = costs.costs(batch)
-    assert found[fourth.run_id] == pytest.approx(140), "the mean"
-    assert found[plain.run_id] == pytest.approx(70), "one forward instead of two"
-    assert found[longer.run_id] == pytest.approx(280) and wider.run_id not in found
-    text = costs.describe(batch, 2)
-    assert "7 runs: 3 done, 4 to run, 2 at a time; about 4 min of training" in text
-    assert "1 like none before" in text
-    assert f"new      {fourth.run_id}  {batch.label(fourth)}  2 min" in text
-    stray = finished[0].folder / "record.json"
-    whole = stray.read_text()
-    assert '"seconds": 100.0' in whole
-    stray.write_text(whole.replace('"seconds": 100.0', '"seconds": null'))
-    assert costs.costs(batch)[fourth.run_id] == 160, "a foreign record costs its part alone"
+    *_, fourth, plain, longer, wider = (run.run_id for run in batch.runs)
+    for run, seconds in zip(batch.runs, (100.0, 120.0, 200.0)):
+        ended(run, seconds, notebook=seconds + 30)
+    found = seconds_of(batch)
+    assert found[fourth] == 170, "the mean of 130, 150 and 230"
+    assert found[plain] == pytest.approx(30 + 140 / 2, abs=1), "one forward instead of two"
+    assert found[longer] == pytest.approx(30 + 140 * 2, abs=1), "twice the epochs, one start"
+    assert wider not in found
+    text = costs.describe(batch, 2, EVERYTHING)
+    assert "7 runs: 3 done, 4 to run, 2 at a time; about 7 min by earlier ones on this mach" in text
+    assert "this machine, for those known; time of 1 unknown, since nothing like them" in text
+    assert re.search(rf"new +{fourth}  .*  3 min\n", text)
+    assert re.search(rf"new +{wider}  .*  time unknown\n", text)
+    stray = batch.runs[0].folder / "record.json"
+    stray.write_text(stray.read_text().replace('"seconds": 100.0', '"seconds": null'))
+    assert seconds_of(batch)[fourth] == 190, "a foreign record costs its part alone"
+
+
+def test_what_another_machine_did_counts_where_this_one_did_nothing(tmp_path, no_other_runs):
+    """A record alone tells of its training alone; so does the notebook of a resumed run."""
+    batch = planned(tmp_path, "grid: [{mixer: mixup, seed: [0, 1, 2]}]")
+    one, two, three = batch.runs
+    ended(one, 500.0, here=False)
+    assert costs.costs(batch)[three.run_id] == (pytest.approx(500), False, False)
+    text = costs.describe(batch, 1, EVERYTHING)
+    assert "by earlier ones on other hardware, counting trainings alone: not before " in text
+    ended(two, 50.0, notebook=10)
+    assert costs.costs(batch)[three.run_id] == (pytest.approx(50), True, False)
+    executed(two.folder / "02_training.ipynb", two, 70, robustness=True)
+    assert not costs.costs(batch)[three.run_id].whole, "attacks are another thing"
+    executed(two.folder / "02_training.ipynb", two, 70)
+    assert costs.costs(batch)[three.run_id] == (pytest.approx(70), True, True)
+
+
+def test_a_trial_on_the_same_images_tells_what_a_batch_of_all_of_them_takes(tmp_path, monkeypatch):
+    """Of a folder nobody has counted the images yet: the record of the trial has."""
+    monkeypatch.setattr(costs, "results_dir", lambda: tmp_path / "none")
+    monkeypatch.setattr(costs, "runs_dir", lambda: tmp_path / "runs")
+    text = "common: {dataset: 'folder:pets', eval_every: 0}\ngrid: [{epochs: 1}]"
+    path = write(tmp_path, text)
+    (trial,) = read_batch(path, tmp_path / "runs" / "trial").runs
+    ended(trial, 10.0, notebook=30)
+    batch = read_batch(path, tmp_path / "out", ["epochs=[7, 1]"])
+    assert list(seconds_of(batch).values()) == [21 + 7 * 9, 30]
+    assert re.search(
+        r"this machine: ends about \d\d:\d\d; in", costs.describe(batch, 1, EVERYTHING)
+    )
+    some = read_batch(path, tmp_path / "out", ["train_images=12"])
+    assert list(seconds_of(some).values()) == [21], "a handful of the 60 000"
+    ended(some.runs[0], 5.0)
+    (trial.folder / "record.json").unlink()
+    assert costs.costs(batch) == {}, "how many there are is not known"
+
+
+def test_the_plan_says_what_notebooks_will_take(tmp_path, no_other_runs):
+    """As earlier ones with the same parameters, for as many networks, after the runs."""
+    text = "grid: [{mixer: mixup, seed: [0, 1, 2, 3]}]\nnotebooks: {04_cam: , 05_results: }"
+    batch = planned(tmp_path, text)
+    for run in batch.runs[:2]:
+        ended(run, 60.0, notebook=100)
+    executed(tmp_path / "out" / "05_results.ipynb", batch.notebooks["05_results"], 40)
+    assert {"05_results": 40}.items() <= seconds_of(batch).items()
+    assert "04_cam" not in seconds_of(batch)
+    maps = batch.notebooks["04_cam"]
+    executed(tmp_path / "out" / "04_cam.ipynb", maps, 50, images=maps.images + 1)
+    assert "04_cam" not in seconds_of(batch), "its parameters were others"
+    executed(tmp_path / "out" / "04_cam.ipynb", maps, 50, runs="elsewhere")
+    assert seconds_of(batch)["04_cam"] == 100, "four networks instead of two"
+    words = costs.describe(batch, 2, EVERYTHING)
+    assert "2 to run, 2 at a time; about 4 min by" in words, "100 s of runs, 100 of maps, then 40"
 
 
 def test_the_plan_knows_what_waits_for_what(tmp_path):
     text = "grid: [{seed: [0, 1]}]\nnotebooks: {01_method: , 03_robustness: , 05_results: }"
-    lines = costs.describe(planned(tmp_path, text), 1).splitlines()
-    assert [line.split(maxsplit=1)[1] for line in lines[2:5]] == [
+    lines = costs.describe(planned(tmp_path, text), 1, EVERYTHING).splitlines()
+    assert [re.sub("^new +|  time unknown$", "", line) for line in lines[2:5]] == [
         "01_method",
         "03_robustness  after 2 runs",
         "05_results  after 2 runs, 03_robustness",

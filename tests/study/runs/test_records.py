@@ -97,6 +97,16 @@ def test_a_lock_that_was_deleted_is_noticed(tmp_path):
             lock.touch()  # another process's
 
 
+def test_a_folder_that_was_made_for_a_lock_alone_goes_with_it(tmp_path):
+    there = tmp_path / "there"
+    there.mkdir()
+    for folder, kept in ((tmp_path / "new", False), (there, True), (tmp_path / "used", True)):
+        with records.holding(folder / ".lock", ""):
+            if folder.name == "used":
+                (folder / "log.txt").touch()
+        assert folder.exists() == kept
+
+
 def test_links_are_followed_once_and_loops_end(tmp_path):
     (record,) = made = [make_record(80)]
     save(tmp_path / "far", *made)
