@@ -19,6 +19,7 @@ from rmlib.study.report import (
     paper,
     reproduction,
     small,
+    why,
 )
 from rmlib.study.report.values import CONTROL, Table
 from rmlib.study.runs import collection, records
@@ -36,6 +37,7 @@ HEADINGS = {
     "paper": "The paper's tables, and ours",
     "claims": "The claims",
     "small": "The claims of the small-data study",
+    "why": "Small data: tiles, or softer targets?",
     "costs": "What it cost",
 }
 SPREAD = "n networks, mean ± sample standard deviation; "
@@ -129,6 +131,7 @@ def tables(root) -> dict[str, list[Table]]:
         "paper": reproduction.tables(runs, attacks) if of_paper else [],
         "claims": [reproduction.claims(runs, attacks)] if of_paper else [],
         "small": [small.claims(runs, attacks)],
+        "why": why.tables(runs),
         "costs": [costs.costs(runs, measured)],
     }
     return {kind: [table for table in made[kind] if table] for kind in HEADINGS}

@@ -64,10 +64,15 @@ CAPTION = (
 )
 
 
-def under_protocol(runs):
-    """The finished runs of the small-data study."""
+def under_protocol(runs, settings: dict | None = None):
+    """The finished runs of the small-data study; ``settings``: where they differ from PROTOCOL."""
     fits = runs["config.train_images"] == runs["config.dataset"].map(TRAIN_IMAGES)
-    return runs[(runs["status"] == "done") & fits & fit_protocol(runs, PROTOCOL)]
+    return runs[(runs["status"] == "done") & fits & fit_protocol(runs, PROTOCOL | (settings or {}))]
+
+
+def command(dataset: str) -> str:
+    """The command that runs the study on a dataset."""
+    return f"rmlib batch notebooks/batches/{dataset}-small.yaml"
 
 
 def claims(runs, attacks) -> Table | None:
@@ -85,8 +90,8 @@ def claims(runs, attacks) -> Table | None:
         ]
 
     def needs(claim):
-        batch = f"rmlib batch notebooks/batches/{claim.dataset}-small.yaml"
-        return f"not run: needs seeds 0 to {claim.runs - 1} of both methods; {batch} makes them"
+        seeds = f"seeds 0 to {claim.runs - 1} of both methods"
+        return f"not run: needs {seeds}; {command(claim.dataset)} makes them"
 
     return named.judged(CLAIMS, sides_of, verdict, needs, CAPTION, {}, 3, uncorrected=True)
 
