@@ -263,7 +263,7 @@ def make_report(root: Path, folder: Path) -> int:
         print(f"left out: {problem}", file=sys.stderr)
     tables = report.tables(found)
     print(report.markdown(found, "answer"))
-    print(report.markdown(found, made=tables))
+    print(report.markdown(found))
     missing = completeness.missing(found)
     print("\n".join(f"missing: {line}" for line in missing) or "complete", end="\n\n")
     print(f"all tables and the notebooks as HTML: {pages.build(found, folder, tables, missing)}")

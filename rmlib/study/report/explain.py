@@ -55,13 +55,13 @@ def explain(words: list[str], column: str | None = None, everything: bool = Fals
 
 
 def _explain(found, words, column, everything):
-    folder, tables = found.folder, report.tables(found)
     if not words:
         raise UserError(
-            f"explain what of {folder}? A run id, a number as it is printed, or a table and words"
-            f" of its row: {', '.join(tables)}"
+            f"explain what of {found.folder}? A run id, a number as it is printed, or a table and"
+            f" words of its row: {', '.join(report.HEADINGS)}"
         )
     first = words[0]
+    tables = report.tables(found, (first,) if first in report.HEADINGS else report.HEADINGS)
     ids = [run_id for run_id in found.records if len(first) >= 6 and run_id.startswith(first)]
     if len(ids) == 1 and len(words) == 1:
         return run_text(found, ids[0], everything) + "\n" + _stands_in(tables, ids[0])

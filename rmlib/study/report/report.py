@@ -1,5 +1,6 @@
 """The report: every table of what was run, from records and from nothing else."""
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,9 +111,9 @@ MEASURED = {
 }
 
 
-def tables(root) -> dict[str, list[Table]]:
-    """Every table below a folder of records, or of a
-    :class:`rmlib.study.runs.collection.Collection`, by the kinds of HEADINGS.
+def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
+    """The tables below a folder of records, or of a
+    :class:`rmlib.study.runs.collection.Collection`, by ``kinds`` of HEADINGS.
 
     What compares, attacks or maps has a table for each experiment that has such
     runs; ``small`` has one where some of the small-data study was run.
@@ -122,20 +123,22 @@ def tables(root) -> dict[str, list[Table]]:
     measured = {kind: collection.collect_measurements(root, kind) for kind in records.KINDS}
     attacks, experiments = measured["attacks"], groups.experiments(runs)
     of_paper = runs["config.dataset"].isin(paper.DATASETS).any()
-    made = {
-        kind: [_measured(of_kind, group, measured) for group in experiments]
-        for kind, of_kind in MEASURED.items()
+    makers = {
+        "accuracy": lambda: map(accuracy.summary, experiments),
+        "differences": lambda: map(accuracy.differences, experiments),
+        "paper": lambda: reproduction.tables(runs, attacks) if of_paper else [],
+        "claims": lambda: [reproduction.claims(runs, attacks)] if of_paper else [],
+        "small": lambda: [small.claims(runs, attacks)],
+        "why": lambda: why.tables(runs),
+        "costs": lambda: [costs.costs(runs, measured)],
     }
-    made |= {
-        "accuracy": [accuracy.summary(group) for group in experiments],
-        "differences": [accuracy.differences(group) for group in experiments],
-        "paper": reproduction.tables(runs, attacks) if of_paper else [],
-        "claims": [reproduction.claims(runs, attacks)] if of_paper else [],
-        "small": [small.claims(runs, attacks)],
-        "why": why.tables(runs),
-        "costs": [costs.costs(runs, measured)],
-    }
-    return {kind: [table for table in made[kind] if table] for kind in HEADINGS}
+
+    def made(kind):
+        if kind in makers:
+            return makers[kind]()
+        return [_measured(MEASURED[kind], group, measured) for group in experiments]
+
+    return {kind: [table for table in made(kind) if table] for kind in HEADINGS if kind in kinds}
 
 
 def _measured(of_kind, group, measured):
@@ -157,9 +160,9 @@ def _measured(of_kind, group, measured):
     return Table(table.rows, caption)
 
 
-def markdown(root, kind: str = "accuracy", made: dict | None = None) -> str:
+def markdown(root, kind: str = "accuracy") -> str:
     """The tables of one kind as Markdown, each with its caption below; of the kind "answer" a
-    sentence for each experiment. ``made``: all :func:`tables`, if they were made already.
+    sentence for each experiment. ``root``: see :func:`tables`.
 
     Raises:
         UserError: unknown kind, no record, or nothing of this kind was measured.
@@ -167,13 +170,13 @@ def markdown(root, kind: str = "accuracy", made: dict | None = None) -> str:
     if kind == "answer":
         answers = map(answer.answer, groups.experiments(groups.runs_below(root)))
         return "".join(f"{line}\n" for line in answers if line)
-    found = made or tables(root)
-    if kind not in found:
-        raise UserError(f"report {kind!r}: {nearest(kind, found)}")
-    if not found[kind]:
+    if kind not in HEADINGS:
+        raise UserError(f"report {kind!r}: {nearest(kind, HEADINGS)}")
+    (found,) = tables(root, (kind,)).values()
+    if not found:
         folder = getattr(root, "folder", root)
         raise UserError(f"nothing was measured for the table {kind!r} under {folder}")
-    return "\n".join(map(_with_caption, found[kind]))
+    return "\n".join(map(_with_caption, found))
 
 
 def _with_caption(table):
@@ -206,13 +209,10 @@ def fill(document: str, base: Path) -> str:
     """A document with every ``<!-- report FOLDER [KIND] -->`` ... ``<!-- end -->`` block made anew
     (FOLDER relative to base).
     """
-    found: dict[Path, dict] = {}
+    opened = functools.cache(collection.opened)
 
     def block(match):
-        root = base / match[2]
-        if root not in found:
-            found[root] = tables(root)
-        text = markdown(root, match[3] or "accuracy", found[root])
+        text = markdown(opened(base / match[2]), match[3] or "accuracy")
         return f"{match[1]}\n{text}{match[4]}"
 
     pattern = r"(<!-- report (\S+?)(?: (\w+))? -->)\n.*?(<!-- end -->)"

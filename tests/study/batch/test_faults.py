@@ -130,7 +130,7 @@ def test_killed_at_random_moments_the_grid_ends_as_if_undisturbed(project, pictu
         lines = noted(params.folder / "log.txt")
         return sum(bool(re.match(r"epoch +\d+/", line)) for line in lines)
 
-    for inside in (False, True) * 4:
+    for inside in (False, True) * 2:
         before = epochs()
         process = subprocess.Popen(BATCH, **options)
         if inside:
@@ -144,7 +144,7 @@ def test_killed_at_random_moments_the_grid_ends_as_if_undisturbed(project, pictu
     assert last.returncode == 0, last.stdout
     alone = params.model_copy(update={"out": str(tmp_path / "alone")})
     expected, record = train(alone, log=lambda line: None), records.read(params.folder)
-    assert record.restarts >= 4 and record.history == expected.history
+    assert record.restarts >= 2 and record.history == expected.history
     assert record.metrics == expected.metrics and record.correct == expected.correct
     weights, others = (load_file(each.folder / records.WEIGHTS) for each in (params, alone))
     assert all((weights[name] == others[name]).all() for name in others)

@@ -321,7 +321,7 @@ def test_every_number_of_the_paper_has_its_place():
 
 def test_the_committed_records_have_no_verdict_they_did_not_earn():
     root = project_root() / "results"
-    tables = report.tables(root)
+    tables = report.tables(root, ("paper",))
     verdicts = {verdict for table in tables["paper"] for verdict in table.frame()["verdict"]}
     eligible = paper.under_protocol(groups.runs_below(root))
     assert len(eligible) or verdicts == {"not run"}

@@ -10,7 +10,6 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import load_file
-from standins import until
 
 from rmlib import Stopped, UserError
 from rmlib.params import TrainParams
@@ -112,23 +111,39 @@ def test_checkpoints_take_a_hundredth_of_the_time(tiny_run, monkeypatch):
     assert epochs == [1, 11, 21, 25] and record.checkpoint_seconds == 4
 
 
+# `rmlib train`, which gets a signal in the middle of its third epoch
+SIGNALLED = """
+import os, sys
+from rmlib.study.cli import main
+from rmlib.study.runs import run
+training = run.training
+def signalled(core, recording=None):
+    for _ in training(core, recording):
+        if (core.epoch, core.step) == (2, 2):
+            os.kill(os.getpid(), int(sys.argv[1]))
+        yield
+run.training = signalled
+sys.exit(main(["train", *sys.argv[2:]]))
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_is_stopped_or_killed_goes_on_bit_for_bit(tiny_run, tmp_path, number):
+def test_a_run_that_is_stopped_or_killed_goes_on_bit_for_bit(five_epochs, tmp_path, number):
     """SIGTERM: it ends with a checkpoint. SIGKILL, as a power cut: it has the last one."""
-    options = params(tiny_run, epochs=40, eval_every=20, out=str(tmp_path / "broken"))
-    names = ("dataset", "width", "epochs", "batch_size", "lr", "out", "device", "eval_every")
-    words = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
-    command = [sys.executable, "-m", "rmlib", "train", "--train-images", "all", *words]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes)
-    until((options.folder / CHECKPOINT).exists, process)
-    process.send_signal(number)
-    errors = process.communicate(timeout=300)[1]
+    whole, record = five_epochs
+    broken = whole.model_copy(update={"out": str(tmp_path / "broken")})
+    names = ("dataset", "width", "epochs", "batch_size", "lr", "out", "device")
+    words = [f"--{name.replace('_', '-')}={getattr(broken, name)}" for name in names]
+    command = [sys.executable, "-c", SIGNALLED, str(int(number)), "--train-images", "all", *words]
+    process = subprocess.run(command, capture_output=True, text=True)
     if number == signal.SIGTERM:
-        assert process.returncode == 75 and "SIGTERM" in errors and errors.count("\n") == 1
-    record, whole = train(options, log=quiet), params(tiny_run, epochs=40, eval_every=20)
-    assert record.restarts == 1
-    assert_equal(options, record, whole, train(whole, log=quiet))
+        assert process.returncode == 75 and "SIGTERM in epoch 3 of 5" in process.stderr
+        assert process.stderr.count("\n") == 1
+    else:
+        assert process.returncode == -signal.SIGKILL and (broken.folder / CHECKPOINT).exists()
+    resumed = train(broken, log=quiet)
+    assert resumed.restarts == 1
+    assert_equal(broken, resumed, whole, record)
 
 
 def test_a_truncated_checkpoint_is_named(tiny_run):
