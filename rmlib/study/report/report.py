@@ -46,7 +46,7 @@ BETTER = (
     "in brackets the 95 % interval over networks and images (over images alone where n is 1; of"
     f" shares Wilson's), in parentheses the same measure with {CONTROL}, explained for another"
     " class, and a star where the map does better than that, paired by image and network, beyond"
-    " such an interval"
+    " such an interval, uncorrected"
 )
 
 

@@ -28,7 +28,8 @@ CAPTION = (
     ' methods as stand after "of". A minus B in points of accuracy (speed, the paper\'s "minimal'
     " to no computational overhead\": training images/s in percent of Mixup's), with its 95 %"
     ' interval by Welch\'s t; "paired": the interval over equal seeds, r their correlation; p of'
-    " the primary claims corrected by Holm; seeds to resolve: of each method, for what is"
+    " the primary claims corrected by Holm, the others judged by their interval, uncorrected; of"
+    " one precision, as most runs of the dataset; seeds to resolve: of each method, for what is"
     " unresolved, if difference and spread are what was seen, in 80 % of cases, at 5 %, for a"
     ' primary claim at 5 % over the number of primary claims. That the method needs "just a few'
     f' lines of code" is counted in 01_method. FGSM and Square: eps {EPS} (assumed; the paper gives'
