@@ -12,6 +12,8 @@ from rmlib import UserError
 from rmlib.data import ImageSet, to_float
 from rmlib.evaluate import eval_mode, full_precision, sample
 
+ROUNDING = 1e-6  # how far a pixel may lie outside [0, 1] and is clipped
+
 
 class Task(NamedTuple):
     """Something to measure on a network; ``compute()`` returns the result, of plain values.
@@ -72,7 +74,8 @@ def as_pixels(
     """Check what an attack or a map is asked about; returns the images as float in [0, 1].
 
     Args:
-        images: (N, C, H, W) floating point in [0, 1], or uint8, which is divided by 255.
+        images: (N, C, H, W) floating point in [0, 1], or uint8, which is divided by 255. What lies
+            outside by rounding, no more than ROUNDING, is clipped.
         labels: (N,) int64.
         kinds: types of parameters that the caller can work with.
 
@@ -98,11 +101,11 @@ def as_pixels(
         raise UserError(f"{got}: expected int64 class numbers from 0")
     pixels = to_float(images) if images.dtype == torch.uint8 else images
     low, high = float(pixels.min()), float(pixels.max())
-    if not (pixels.is_floating_point() and low >= 0 and high <= 1):
+    if not (pixels.is_floating_point() and low >= -ROUNDING and high <= 1 + ROUNDING):
         got = f"images are {images.dtype} in [{low:g}, {high:g}]"
         remedy = "expected uint8, or floating point in [0, 1]; the model normalises them"
         raise UserError(f"{got}: {remedy}")
-    return pixels
+    return pixels if low >= 0 and high <= 1 else pixels.clamp(0, 1)
 
 
 def margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from toys import BY_GRADIENT, FAST, Linear, few, loud, network, pixels, touchy
 
+from rmlib import UserError
 from rmlib.packed import unpack_bits
 from rmlib.robustness import attacks
 
@@ -43,6 +44,16 @@ def test_eps_zero_changes_nothing(attack):
         result["accuracy_after"] == result["clean_accuracy"] == result["robust_accuracy"]
         and result["fooled"] == 0
     )
+
+
+def test_pixels_outside_by_rounding_are_clipped_others_refused():
+    images, labels = pixels()
+    images[0, 0, 0, 0], images[1, 0, 0, 0] = 1 + 5e-7, -5e-7
+    found = attacks.perturb(network(), images, labels, "fgsm", 0)
+    assert torch.equal(found, images.clamp(0, 1)) and images.min() < 0, "the caller's stay"
+    images[0, 0, 0, 0] = 1 + 1e-5
+    with pytest.raises(UserError, match=r"in \[-5e-07, 1.00001\]"):
+        attacks.perturb(network(), images, labels, "fgsm", 0)
 
 
 @pytest.mark.parametrize("attack", BY_GRADIENT)

@@ -107,3 +107,33 @@ def methods(groups: list):
         axis.tick_params(axis="x", labelsize=9)
     axes[-1, 0].set_xlabel("test accuracy (%)", fontsize=9)
     return figure
+
+
+def against_softness(found: list):
+    """Accuracy, NLL and ECE of every run over the softness of the targets, each with the mean of
+    its method and its 95 % interval over seeds (Student's t).
+
+    Args:
+        found: (mixer, name, standard deviation of the original's weight, metric -> values); a
+            method without values stands in the legend alone.
+    """
+    words = {"accuracy": "accuracy (%)", "nll": "NLL (nats)", "ece": "ECE (%)"}
+    figure, axes = plt.subplots(1, 3, figsize=(8.6, 3.4), layout="constrained")
+    for axis, (metric, label) in zip(axes, words.items()):
+        for number, (mixer, name, deviation, values) in enumerate(found):
+            # beside each other where targets are equally soft
+            alike = sum(abs(other[2] - deviation) < 1e-9 for other in found[:number])
+            place = deviation + 0.02 * alike
+            look = {"color": COLOURS[mixer], "marker": "osD^vP*"[number % 7]}
+            several = values[metric]
+            count = f"n = {len(several)}" if several else "not run yet"
+            axis.plot([], [], ls="", label=f"{name} ({count})", **look)
+            if several:
+                axis.plot([place] * len(several), several, ls="", mfc="white", ms=4, **look)
+                axis.plot([place + 0.008] * 2, interval(several), color=COLOURS[mixer], lw=1.5)
+                axis.plot(place + 0.008, np.mean(several), ms=7, **look)
+        axis.set(ylabel=label, xlim=(0.05, 0.34))
+    axes[1].set_xlabel("standard deviation of the original's weight (left: softer targets)")
+    names = axes[0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure

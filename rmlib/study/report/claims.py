@@ -14,7 +14,7 @@ from rmlib.study.report.values import Table, by_run, difference
 EPS, QUERIES = "8/255", 100
 
 # what the protocol of the paper and that of the small-data study both ask of a run's parameters;
-# mixer, clean_weight, seed, precision and threads are free
+# mixer, clean_weight, seed and threads are free; so is precision, which the paper does not name
 COMMON = {
     "stem_stride": 1,
     "final_norm": False,
@@ -64,6 +64,21 @@ def fit_protocol(runs, protocol: dict):
     return fits
 
 
+def of_side(runs, dataset: str, side: tuple[str, float]):
+    """The runs of one method on a dataset."""
+    mixer, clean_weight = side
+    return runs[
+        (runs["config.dataset"] == dataset)
+        & (runs["config.mixer"] == mixer)
+        & (runs["config.clean_weight"] == clean_weight)
+    ]
+
+
+def lost(diverged, claim: Claim) -> int:
+    """How many diverged runs leave the two sides of a claim."""
+    return sum(len(of_side(diverged, claim.dataset, side)) for side in (claim.a, claim.b))
+
+
 def numbers(runs, attacks, metric: str, dataset: str, side, eps: str = EPS, images=None):
     """The numbers of one method, the latest run of each seed: a DataFrame with columns run_id and
     number, indexed by the seed.
@@ -74,12 +89,7 @@ def numbers(runs, attacks, metric: str, dataset: str, side, eps: str = EPS, imag
         side: (mixer, clean_weight).
         eps, images: of the attack; by default on all test images.
     """
-    mixer, clean_weight = side
-    own = runs[
-        (runs["config.dataset"] == dataset)
-        & (runs["config.mixer"] == mixer)
-        & (runs["config.clean_weight"] == clean_weight)
-    ]
+    own = of_side(runs, dataset, side)
     own = own.sort_values("finished").drop_duplicates("config.seed", keep="last")
     if metric == "speed":
         own = _alone_on_one_device(own)
@@ -125,7 +135,7 @@ def judged(
 
     Args:
         claims: of :class:`Claim`.
-        sides_of: claim -> what :func:`numbers` found for A and for B.
+        sides_of: claim -> what :func:`numbers` found for A and for B, and how many runs diverged.
         verdict: (claim, Welch's difference, A, B, p) -> words, where there are enough runs; p is
             corrected for primary claims.
         needs: claim -> what would have to be run.
@@ -134,10 +144,10 @@ def judged(
     """
     found = []
     for claim in claims:
-        a, b = sides_of(claim)
-        found.append((claim, stats.welch(a["number"], b["number"]), a, b))
+        a, b, gone = sides_of(claim)
+        found.append((claim, stats.welch(a["number"], b["number"]), a, b, gone))
     rows = []
-    for (claim, welch, a, b), p in zip(found, _holm(found)):
+    for (claim, welch, a, b, gone), p in zip(found, _holm(found)):
         own, other = a["number"], b["number"]
         gap = difference(
             welch,
@@ -163,7 +173,7 @@ def judged(
             "in": words.get(claim.metric, claim.metric),
             "dataset": words.get(claim.dataset, claim.dataset),
             "state": state,
-            "n": f"{len(a)}, {len(b)} of {claim.runs}",
+            "n": f"{len(a)}, {len(b)} of {claim.runs}" + (f" ({gone} diverged)" if gone else ""),
             "A - B": gap,
             "paired": difference(pairs, low=pairs.low, high=pairs.high, decimals=decimals).text(),
             "r": round(pairs.correlation, 2),
@@ -188,7 +198,7 @@ def _holm(found) -> list[float]:
     and has none itself. NaN for the others.
     """
     known, p_values = [], []
-    for claim, welch, _, _ in found:
+    for claim, welch, *_ in found:
         known.append(claim.primary and min(welch.n) >= claim.runs and welch.p == welch.p)
         unknown = 1.0 if claim.primary else math.nan
         p_values.append(welch.p if known[-1] else unknown)

@@ -32,6 +32,8 @@ NAMES = {
 LOWER = ("average_drop", "deletion")
 # measures of :func:`differences`
 COMPARED = ("energy_inside", "pointing_game", "extent", "grid_trace", "deletion", "road")
+# shares of the images: each has a 0 or a 100
+SHARES = ("pointing_game", "empty", "increase")
 # of these, compared is what a map does beyond the map of another image: they depend on how
 # confident a network is
 BEYOND = ("deletion", "road")
@@ -92,11 +94,14 @@ def beyond_control(results: dict, key: str, name: str) -> np.ndarray:
 
 def score(results: dict, key: str, name: str) -> Value:
     """A measure of one map of a method: the mean over its networks and its spread, the 95 %
-    interval over networks and images (see :func:`rmlib.study.report.stats.crossed`), and the
-    control's mean, where there is one, with whether the maps beat it beyond such an interval.
+    interval over networks and images (see :func:`rmlib.study.report.stats.crossed`; of a share
+    :func:`rmlib.study.report.stats.share`), and the control's mean, where there is one, with
+    whether the maps beat it beyond such an interval.
     """
-    interval = stats.crossed(values(results, key, name))
-    beside = {"low": interval.low, "high": interval.high, "measured": _measured(results)}
+    several = values(results, key, name)
+    spread = stats.crossed(several)
+    low, high = stats.share(several) if name in SHARES else (spread.low, spread.high)
+    beside = {"low": low, "high": high, "measured": _measured(results)}
     controls = _in(results, key, "control")
     if name in controls[0]:
         gain = stats.crossed(beyond_control(results, key, name))

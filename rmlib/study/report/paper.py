@@ -98,16 +98,30 @@ def _claims():
 CLAIMS = tuple(_claims())
 
 
-def under_protocol(runs):
-    """The finished runs whose every parameter is the paper's, on the whole dataset."""
-    fits = (runs["status"] == "done") & runs["config.dataset"].isin(list(DATASETS))
+def under_protocol(runs, status: str = "done"):
+    """The finished runs whose every parameter is the paper's, on the whole dataset, of one
+    precision for each dataset.
+    """
+    fits = (runs["status"] == status) & runs["config.dataset"].isin(list(DATASETS))
     runs = runs[fits & fit_protocol(runs, PROTOCOL)]
     whole = [
         (row["data.train_images"], row["data.test_images"]) == IMAGES.get(row["config.dataset"])
         and row["data.checksum"] == CHECKSUMS.get(row["config.dataset"], row["data.checksum"])
         for row in runs.to_dict("records")
     ]
-    return runs[pd.Series(whole, index=runs.index, dtype=bool)]
+    return of_one_precision(runs[pd.Series(whole, index=runs.index, dtype=bool)])
+
+
+def of_one_precision(runs):
+    """The runs of each dataset in the precision that most of them have, of equal numbers in fp32:
+    no value pools two.
+    """
+
+    def most(precisions):
+        return max(("fp32", "bf16"), key=list(precisions).count)
+
+    chosen = runs.groupby("config.dataset")["config.precision"].transform(most)
+    return runs[runs["config.precision"] == chosen]
 
 
 def below_band(record) -> str | None:

@@ -20,6 +20,7 @@ from rmlib.study.report import (
     paper,
     reproduction,
     small,
+    why,
 )
 from rmlib.study.report.values import CONTROL, Table
 from rmlib.study.runs import collection, records
@@ -37,13 +38,15 @@ HEADINGS = {
     "paper": "The paper's tables, and ours",
     "claims": "The claims",
     "small": "The claims of the small-data study",
+    "why": "Small data: tiles, or softer targets?",
     "costs": "What it cost",
 }
 SPREAD = "n networks, mean ± sample standard deviation; "
 BETTER = (
-    "in brackets the 95 % interval over networks and images (over images alone where n is 1), in"
-    f" parentheses the same measure with {CONTROL}, explained for another class, and a star"
-    " where the map does better than that, paired by image and network, beyond such an interval"
+    "in brackets the 95 % interval over networks and images (over images alone where n is 1; of"
+    f" shares Wilson's), in parentheses the same measure with {CONTROL}, explained for another"
+    " class, and a star where the map does better than that, paired by image and network, beyond"
+    " such an interval, uncorrected"
 )
 
 
@@ -126,6 +129,7 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
         "paper": lambda: reproduction.tables(runs, attacks) if of_paper else [],
         "claims": lambda: [reproduction.claims(runs, attacks)] if of_paper else [],
         "small": lambda: [small.claims(runs, attacks)],
+        "why": lambda: why.tables(runs),
         "costs": lambda: [costs.costs(runs, measured)],
     }
 

@@ -8,7 +8,7 @@ value of the paper's tables.
 from scipy.stats import ttest_ind
 
 from rmlib.study.report import claims as named
-from rmlib.study.report import stats
+from rmlib.study.report import paper, stats
 from rmlib.study.report.claims import EPS, QUERIES, Claim, fit_protocol, numbers, side_name
 from rmlib.study.report.values import Table
 
@@ -19,6 +19,7 @@ PROTOCOL = named.COMMON | {
     "batch_size": 50,
     "schedule": "onecycle",
     "lr": 0.05,
+    "precision": "fp32",
 }
 TRAIN_IMAGES = {"cifar10": 5000, "cifar100": 10_000}
 SEEDS = {"cifar10": 10, "cifar100": 5}  # of the methods with the clean term, fixed before the runs
@@ -64,31 +65,77 @@ CAPTION = (
 )
 
 
-def under_protocol(runs):
-    """The finished runs of the small-data study."""
+def under_protocol(runs, settings: dict | None = None, status: str = "done"):
+    """The finished runs of the small-data study; ``settings``: where they differ from PROTOCOL."""
     fits = runs["config.train_images"] == runs["config.dataset"].map(TRAIN_IMAGES)
-    return runs[(runs["status"] == "done") & fits & fit_protocol(runs, PROTOCOL)]
+    fits &= fit_protocol(runs, PROTOCOL | (settings or {}))
+    return runs[(runs["status"] == status) & fits]
+
+
+def command(dataset: str) -> str:
+    """The command that runs the study on a dataset."""
+    return f"rmlib batch notebooks/batches/{dataset}-small.yaml"
 
 
 def claims(runs, attacks) -> Table | None:
     """The claims with what the records say; None if no run is under the protocol."""
-    runs = under_protocol(runs)
+    diverged, runs = under_protocol(runs, status="diverged"), under_protocol(runs)
     if not len(runs):
         return None
 
     def sides_of(claim):
         # the seeds that the claim fixes
-        own = runs[runs["config.seed"] < claim.runs]
-        return [
+        own, gone = (each[each["config.seed"] < claim.runs] for each in (runs, diverged))
+        a, b = (
             numbers(own, attacks, claim.metric, claim.dataset, side, images=IMAGES)
             for side in (claim.a, claim.b)
-        ]
+        )
+        return a, b, named.lost(gone, claim)
 
     def needs(claim):
-        batch = f"rmlib batch notebooks/batches/{claim.dataset}-small.yaml"
-        return f"not run: needs seeds 0 to {claim.runs - 1} of both methods; {batch} makes them"
+        seeds = f"seeds 0 to {claim.runs - 1} of both methods"
+        return f"not run: needs {seeds}; {command(claim.dataset)} makes them"
 
-    return named.judged(CLAIMS, sides_of, verdict, needs, CAPTION, {}, 3, uncorrected=True)
+    rows = named.judged(CLAIMS, sides_of, verdict, needs, CAPTION, {}, 3, uncorrected=True).rows
+    for row, claim in zip(rows, CLAIMS):
+        row["paper"] = direction(claim)
+        row["beside it"] = beside(row["paper"], row["state"])
+    return Table(rows, f"{CAPTION}. {beside_paper(rows)}")
+
+
+def direction(claim: Claim) -> str:
+    """What the paper claims of A beside B in the same metric on the same dataset: 'larger',
+    'smaller', or a dash for nothing.
+    """
+    for other in paper.CLAIMS:
+        if (other.metric, other.dataset) == (claim.metric, claim.dataset):
+            if (other.a, other.b) == (claim.a, claim.b):
+                return "larger"
+            if (other.a, other.b) == (claim.b, claim.a):
+                return "smaller"
+    return "–"
+
+
+def beside(paper_says: str, state: str) -> str:
+    """A claim's state beside the paper's direction."""
+    if paper_says == "–":
+        return "–"
+    if state.startswith(("not run", "too few")):
+        return "no verdict yet"
+    if state in ("resolved: larger", "resolved: smaller"):
+        return "same direction" if state.endswith(paper_says) else "opposite"
+    return "not told apart"
+
+
+def beside_paper(rows) -> str:
+    """How many claims go the paper's way, in a sentence."""
+    found = [row["beside it"] for row in rows if row["paper"] != "–"]
+    words = ("same direction", "opposite", "not told apart", "no verdict yet")
+    told = ", ".join(f"{found.count(word)} {word}" for word in words)
+    return (
+        f"Beside the paper's direction, which comes from another experiment: of {len(found)} claims"
+        f" that have one, {told}"
+    )
 
 
 def verdict(claim: Claim, difference: stats.Difference, a, b, p: float) -> str:

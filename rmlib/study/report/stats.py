@@ -16,6 +16,7 @@ from scipy import stats
 from scipy.optimize import brentq
 from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,23 @@ def crossed(values) -> Difference:
     if mean and half(p) >= abs(mean):
         p = float(brentq(lambda level: half(level) - abs(mean), p, 1.0))
     return Difference(mean, mean - half(0.05), mean + half(0.05), p, (runs, images))
+
+
+def share(values) -> tuple[float, float]:
+    """95 % interval of a share in percent, inside [0, 100], over runs and images both: Wilson's, of
+    as many independent images as would spread the mean as :func:`crossed` finds it to spread.
+
+    Args:
+        values: (runs, images), each 0 or 100, or between where several answers are shared.
+    """
+    values = np.asarray(values, dtype=float)
+    found, count = crossed(values), values.shape[1]
+    part, half = found.mean / 100, (found.high - found.mean) / 100
+    # of several runs that spread: fewer than there are, as they saw the same images
+    if len(values) > 1 and half > 0:
+        count = min(stats.norm.ppf(0.975) ** 2 * part * (1 - part) / half**2, values.size)
+    low, high = proportion_confint(part * count, count, method="wilson")
+    return 100 * float(low), 100 * float(high)
 
 
 def interval(values) -> tuple[float, float]:

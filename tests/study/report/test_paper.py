@@ -140,6 +140,23 @@ def test_the_cell_is_the_mean_of_its_seeds_beside_the_papers(tmp_path):
     assert set(cells(tmp_path, 1, dataset="Tiny ImageNet")["verdict"]) == {"not run"}
 
 
+def test_a_cell_and_a_claim_pool_one_precision(tmp_path):
+    def stored(value, precision, seeds, **more):
+        runs = (
+            make_record(value, seed=s, **PAPERS | {"precision": precision} | more) for s in seeds
+        )
+        save(tmp_path, *runs)
+
+    stored(96.0, "bf16", range(4))
+    stored(90.0, "fp32", range(4, 7))
+    stored(80.0, "fp32", range(3), mixer="mixup")
+    row = cells(tmp_path, 1, dataset="CIFAR-10", mixer="region_mixup").iloc[0]
+    assert (row["ours"], row["n"]) == (90.0, 3), "fp32 is what most runs of the dataset have"
+    assert claim(tmp_path, "Region Mixup > Mixup")["n"] == "3, 3 of 6"
+    stored(79.0, "bf16", range(3), mixer="mixup")
+    assert claim(tmp_path, "Region Mixup > Mixup")["n"] == "4, 3 of 6"
+
+
 def test_lost_cells_stay_lost(tmp_path):
     save(
         tmp_path,

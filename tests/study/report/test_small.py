@@ -104,3 +104,51 @@ def test_a_parameter_of_none_is_found_as_nan(tmp_path):
         groups.runs_below(tmp_path), {"test_images": None, "milestones": [0.25, 0.375]}
     )
     assert sorted(fits) == [False, True]
+
+
+def caption(root):
+    attacks = collection.collect_measurements(root, "attacks")
+    return small.claims(groups.runs_below(root), attacks).caption
+
+
+def test_the_papers_direction_stands_beside_ours(tmp_path):
+    """The paper has Region Mixup above Mixup and CutMix, and nothing about the doubled loss."""
+
+    def at(value):
+        return lambda seed: value + 0.1 * (seed % 3)
+
+    accuracies(tmp_path, region_mixup=at(56), mixup=at(58), cutmix=at(55), none=at(50))
+    others = ("Mixup", "CutMix", "No mixing")
+    found = [row(tmp_path, f"minus {name}, clean_weight=1") for name in others]
+    told = [(each["paper"], each["beside it"]) for each in found]
+    assert told == [("larger", "opposite"), ("larger", "same direction"), ("–", "–")]
+    assert "of 8 claims" in caption(tmp_path) and "another experiment" in caption(tmp_path)
+    assert "1 same direction, 1 opposite, 0 not told apart, 6 no verdict" in caption(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "state, words",
+    [
+        ("resolved: smaller", "same direction"),
+        ("resolved: larger", "opposite"),
+        ("unresolved", "not told apart"),
+        ("resolved: no difference larger than 1 point", "not told apart"),
+        ("too few runs (9 and 10 of 10)", "no verdict yet"),
+        ("not run", "no verdict yet"),
+    ],
+)
+def test_on_cifar100_the_paper_has_cutmix_above_region_mixup(state, words):
+    (claim,) = (
+        claim
+        for claim in small.CLAIMS
+        if claim.dataset == "cifar100" and claim.b == small.CUTMIX and claim.metric == "accuracy"
+    )
+    assert small.direction(claim) == "smaller" and small.beside("smaller", state) == words
+
+
+def test_a_diverged_run_that_leaves_a_claim_is_told(tmp_path):
+    accuracies(tmp_path, region_mixup=lambda s: 56, mixup=lambda s: 58)
+    save(tmp_path, make_record(status="diverged", seed=3, mixer="mixup", **SMALL))
+    found = row(tmp_path, REGION_MIXUP)
+    assert found["n"] == "10, 9 of 10 (1 diverged)"
+    assert found["state"] == "too few runs (10 and 9 of 10)"

@@ -288,6 +288,33 @@ def test_crossed_covers_by_simulation(runs, images, parts):
     assert hits >= 365, "0.95 of 400, less 3.4 standard errors"
 
 
+@pytest.mark.parametrize("count, images", [(0, 24), (1, 200), (7, 24), (200, 200)])
+def test_the_share_of_one_network_is_wilsons(count, images):
+    """It stays inside [0, 100], and none of 24 does not say never."""
+    low, high = stats.share(100.0 * (np.arange(images) < count)[None])
+    exact = scipy_stats.binomtest(count, images).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((100 * exact.low, 100 * exact.high), abs=1e-9)
+    assert 0 <= low < high <= 100
+
+
+@pytest.mark.parametrize("runs, images, spread", [(1, 50, 0), (3, 100, 0), (3, 300, 0.5)])
+@pytest.mark.parametrize("base", [0.02, 0.3, 0.9])
+def test_a_share_covers_by_simulation(runs, images, spread, base):
+    """Hard and easy images, better and worse networks: the truth is inside 19 times of 20."""
+    rng, hits, logit = np.random.default_rng(images), 0, math.log(base / (1 - base))
+
+    def chances(several, pictures):
+        moved = spread * rng.standard_normal((several, 1)) + rng.standard_normal((1, pictures))
+        return 1 / (1 + np.exp(-logit - moved))
+
+    truth = 100 * chances(1000, 1000).mean()
+    for _ in range(400):
+        found = chances(runs, images)
+        low, high = stats.share(100.0 * (rng.random(found.shape) < found))
+        hits += low <= truth <= high
+    assert hits >= 365, "0.95 of 400, less 3.4 standard errors"
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_crossed_covers_the_difference_of_two_methods_on_verdicts(seeds):
     """Right or wrong, paired by seed and image: networks of A are right on an image with a chance
