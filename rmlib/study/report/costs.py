@@ -13,6 +13,27 @@ CAPTION = (
     " clean and mixed where there is a clean loss"
 )
 KINDS = ("training", "measurements")
+RELATIVE = (
+    "time: seconds of training per training image, those of plain training being 1; a clean loss"
+    " beside the mixed one is a second pass"
+)
+
+
+def relative(group) -> dict:
+    """run_id -> time of a finished run of an experiment, plain training's mean being 1.
+
+    {} without plain training, or where not all methods were trained on the same devices.
+    """
+    found = groups.finished(group)
+    plain = [method.runs for method in found if method.name == groups.PLAIN]
+    if not plain or len({groups.hardware(method.runs) for method in found}) > 1:
+        return {}
+
+    def times(runs):
+        return 1 / (runs["images_per_second"] * runs["together"])
+
+    own = pd.concat([method.runs for method in found])
+    return dict(zip(own["run_id"], times(own) / times(plain[0]).mean()))
 
 
 def costs(runs, measured: dict) -> Table:

@@ -13,6 +13,7 @@ from rmlib.study.report import (
     accuracy,
     answer,
     attacked,
+    classes,
     costs,
     groups,
     looks,
@@ -27,6 +28,7 @@ from rmlib.study.runs import collection, records
 HEADINGS = {
     "accuracy": "What was run",
     "differences": "Differences with their intervals",
+    "classes": "Accuracy per class, and what is taken for what",
     "robustness": "Under attack and under corruptions",
     "checks": "Can FGSM be believed?",
     "localization": "Where the networks look",
@@ -126,6 +128,7 @@ def tables(root) -> dict[str, list[Table]]:
     made |= {
         "accuracy": [accuracy.summary(group) for group in experiments],
         "differences": [accuracy.differences(group) for group in experiments],
+        "classes": [classes.table(root, group) for group in experiments],
         "paper": reproduction.tables(runs, attacks) if of_paper else [],
         "claims": [reproduction.claims(runs, attacks)] if of_paper else [],
         "small": [small.claims(runs, attacks)],

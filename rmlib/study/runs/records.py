@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -136,20 +137,28 @@ def check_images(params, now, then: str) -> None:
 
 
 def write(record: Record, folder: Path) -> Path:
-    """Store the record of a run as ``folder/record.json``, a list of numbers on one line."""
+    """Store the record of a run as ``folder/record.json``, an epoch or a class on one line."""
     fields = record.model_dump(mode="json")
     fields |= {name: fields.pop(name) for name in Provenance.model_fields}  # at the end of the file
     path = folder / RECORD
-    atomic_write(path, in_rows(fields, "history"))
+    atomic_write(path, in_rows(fields, "history", "confusion"))
     return path
 
 
-def in_rows(fields: dict, name: str, indent: int = 4) -> bytes:
-    """JSON in which each element of the list ``name`` has a line."""
-    begin = "\n" + " " * indent
-    rows = f",{begin}".join(json.dumps(row) for row in fields[name])
-    text = json.dumps(fields | {name: "ROWS"}, indent=1)
-    return (text.replace('"ROWS"', f"[{begin}{rows}\n ]" if rows else "[]") + "\n").encode()
+def in_rows(fields: dict, *names: str, indent: int = 4) -> bytes:
+    """JSON in which each element of the lists and mappings ``names`` has a line."""
+
+    def rows(match):
+        value, begin = fields[match[1]], "\n" + " " * indent
+        if not value:
+            return json.dumps(value)
+        if not isinstance(value, dict):
+            return f"[{begin}{f',{begin}'.join(map(json.dumps, value))}\n ]"
+        pairs = [f"{json.dumps(name)}: {json.dumps(x)}" for name, x in value.items()]
+        return f"{{{begin}{f',{begin}'.join(pairs)}\n }}"
+
+    text = json.dumps(fields | {name: f"ROWS OF {name}" for name in names}, indent=1)
+    return (re.sub(r'"ROWS OF (\w+)"', rows, text) + "\n").encode()
 
 
 def read(path: Path) -> Record:

@@ -2,7 +2,7 @@
 
 from made import attack_of, make_record, save
 
-from rmlib.study.report import costs, groups
+from rmlib.study.report import accuracy, costs, groups
 from rmlib.study.runs import collection, environment, records, schema
 
 
@@ -56,3 +56,25 @@ def test_costs_by_hand(tmp_path):
     assert found.iloc[1]["images_per_second"] == 200, (
         "two runs that share a card make its speed together"
     )
+
+
+def times(root, **of_plain):
+    """Method -> its printed time, of plain training and of CutMix at half the speed."""
+    made = [
+        record.model_copy(update={"images_per_second": speed, **change})
+        for seed in range(2)
+        for record, speed, change in (
+            (make_record(seed=seed, mixer="none", clean_weight=0), 200.0, of_plain),
+            (make_record(seed=seed, mixer="cutmix"), 100.0, {}),
+        )
+    ]
+    save(root, *made)
+    (group,) = groups.experiments(groups.runs_below(root))
+    table = accuracy.summary(group)
+    return {row["mixer"]: row["time"].text(2) for row in table.rows if "time" in row}
+
+
+def test_the_time_of_a_method_is_in_that_of_plain_training(tmp_path):
+    assert times(tmp_path) == {"none": "1.00 ± 0.00", "cutmix": "2.00 ± 0.00"}
+    other = {"hardware": {"device": "cpu", "cpu": "another", "cores": 2}}
+    assert times(tmp_path / "other", **other) == {}, "another machine is no measure"
