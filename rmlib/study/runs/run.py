@@ -145,7 +145,7 @@ class StoredRun:
         images, (mean, std) = self.train_set, self.train_set.channel_stats()
         data = {"checksum": images.checksum, "train_images": len(images)}
         data |= {"test_images": len(self.test_set), "classes": len(images.classes)}
-        data |= {"mean": mean, "std": std}
+        data |= {"size": list(images.images.shape[2:]), "mean": mean, "std": std}
         record = Record(
             status=status,
             run_id=params.run_id,

@@ -76,12 +76,13 @@ class Hardware(TypedDict):
 
 
 class Data(TypedDict):
-    """The images of a run: checksum of the decoded pixels, numbers, channel mean and std."""
+    """The images of a run: checksum of the decoded pixels, numbers, size, channel mean and std."""
 
     checksum: str
     train_images: Count
     test_images: Count
     classes: Count
+    size: NotRequired[Annotated[list[Count], Field(min_length=2, max_length=2)]]  # height, width
     mean: list[Amount]
     std: list[Amount]
 
