@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from rmlib import UserError
+from rmlib.paths import expanded
 from rmlib.study.runs import schema
 from rmlib.study.runs.schema import Measurements, Provenance, Record
 
@@ -25,6 +26,7 @@ RECORD = "record.json"  # of a run that has ended
 CHECKPOINT = "checkpoint.pt"  # of a run that goes on
 PREVIOUS = "checkpoint.previous.pt"  # the one before
 WEIGHTS = "weights.safetensors"
+IMAGES = ".images.json"  # where the images of a run lie on this machine; not to be committed
 PLAN = "plan.json"  # next to the runs' folders: the runs of the batch
 ERROR = "error.txt"  # of a run or a notebook that failed: why, and what was printed
 UNFINISHED = ".unfinished"  # of a run whose notebook has begun and not come to its end
@@ -173,6 +175,27 @@ def read(path: Path) -> Record:
         return _read(path, lambda content: Record(**content), "train the run")
     except FileNotFoundError:
         raise UserError(f"there is no record {path}: the run has not finished") from None
+
+
+def note_images(folder: Path, params) -> None:
+    """Keep beside a run where its images lie, which no record holds, for ``rmlib explain``."""
+    kind, _, path = params.dataset.partition(":")
+    where = {"dataset": f"{kind}:{os.path.abspath(expanded(path))}"} if path else {}
+    where |= {"root": os.path.abspath(params.root)} if params.root else {}
+    if where:
+        atomic_write(folder / IMAGES, json.dumps(where).encode())
+
+
+def noted_images(folder: Path) -> dict[str, str]:
+    """The parameters ``dataset`` and ``root`` that :func:`note_images` kept; {} where it did not,
+    or where nothing lies there any more.
+    """
+    try:
+        where = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
+        there = all(os.path.exists(path.removeprefix("folder:")) for path in where.values())
+        return where if there else {}
+    except (*DAMAGE, OSError):
+        return {}
 
 
 def _read(path, checked, again):

@@ -167,6 +167,7 @@ class StoredRun:
             **environment.environment(self.device.type),
         )
         records.forget_others(self.folder, record)
+        records.note_images(self.folder, params)
         records.write(record, self.folder)
         self.checkpoints.delete()
         return record

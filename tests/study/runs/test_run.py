@@ -39,7 +39,7 @@ def test_a_run_learns_and_leaves_a_complete_record(tiny_run):
     assert record.history[-1]["test_accuracy"] == record.metrics["accuracy"]
     assert set(record.bn_recalibrated) == set(record.metrics) | {"correct"}
     files = sorted(path.name for path in options.folder.iterdir())
-    assert files == [".lock", "record.json", "weights.safetensors"]
+    assert files == [".images.json", ".lock", "record.json", "weights.safetensors"]
     text = (options.folder / "record.json").read_text()
     assert tiny_run["dataset"].removeprefix("folder:") not in text
     assert os.path.expanduser("~") not in text
