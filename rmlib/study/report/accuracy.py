@@ -35,7 +35,7 @@ def summary(group) -> Table:
         for metric in METRICS:
             row[metric] = average(by_run(good, f"metrics.{metric}"))
         if times:
-            row["time"] = average({run_id: times[run_id] for run_id in good["run_id"]})
+            row["time"] = average({name: times[name] for name in good["run_id"] if name in times})
         rows.append(row)
     return Table(rows, groups.caption(group) + (f"; {costs.RELATIVE}" if times else ""))
 

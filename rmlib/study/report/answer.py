@@ -34,9 +34,9 @@ def sentences(group) -> list[str]:
         return f"{words} by {d.mean:.2f} points {span(d.low, d.high)}, {stats.state(p, d.p)}"
 
     told = [f"Best in the mean: {best.name}, {best.mean:.2f} % (n = {len(best.accuracies)})"]
-    times = [costs.relative(group).get(run_id) for run_id in best.runs["run_id"]]
-    if best.name != PLAIN and None not in times:
-        told[0] += f", in {stats.mean_std(times)[0]:.1f} times the time of plain training"
+    for run_id, time in costs.relative(group).items():
+        if run_id in set(best.runs["run_id"]) and best.name != PLAIN:
+            told[0] += f", in {time:.1f} times the time of plain training"
     wanted = [i for i, other in enumerate(others) if other.mixer == "none"]
     wanted.sort(key=lambda i: others[i].name != PLAIN)
     if wanted:

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from rmlib.study.report import groups
+from rmlib.study.report.groups import PLAIN
 from rmlib.study.report.values import Table, Value, average, by_run
 
 CAPTION = (
@@ -14,26 +15,25 @@ CAPTION = (
 )
 KINDS = ("training", "measurements")
 RELATIVE = (
-    "time: seconds of training per training image, those of plain training being 1; a clean loss"
-    " beside the mixed one is a second pass"
+    "time: training per image, of the run of median speed over that of plain training; a clean loss"
+    " beside the mixed one is a second pass, and what else a machine does distorts it"
 )
 
 
-def relative(group) -> dict:
-    """run_id -> time of a finished run of an experiment, plain training's mean being 1.
+def relative(group) -> dict[str, float]:
+    """run_id -> time, of the run of median speed of each method, plain training's being 1.
 
-    {} without plain training, or where not all methods were trained on the same devices.
+    Of an even number the faster one. {} without plain training, or where not all methods were
+    trained on the same devices.
     """
-    found = groups.finished(group)
-    plain = [method.runs for method in found if method.name == groups.PLAIN]
-    if not plain or len({groups.hardware(method.runs) for method in found}) > 1:
+    found, median = groups.finished(group), {}
+    for method in found:
+        runs = method.runs.assign(speed=lambda x: x["images_per_second"] * x["together"])
+        middle = runs.sort_values("speed").iloc[len(runs) // 2]
+        median[method.name] = middle["run_id"], middle["speed"]
+    if PLAIN not in median or len({groups.hardware(method.runs) for method in found}) > 1:
         return {}
-
-    def times(runs):
-        return 1 / (runs["images_per_second"] * runs["together"])
-
-    own = pd.concat([method.runs for method in found])
-    return dict(zip(own["run_id"], times(own) / times(plain[0]).mean()))
+    return {run_id: median[PLAIN][1] / speed for run_id, speed in median.values()}
 
 
 def costs(runs, measured: dict) -> Table:

@@ -61,24 +61,27 @@ def test_the_values_listed_give_every_mean(kind, quick):
     """
     found, tables = quick
     chosen = means(tables, kind)
-    records_of = [record for record in found.records.values() if method(record) == ("none", 0)]
-    plain = 1 / statistics.fmean(1 / record.images_per_second for record in records_of)
+    plain = [r.images_per_second for r in found.records.values() if method(r) == ("none", 0)]
+    middle = statistics.median(plain)
     assert len(chosen) == {"accuracy": 8 * 4, "robustness": 4 * 9}[kind]
     for place in chosen:
         text, value = explain.place_text(found, place), place.entry
         numbers = listed(text)
-        assert len(numbers) == 3 and {run for _, run in numbers} == set(value.runs)
+        assert len(numbers) == (1 if place.name == "time" else 3) and {
+            run for _, run in numbers
+        } == set(value.runs)
         assert "as in the table" in text
         row = place.table.frame().iloc[place.row]
         assert statistics.fmean(x for x, _ in numbers) == pytest.approx(row[place.name], abs=1e-6)
-        spread = statistics.stdev(x for x, _ in numbers)
-        assert spread == pytest.approx(row[f"{place.name}_std"], abs=1e-6)
+        if len(numbers) > 1:
+            spread = statistics.stdev(x for x, _ in numbers)
+            assert spread == pytest.approx(row[f"{place.name}_std"], abs=1e-6)
         for number, run in numbers:
             folder = QUICK / run
             if kind == "accuracy":
                 stored = json.loads((folder / "record.json").read_text())
                 if place.name == "time":
-                    assert number == pytest.approx(plain / stored["images_per_second"], rel=1e-6)
+                    assert number == pytest.approx(middle / stored["images_per_second"], rel=1e-6)
                 else:
                     assert stored["metrics"][place.name] == pytest.approx(number, rel=1e-7)
             elif place.name.startswith("FGSM"):
