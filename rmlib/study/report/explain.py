@@ -210,11 +210,16 @@ def _notebooks(found, kind, run_ids):
 
 
 def _stands_in(tables, run_id):
-    """The values that a run stands behind, a line for each row."""
-    rows: dict = {}
+    """The values that a run stands behind, a line for each row, or one for a table of many."""
+    lines = []
     for kind, several in tables.items():
+        rows: dict = {}
         for place in places(kind, several):
             if isinstance(place.entry, Value) and run_id in place.entry.runs:
-                rows.setdefault((kind, place.number, place.row), []).append(place)
-    lines = [f"    {own[0].of_row}: {', '.join(x.head for x in own)}" for own in rows.values()]
+                rows.setdefault((place.number, place.row), []).append(place)
+        named = [f"{own[0].of_row}: {', '.join(x.head for x in own)}" for own in rows.values()]
+        if len(named) > SHOWN:
+            tables_of = dict.fromkeys(own[0].of_row.split(" | ")[0] for own in rows.values())
+            named = [f"{', '.join(tables_of)}: {len(named)} rows"]
+        lines += [f"    {line}" for line in named]
     return "\n".join(["  stands behind:", *lines]) if lines else "  stands behind no value"
