@@ -1,4 +1,4 @@
-"""Accuracy, calibration and the verdict on every single image."""
+"""Accuracy, calibration and the prediction for every single image."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from rmlib import UserError
 from rmlib.data import ImageSet, stream, to_float
-from rmlib.packed import pack_bits
 
 
 @contextlib.contextmanager
@@ -103,6 +102,6 @@ def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -
 
 
 def evaluate(model: nn.Module, data: ImageSet, bf16: bool = False) -> dict[str, Any]:
-    """Metrics of a model on a set, and ``correct``, the packed verdicts in the set's order."""
+    """Metrics of a model on a set, and ``predicted``, the class for each image (N,) int64."""
     logits = predict(model, data.images, bf16=bf16)
-    return metrics(logits, data.labels) | {"correct": pack_bits(logits.argmax(1) == data.labels)}
+    return metrics(logits, data.labels) | {"predicted": logits.argmax(1)}

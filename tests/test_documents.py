@@ -4,11 +4,13 @@ their snippets run, and their tables come from the records.
 
 import ast
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from made import finished
 from torch import nn
 
 from rmlib.data import stream, to_float
@@ -149,13 +151,18 @@ class Seen(nn.Module):
 
 
 @pytest.fixture
-def names():
-    """What the snippets take for granted: ten images of noise and a small network."""
+def names(tiny_run, pictures, tmp_path, monkeypatch):
+    """What the snippets take for granted: ten images of noise, a small network, a run's folder, and
+    a picture of its dataset.
+    """
+    shutil.copy(next(pictures.glob("test/red/*")), tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
     noise = stream(0, "noise")
     pixels = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8, generator=noise)
     images, labels = to_float(pixels), torch.arange(10)
     model = Seen(preact_resnet18(10, width=2))
     return {
+        "folder": finished(tiny_run)[0].folder,
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), 0.1),
         "dataset": list(zip(images, labels)),
@@ -188,6 +195,8 @@ def test_the_other_snippets_run(part, names):
     names["dataset"] *= 13
     for snippet in snippets(Path("rmlib", part, "README.md")):
         exec(snippet, names)
+    if part == ".":
+        assert Path("network.pt2").exists() and "red" in names["probabilities"]
 
 
 @pytest.mark.slow

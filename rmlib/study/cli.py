@@ -136,8 +136,8 @@ def _explain_options(parser):
         ' "Region Mixup" --column "FGSM 8/255" | rmlib explain results/quick accuracy CutMix'
         " clean_weight=0 | rmlib explain 0e6e3e5ab21f"
     )
-    words = "a folder of records first (default: results/); then a number as it is printed, a run"
-    words += " id, or the kind of a table and words of its row"
+    words = "a folder of records first (default: runs/, then results/); then a number as it is"
+    words += " printed, a run id, or the kind of a table and words of its row"
     home = lambda word: str(_path(word)) if word.startswith("~") else word  # noqa: E731
     parser.add_argument("words", nargs="+", metavar="WORD", type=home, help=words)
     parser.add_argument("--column", help="heading of a column (default: every mean of the row)")

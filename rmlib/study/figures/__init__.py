@@ -23,4 +23,4 @@ from rmlib.study.figures.robustness import (
     perturbations,
 )
 from rmlib.study.figures.style import COLOURS, show_image, use_style
-from rmlib.study.figures.training import confidence, learning_curves
+from rmlib.study.figures.training import class_accuracy, confidence, confusion, learning_curves

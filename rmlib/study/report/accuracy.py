@@ -1,5 +1,6 @@
 """Tables of accuracy: means, differences between methods, pairs of networks, precisions."""
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -7,11 +8,8 @@ import numpy as np
 import pandas as pd
 
 from rmlib.packed import unpack_bits
-from rmlib.params import MIXERS
-from rmlib.study.names import LABELS, METHOD
-from rmlib.study.report import groups, stats
-from rmlib.study.report.claims import side_name
-from rmlib.study.report.groups import DEFAULTS
+from rmlib.study.report import costs, groups, stats
+from rmlib.study.report.groups import DEFAULTS, PLAIN, Method
 from rmlib.study.report.values import Table, average, by_run, difference, span
 
 ACCURACY = "metrics.accuracy"
@@ -28,45 +26,43 @@ DIFFERENCES = (
 
 def summary(group) -> Table:
     """Mean, sample standard deviation and n of every method of an experiment; diverged runs are
-    counted, not averaged.
+    counted, not averaged. ``time``: see :func:`rmlib.study.report.costs.relative`.
     """
-    rows = []
+    rows, times = [], costs.relative(group)
     for row, runs in groups.methods(group):
         good = runs[runs["status"] == "done"]
         row |= {"n": len(good), "diverged": len(runs) - len(good)}
         for metric in METRICS:
             row[metric] = average(by_run(good, f"metrics.{metric}"))
+        if times:
+            row["time"] = average({name: times[name] for name in good["run_id"] if name in times})
         rows.append(row)
-    return Table(rows, groups.caption(group))
+    return Table(rows, groups.caption(group) + (f"; {costs.RELATIVE}" if times else ""))
 
 
 @dataclass(eq=False)
 class Comparison:
-    """Method A minus method B, by their finished runs (DataFrames indexed by the seed)."""
+    """Method A minus method B."""
 
-    label: str
-    of: str  # mixer of B, the colour in figures
-    a: pd.DataFrame
-    b: pd.DataFrame
+    a: Method
+    b: Method
+
+    @property
+    def label(self) -> str:
+        """'Region Mixup - plain training'."""
+        return f"{self.a.name} - {self.b.name}"
 
     @property
     def accuracies(self) -> tuple[pd.Series, pd.Series]:
         """The accuracies of A and of B, a Series over seeds each."""
-        return self.a[ACCURACY], self.b[ACCURACY]
-
-    @property
-    def sides(self) -> list[tuple[str, dict]]:
-        """(name, run_id -> accuracy) of A and of B."""
-        method = ["config.mixer", "config.clean_weight"]
-        both = self.a, self.b
-        return [(side_name(runs[method].iloc[0]), by_run(runs, ACCURACY)) for runs in both]
+        return self.a.accuracies, self.b.accuracies
 
     @cached_property
     def verdicts(self):
         """The verdicts of the networks of equal seeds of A and of B on the same test images, two
         bool arrays (seeds, images); None if no two saw the same.
         """
-        a, b = stats.matched(self.a, self.b)
+        a, b = stats.matched(self.a.runs, self.b.runs)
         same = a["correct"].notna() & b["correct"].notna()
         for name in ("data.checksum", "data.test_images"):
             same &= a[name] == b[name]
@@ -79,29 +75,32 @@ class Comparison:
 
 
 def compared(group) -> list[Comparison]:
-    """The comparisons of an experiment, each of methods with the same weight of the clean loss:
-    Region Mixup minus each other method, and every method minus itself without the clean loss.
+    """The comparisons of an experiment, those with plain training first.
+
+    Every other method is compared with it. Then come methods of the same loss: mixers with each
+    other and with the doubled loss, and a variant (k=4) with its mixer's default. Last comes each
+    method with itself under another loss.
     """
-    found = {}
-    others = [name for name in METHOD if name not in ("mixer", "clean_weight")]
-    for row, runs in groups.methods(group):
-        first = runs.iloc[0]
-        good = runs[runs["status"] == "done"]
-        if len(good) and all(first[f"config.{name}"] == DEFAULTS[name] for name in others):
-            key = row["mixer"], first["config.clean_weight"]
-            found[key] = good.set_index("config.seed").sort_index()
-    weights = sorted({weight for _, weight in found if weight}, reverse=True)
-    pairs = []
-    for weight in weights:
-        more = f", clean_weight={weight:g}" if len(weights) > 1 else ""
-        own = "region_mixup", weight
-        for mixer in MIXERS[:-1]:
-            pairs.append((f"{LABELS[own[0]]} - {LABELS[mixer]}{more}", own, (mixer, weight)))
-        for mixer in MIXERS:
-            words = f"{LABELS[mixer]}: with - without the clean loss{more}"
-            pairs.append((words, (mixer, weight), (mixer, 0)))
-    known = [pair for pair in pairs if pair[1] in found and pair[2] in found]
-    return [Comparison(label, b[0], found[a], found[b]) for label, a, b in known]
+    found = groups.finished(group)
+    plain = [method for method in found if method.name == PLAIN]
+    others = [method for method in found if method.name != PLAIN]
+    pairs = [(method, plain[0]) for method in others if plain]
+    both = list(itertools.combinations(others, 2))
+    same = [(a, b) for a, b in both if a.loss == b.loss and _alike(a, b)]
+    pairs += [(b, a) if _default(a) else (a, b) for a, b in same]
+    pairs += [(a, b) for a, b in both if a.loss != b.loss and a.settings == b.settings]
+    return [Comparison(*pair) for pair in pairs]
+
+
+def _default(method: Method) -> bool:
+    """Whether all settings of a method are the defaults, whatever its loss."""
+    return all(x == DEFAULTS[name] for name, x in method.settings.items() if name != "mixer")
+
+
+def _alike(a: Method, b: Method) -> bool:
+    """Whether two methods are two mixers with default settings, or one mixer, once with them."""
+    default = _default(a), _default(b)
+    return all(default) if a.mixer != b.mixer else any(default)
 
 
 def differences(group) -> Table | None:
@@ -114,13 +113,15 @@ def differences(group) -> Table | None:
     corrected = stats.holm([row["p (Holm)"] for row in rows])
     alpha = 0.05 / max(1, np.isfinite(corrected).sum())
     for row, each, p in zip(rows, comparisons, corrected):
+        row["state"] = stats.state(p, row["p (Holm)"])
         needed = stats.seeds_to_resolve(*each.accuracies, alpha) if p >= 0.05 else np.nan
-        row |= {"p (Holm)": round(p, 4), "state": stats.state(p), "seeds to resolve": needed}
+        row |= {"p (Holm)": round(p, 4), "seeds to resolve": needed}
     return Table(rows, f"{groups.title(group)}; {DIFFERENCES}") if rows else None
 
 
 def _difference(each: Comparison) -> dict:
     """The columns of one comparison, with its p not yet corrected."""
+    sides = [(method.name, by_run(method.runs, ACCURACY)) for method in (each.a, each.b)]
     d = stats.welch(*each.accuracies)
     pairs = stats.paired(*stats.matched(*each.accuracies))
     images = "–"
@@ -130,8 +131,8 @@ def _difference(each: Comparison) -> dict:
         images = span(over_both.low, over_both.high)
     return {
         "difference": each.label,
-        "of": each.of,
-        "points": difference(d, *each.sides),
+        "of": each.a.mixer,
+        "points": difference(d, *sides),
         "low": d.low,
         "high": d.high,
         "95 % interval": span(d.low, d.high),

@@ -70,7 +70,10 @@ def again(found: collection.Collection, run_id: str) -> list[str]:
     commit = record.code["commit"]
     if commit and commit != environment.git_state()["commit"]:
         lines.append(f"git checkout {commit}")
-    lines.append(shlex.join(["rmlib", *train_words(record)]))
+    where = records.noted_images(found.folders[run_id])
+    lines.append(shlex.join(["rmlib", *train_words(record, where)]))
+    if record.config["dataset"].startswith("folder:") and not where:
+        lines.append("with the path of that folder after folder: (a record holds its name alone)")
     for path in found.plans:
         plan = completeness.read_plan(path)
         if plan and plan.get("file") and run_id in [run["run_id"] for run in plan["cells"]]:
@@ -80,16 +83,17 @@ def again(found: collection.Collection, run_id: str) -> list[str]:
     return lines
 
 
-def train_words(record: records.Record) -> list[str]:
+def train_words(record: records.Record, where: dict | None = None) -> list[str]:
     """The words of the command line after ``rmlib`` that train a run again: what differs from the
-    defaults, the device, and another folder. Of a dataset ``folder:NAME`` a record keeps the name
-    alone: the path is the user's to fill in.
+    defaults, the device, and another folder. ``where`` the images lie: see
+    :func:`rmlib.study.runs.records.noted_images`.
     """
+    where = where or {}
     words = ["train"]
-    for name, value in complete(record.config).items():
+    for name, value in (complete(record.config) | where).items():
         option = name.replace("_", "-")
         # the default of train_images depends on the dataset
-        default = value == DEFAULTS[name] and name != "train_images"
+        default = value == DEFAULTS.get(name) and name != "train_images"
         if name not in TrainParams.model_fields or default:
             continue
         if isinstance(value, bool):

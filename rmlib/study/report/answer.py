@@ -1,43 +1,13 @@
 """The answer of an experiment: which method was best, and by how much."""
 
-from dataclasses import dataclass
-
-import pandas as pd
-
-from rmlib.study.names import METHOD, method_name
-from rmlib.study.report import groups, stats
+from rmlib.study.report import costs, groups, stats
+from rmlib.study.report.groups import PLAIN, Method
 from rmlib.study.report.values import span
-
-PLAIN, DOUBLED = "plain training", "no mixing, doubled loss (a control)"
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method with the accuracies of its finished runs in percent."""
-
-    name: str
-    mixer: str
-    accuracies: pd.Series
-
-    @property
-    def mean(self) -> float:
-        """The mean accuracy."""
-        return self.accuracies.mean()
 
 
 def methods(group) -> list[Method]:
     """The methods of an experiment that have a finished run, best first."""
-    found = []
-    for columns, runs in groups.methods(group):
-        done = runs[runs["status"] == "done"]
-        if len(done):
-            config = {name: done[f"config.{name}"].iloc[0] for name in METHOD}
-            name = method_name(config)
-            if columns["mixer"] == "none" and not config["average"]:
-                name = DOUBLED if config["clean_weight"] == 1 else name
-                name = name if config["clean_weight"] else PLAIN
-            found.append(Method(name, columns["mixer"], done["metrics.accuracy"]))
-    return sorted(found, key=lambda method: -method.mean)
+    return sorted(groups.finished(group), key=lambda method: -method.mean)
 
 
 def sentences(group) -> list[str]:
@@ -45,7 +15,7 @@ def sentences(group) -> list[str]:
 
     These are plain training (without it no mixing), the next best, and Region Mixup. p of Welch's t
     is corrected by Holm for all other methods. The same accuracies choose the best one, so its lead
-    is flattered.
+    is flattered. What the best one costs stands with it, see :func:`costs.relative`.
 
     Args:
         group: the runs of one experiment, see :func:`rmlib.study.report.groups.experiments`.
@@ -61,12 +31,12 @@ def sentences(group) -> list[str]:
         d, p = leads[number], corrected[number]
         if p != p:
             return f"{words} by {d.mean:.2f} points; without more runs that has no interval"
-        state = stats.state(p)
-        if d.p < 0.05 <= p:
-            state += " after Holm's correction"
-        return f"{words} by {d.mean:.2f} points {span(d.low, d.high)}, {state}"
+        return f"{words} by {d.mean:.2f} points {span(d.low, d.high)}, {stats.state(p, d.p)}"
 
     told = [f"Best in the mean: {best.name}, {best.mean:.2f} % (n = {len(best.accuracies)})"]
+    for run_id, time in costs.relative(group).items():
+        if run_id in set(best.runs["run_id"]) and best.name != PLAIN:
+            told[0] += f", in {time:.1f} times the time of plain training"
     wanted = [i for i, other in enumerate(others) if other.mixer == "none"]
     wanted.sort(key=lambda i: others[i].name != PLAIN)
     if wanted:

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from rmlib.study.report import groups
+from rmlib.study.report.groups import PLAIN
 from rmlib.study.report.values import Table, Value, average, by_run
 
 CAPTION = (
@@ -13,6 +14,26 @@ CAPTION = (
     " clean and mixed where there is a clean loss"
 )
 KINDS = ("training", "measurements")
+RELATIVE = (
+    "time: training per image, of the run of median speed over that of plain training; a clean loss"
+    " beside the mixed one is a second pass, and what else a machine does distorts it"
+)
+
+
+def relative(group) -> dict[str, float]:
+    """run_id -> time, of the run of median speed of each method, plain training's being 1.
+
+    Of an even number the faster one. {} without plain training, or where not all methods were
+    trained on the same devices.
+    """
+    found, median = groups.finished(group), {}
+    for method in found:
+        runs = method.runs.assign(speed=lambda x: x["images_per_second"] * x["together"])
+        middle = runs.sort_values("speed").iloc[len(runs) // 2]
+        median[method.name] = middle["run_id"], middle["speed"]
+    if PLAIN not in median or len({groups.hardware(method.runs) for method in found}) > 1:
+        return {}
+    return {run_id: median[PLAIN][1] / speed for run_id, speed in median.values()}
 
 
 def costs(runs, measured: dict) -> Table:

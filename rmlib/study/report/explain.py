@@ -5,20 +5,21 @@ A value knows the runs that it was made from (:mod:`rmlib.study.report.values`);
 makes it again from them.
 """
 
+import contextlib
 import json
 import os
 import re
 from pathlib import Path
 
-from rmlib import UserError
+from rmlib import UserError, paths
 from rmlib.params import nearest
-from rmlib.paths import results_dir
 from rmlib.study.report import report
 from rmlib.study.report.again import code_text, device_text, run_name, run_text
 from rmlib.study.report.places import places, select, showing
 from rmlib.study.report.stats import mean_std
 from rmlib.study.report.values import Value, spread
 from rmlib.study.runs import collection
+from rmlib.study.runs.records import RECORD
 
 # notebook that measures a kind
 NOTEBOOK = {"attacks": "03_robustness", "corruptions": "03_robustness", "cam": "04_cam"}
@@ -35,18 +36,29 @@ def explain(words: list[str], column: str | None = None, everything: bool = Fals
     """The text of ``rmlib explain``.
 
     Args:
-        words: after an optional folder of records (default: results/) a run id, a number as it is
-            printed, or the kind of a table followed by words that select its rows: a whole entry,
-            "clean_weight=0", or a part of an entry or caption.
+        words: after an optional folder of records (default: runs/, then results/) a run id, a
+            number as it is printed, or the kind of a table followed by words that select its rows:
+            a whole entry, "clean_weight=0", or a part of an entry or caption.
         column: heading of the column; default: every value of the row.
         everything: also every parameter of the runs.
 
     Raises:
         UserError: nothing fits; names what would.
     """
-    folder = records_folder(words)
-    found = collection.gather(folder)
+    first, *others = records_folders(words)
     words = words[1:] if Path(words[0]).is_dir() else words
+    try:
+        return _below(first, words, column, everything)
+    except UserError:
+        for folder in others:
+            with contextlib.suppress(UserError):
+                return _below(folder, words, column, everything)
+        raise
+
+
+def _below(folder, words, column, everything):
+    """What is known of the words below one folder."""
+    found = collection.gather(folder)
     text = _explain(found, words, column, everything)
     if found.problems:
         text += f"\n\nleft out as damaged or foreign: {len(found.problems)} of the files"
@@ -64,7 +76,8 @@ def _explain(found, words, column, everything):
     tables = report.tables(found, (first,) if first in report.HEADINGS else report.HEADINGS)
     ids = [run_id for run_id in found.records if len(first) >= 6 and run_id.startswith(first)]
     if len(ids) == 1 and len(words) == 1:
-        return run_text(found, ids[0], everything) + "\n" + _stands_in(tables, ids[0])
+        head, _, rest = run_text(found, ids[0], everything).partition("\n")
+        return "\n".join([head, _stands_in(tables, ids[0]), rest])
     chosen = _chosen(found, tables, words, column)
     if len(chosen) > SHOWN and len({(place.kind, place.number, place.row) for place in chosen}) > 1:
         lines = [f"{len(chosen)} values; name one of them by more words, or by --column:"]
@@ -92,20 +105,24 @@ def _chosen(found, tables, words, column):
     raise UserError(f"{folder}: nothing is called {first!r}: {nearest(first, known)}")
 
 
-def records_folder(words) -> Path:
-    """The folder that the first word names, else results/ of the project.
+def records_folders(words) -> list[Path]:
+    """The folder that the first word names, else where new runs lie, and then results/.
 
     Raises:
         UserError: it looks like a folder and is none.
     """
     if Path(words[0]).is_dir():
-        return Path(words[0])
+        return [Path(words[0])]
     if "/" in words[0] and not re.match(r"[A-Za-z]+ |\d", words[0]):
         raise UserError(
             f"there is no folder {words[0]}: expected a folder of records, e.g. results/quick"
         )
-    folder = results_dir()
-    return Path(os.path.relpath(folder)) if folder.is_relative_to(Path.cwd()) else folder
+    folders = [
+        folder for folder in (paths.runs_dir(), paths.results_dir()) if paths.below(folder, RECORD)
+    ]
+    here = Path.cwd()
+    near = [Path(os.path.relpath(x)) if x.is_relative_to(here) else x for x in folders]
+    return near or [paths.runs_dir()]
 
 
 def place_text(found, place) -> str:
@@ -193,11 +210,16 @@ def _notebooks(found, kind, run_ids):
 
 
 def _stands_in(tables, run_id):
-    """The values that a run stands behind, a line for each row."""
-    rows: dict = {}
+    """The values that a run stands behind, a line for each row, or one for a table of many."""
+    lines = []
     for kind, several in tables.items():
+        rows: dict = {}
         for place in places(kind, several):
             if isinstance(place.entry, Value) and run_id in place.entry.runs:
-                rows.setdefault((kind, place.number, place.row), []).append(place)
-    lines = [f"    {own[0].of_row}: {', '.join(x.head for x in own)}" for own in rows.values()]
+                rows.setdefault((place.number, place.row), []).append(place)
+        named = [f"{own[0].of_row}: {', '.join(x.head for x in own)}" for own in rows.values()]
+        if len(named) > SHOWN:
+            tables_of = dict.fromkeys(own[0].of_row.split(" | ")[0] for own in rows.values())
+            named = [f"{', '.join(tables_of)}: {len(named)} rows"]
+        lines += [f"    {line}" for line in named]
     return "\n".join(["  stands behind:", *lines]) if lines else "  stands behind no value"

@@ -1,13 +1,16 @@
 """The runs of a report in groups that may be compared, and what each has in common."""
 
+from dataclasses import dataclass
+
 import pandas as pd
 
 from rmlib import UserError
 from rmlib.params import MIXERS, TrainParams
-from rmlib.study.names import METHOD, experiment
+from rmlib.study.names import METHOD, experiment, method_name
 from rmlib.study.runs import collection
 
 DEFAULTS = TrainParams().config
+PLAIN, DOUBLED = "plain training", "no mixing, doubled loss (a control)"
 
 # parameters that a caption leaves out: they stand in the rows or in the numbers of images
 TOLD = ("mixer", "seed", "train_images", "test_images", "eval_every")
@@ -66,6 +69,50 @@ def methods(group, repeated: bool = False) -> list:
     for runs in sorted(equal(group, config), key=order):
         columns = {name: runs[f"config.{name}"].iloc[0] for name in ("mixer", *varying)}
         found.append((columns, runs if repeated else _latest(runs)))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A method with its finished runs, a DataFrame indexed by the seed.
+
+    ``settings``: the values of METHOD, without those that make the loss: ``clean_weight`` and
+    ``average``.
+    """
+
+    name: str
+    mixer: str
+    loss: tuple
+    settings: dict
+    runs: pd.DataFrame
+
+    @property
+    def accuracies(self) -> pd.Series:
+        """The accuracies in percent, a Series over seeds."""
+        return self.runs["metrics.accuracy"]
+
+    @property
+    def mean(self) -> float:
+        """The mean accuracy."""
+        return self.accuracies.mean()
+
+
+def finished(group) -> list[Method]:
+    """The methods of an experiment that have a finished run, in the order of :func:`methods`.
+
+    No mixing is :data:`PLAIN` training, or with the loss of the clean batch twice the control.
+    """
+    found = []
+    for _, runs in methods(group):
+        done = runs[runs["status"] == "done"].set_index("config.seed", drop=False).sort_index()
+        if len(done):
+            first = done.iloc[0].to_dict()
+            settings = {name: first[f"config.{name}"] for name in METHOD}
+            name = method_name(settings)
+            loss = settings.pop("clean_weight"), settings.pop("average")
+            if settings["mixer"] == "none" and not loss[1]:
+                name = {0: PLAIN, 1: DOUBLED}.get(loss[0], name)
+            found.append(Method(name, settings["mixer"], loss, settings, done))
     return found
 
 

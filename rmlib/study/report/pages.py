@@ -21,7 +21,7 @@ from pygments.formatters import HtmlFormatter
 from rmlib.paths import below
 from rmlib.study import figures
 from rmlib.study.names import LABELS, METHOD
-from rmlib.study.report import answer, completeness, groups, report
+from rmlib.study.report import answer, classes, completeness, groups, report
 from rmlib.study.runs import collection, records
 from rmlib.study.settings import CELL, NOTEBOOKS
 
@@ -63,13 +63,14 @@ def build(root, folder: Path, tables: dict | None = None, missing: list[str] | N
     pages = {path.parent.name: book.page for path, book in books.items() if path.stem == CELL}
     heads, rows = _runs(runs, pages)
     title = f"Report: {root.resolve().name}"
+    extra = {"classes": _confusions(found, experiments)}
     body = _template("index").render(
         title=title,
         answers=[line for line in map(answer.answer, experiments) if line],
         figure=_figure(experiments),
         first=_html(tables["accuracy"]),
         more=[
-            (heading, _html(tables[kind]))
+            (heading, _html(tables[kind]) + extra.get(kind, ""))
             for kind, heading in report.HEADINGS.items()
             if tables[kind] and kind != "accuracy"
         ],
@@ -117,16 +118,32 @@ def _books(root, problems):
 def _html(tables):
     """Tables under their captions; what a record or a folder is called is text, never HTML."""
     texts = [f"{table.caption}:\n\n{table.markdown()}" for table in tables]
-    return markdown2html(html.escape("\n".join(texts), quote=False))
+    # a dollar sign in a name begins no formula
+    return markdown2html(html.escape("\n".join(texts), quote=False).replace("$", "&#36;"))
 
 
 def _figure(experiments):
     """The accuracies of all methods as SVG in base64; "" where no two can be compared."""
     panels = [(groups.title(group), answer.methods(group)) for group in experiments]
     panels = [(title, found) for title, found in panels if len(found) > 1]
-    if not panels:
-        return ""
-    figure, file = figures.methods(panels), io.BytesIO()
+    return _svg(figures.methods(panels)) if panels else ""
+
+
+def _confusions(found, experiments):
+    """For each experiment whose records count classes: what its best method takes for what."""
+    images = []
+    for group in experiments:
+        for method, runs in classes.counted(found, group)[:1]:
+            title = f"{groups.title(group)}\n{method}, n = {len(runs)}, summed"
+            figure = figures.confusion(*classes.matrix(list(runs.values())), title)
+            alt = html.escape(f"confusions of the classes, {title}")
+            images.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{_svg(figure)}">')
+    return "\n".join(images)
+
+
+def _svg(figure):
+    """A figure as SVG in base64."""
+    file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)
     return base64.b64encode(file.getvalue()).decode()

@@ -14,6 +14,7 @@ from rmlib.study.report import (
     accuracy,
     answer,
     attacked,
+    classes,
     costs,
     groups,
     looks,
@@ -29,6 +30,7 @@ from rmlib.study.runs import collection, records
 HEADINGS = {
     "accuracy": "What was run",
     "differences": "Differences with their intervals",
+    "classes": "Accuracy per class, and what is taken for what",
     "robustness": "Under attack and under corruptions",
     "checks": "Can FGSM be believed?",
     "localization": "Where the networks look",
@@ -126,6 +128,7 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
     makers = {
         "accuracy": lambda: map(accuracy.summary, experiments),
         "differences": lambda: map(accuracy.differences, experiments),
+        "classes": lambda: [classes.table(root, group) for group in experiments],
         "paper": lambda: reproduction.tables(runs, attacks) if of_paper else [],
         "claims": lambda: [reproduction.claims(runs, attacks)] if of_paper else [],
         "small": lambda: [small.claims(runs, attacks)],

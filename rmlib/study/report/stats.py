@@ -140,9 +140,10 @@ def seeds_to_resolve(a, b, alpha: float = 0.05, margin: float = 0.0) -> float:
     return needed if math.isfinite(needed) else math.nan
 
 
-def state(p: float) -> str:
-    """'resolved' for a p below 0.05, else 'unresolved'."""
-    return "resolved" if p < 0.05 else "unresolved"
+def state(p: float, uncorrected: float = math.nan) -> str:
+    """'resolved' for a p below 0.05, else 'unresolved', and whether a correction made it so."""
+    made_so = " after Holm's correction" if uncorrected < 0.05 else ""
+    return "resolved" if p < 0.05 else f"unresolved{made_so}"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ HEADS = {
     "ece": ("ECE (%)", 1),
     "clean_accuracy": ("clean (%)", 1),
     "images_per_second": ("images/s", 0),
+    "time": ("time (plain = 1)", 2),
     "fgsm": ("FGSM", 1),
     "zero_gradient": ("no gradient (%)", 1),
     "autoattack": ("AutoAttack", 1),
@@ -200,6 +201,8 @@ class Table:
         rules = ["---:" if _is_number(frame, name) else "---" for name in names]
         lines = [[heading(name) for name in names], rules]
         lines += [[self.text(row, name) for name in names] for row in range(len(self.rows))]
+        # the name of a class may hold what parts the columns
+        lines = [[text.replace("|", r"\|") for text in line] for line in lines]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 

@@ -1,11 +1,20 @@
-"""Trained networks: where they lie, how they are loaded, and the images they were evaluated on."""
+"""Trained networks: where they lie, how they are loaded, the images they were evaluated on, and
+what they say of a picture.
+"""
 
+import io
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors.torch import load_file
 
 from rmlib import UserError
 from rmlib.data import ImageSet
+from rmlib.datasets.decode import decode
+from rmlib.evaluate import predict
 from rmlib.models import PreActResNet18
 from rmlib.params import MIXERS, TrainParams, complete
 from rmlib.study.names import experiment, method_name
@@ -94,3 +103,52 @@ def load(folder: Path) -> PreActResNet18:
         problem = f"is damaged or of another network ({str(error).splitlines()[0][:100]})"
         raise UserError(f"{path} {problem}: delete the folder and train the run again") from error
     return model.eval()
+
+
+def _classes_and_size(folder):
+    """The names of a run's classes, and height and width of its images, from its record.
+
+    Raises:
+        UserError: the record is older than that.
+    """
+    record = records.read(folder)
+    if record.confusion is None or "size" not in record.data:
+        problem = f"the record in {folder} does not have the classes and the size of the images yet"
+        raise UserError(f"{problem}: delete the folder and train the run again")
+    return list(record.confusion), record.data["size"]
+
+
+def classify(folder: Path | str, pictures: Iterable[Path | str]) -> list[dict[str, float]]:
+    """What the network of a run says of each picture: class -> probability, the likeliest first.
+
+    A picture is the path of a file. It is read as one of the run's images, and has their size.
+    """
+    classes, (height, width) = _classes_and_size(folder)
+    pixels = []
+    for picture in map(Path, pictures):
+        pixels.append(decode(picture.parent, [picture.name], "pictures")[0])
+        if (found := pixels[-1].shape[2:]) != (height, width):
+            wanted = f"the network was trained on {height} x {width}"
+            raise UserError(f"{picture} has {found[0]} x {found[1]} pixels, {wanted}: resize it")
+    if not pixels:
+        return []
+    logits = predict(load(Path(folder)), torch.from_numpy(np.concatenate(pixels)))
+    top = logits.double().softmax(1).sort(1, descending=True)
+    both = zip(top.values.tolist(), top.indices.tolist())
+    return [{classes[i]: value for value, i in zip(values, order)} for values, order in both]
+
+
+def export(folder: Path | str, file: Path | str) -> None:
+    """Write the network of a run for torch.export.load, which needs no rmlib.
+
+    It maps images (N, 3, height, width) float32 in [0, 1] of the run's size to logits (N, classes),
+    with the normalisation inside. The extra file ``classes.json`` has the names of the classes.
+    """
+    classes, size = _classes_and_size(folder)
+    some, batch = (torch.zeros(2, 3, *size),), torch.export.Dim("batch", min=1)
+    # torch.export.save warns of weights that are channels_last
+    network = load(Path(folder)).to(memory_format=torch.contiguous_format)
+    program = torch.export.export(network, some, dynamic_shapes=({0: batch},))
+    written = io.BytesIO()
+    torch.export.save(program, written, extra_files={"classes.json": json.dumps(classes)})
+    records.atomic_write(Path(file), written.getvalue())

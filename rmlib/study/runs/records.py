@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from rmlib import UserError
+from rmlib.paths import expanded
 from rmlib.study.runs import schema
 from rmlib.study.runs.schema import Measurements, Provenance, Record
 
@@ -25,6 +27,7 @@ RECORD = "record.json"  # of a run that has ended
 CHECKPOINT = "checkpoint.pt"  # of a run that goes on
 PREVIOUS = "checkpoint.previous.pt"  # the one before
 WEIGHTS = "weights.safetensors"
+IMAGES = ".images.json"  # where the images of a run lie on this machine; not to be committed
 PLAN = "plan.json"  # next to the runs' folders: the runs of the batch
 ERROR = "error.txt"  # of a run or a notebook that failed: why, and what was printed
 UNFINISHED = ".unfinished"  # of a run whose notebook has begun and not come to its end
@@ -141,20 +144,28 @@ def check_images(params, now, then: str) -> None:
 
 
 def write(record: Record, folder: Path) -> Path:
-    """Store the record of a run as ``folder/record.json``, a list of numbers on one line."""
+    """Store the record of a run as ``folder/record.json``, an epoch or a class on one line."""
     fields = record.model_dump(mode="json")
     fields |= {name: fields.pop(name) for name in Provenance.model_fields}  # at the end of the file
     path = folder / RECORD
-    atomic_write(path, in_rows(fields, "history"))
+    atomic_write(path, in_rows(fields, "history", "confusion"))
     return path
 
 
-def in_rows(fields: dict, name: str, indent: int = 4) -> bytes:
-    """JSON in which each element of the list ``name`` has a line."""
-    begin = "\n" + " " * indent
-    rows = f",{begin}".join(json.dumps(row) for row in fields[name])
-    text = json.dumps(fields | {name: "ROWS"}, indent=1)
-    return (text.replace('"ROWS"', f"[{begin}{rows}\n ]" if rows else "[]") + "\n").encode()
+def in_rows(fields: dict, *names: str, indent: int = 4) -> bytes:
+    """JSON in which each element of the lists and mappings ``names`` has a line."""
+
+    def rows(match):
+        value, begin = fields[match[1]], "\n" + " " * indent
+        if not value:
+            return json.dumps(value)
+        if not isinstance(value, dict):
+            return f"[{begin}{f',{begin}'.join(map(json.dumps, value))}\n ]"
+        pairs = [f"{json.dumps(name)}: {json.dumps(x)}" for name, x in value.items()]
+        return f"{{{begin}{f',{begin}'.join(pairs)}\n }}"
+
+    text = json.dumps(fields | {name: f"ROWS OF {name}" for name in names}, indent=1)
+    return (re.sub(r'"ROWS OF (\w+)"', rows, text) + "\n").encode()
 
 
 def read(path: Path) -> Record:
@@ -169,6 +180,27 @@ def read(path: Path) -> Record:
         return _read(path, lambda content: Record(**content), "train the run")
     except FileNotFoundError:
         raise UserError(f"there is no record {path}: the run has not finished") from None
+
+
+def note_images(folder: Path, params) -> None:
+    """Keep beside a run where its images lie, which no record holds, for ``rmlib explain``."""
+    kind, _, path = params.dataset.partition(":")
+    where = {"dataset": f"{kind}:{os.path.abspath(expanded(path))}"} if path else {}
+    where |= {"root": os.path.abspath(params.root)} if params.root else {}
+    if where:
+        atomic_write(folder / IMAGES, json.dumps(where).encode())
+
+
+def noted_images(folder: Path) -> dict[str, str]:
+    """The parameters ``dataset`` and ``root`` that :func:`note_images` kept; {} where it did not,
+    or where nothing lies there any more.
+    """
+    try:
+        where = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
+        there = all(os.path.exists(path.removeprefix("folder:")) for path in where.values())
+        return where if there else {}
+    except (*DAMAGE, OSError):
+        return {}
 
 
 def _read(path, checked, again):

@@ -4,6 +4,7 @@ On a CPU that holds bit for bit. On CUDA a resumed run is as close as two runs o
 since some kernels there add in no fixed order. The last epoch counts; the test set chooses nothing.
 """
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -23,6 +24,7 @@ from rmlib.choices import learning_rate
 from rmlib.data import ImageSet, Loader, load
 from rmlib.datasets import sources
 from rmlib.evaluate import evaluate
+from rmlib.packed import pack_bits
 from rmlib.params import TrainParams
 from rmlib.recorded import need_compiler, recording_of
 from rmlib.study.guarded import needs
@@ -115,7 +117,7 @@ class StoredRun:
         params, snapshot = self.params, epoch in self.params.snapshots
         curve_only = not snapshot and epoch <= params.epochs - 10
         bf16 = curve_only and params.precision == "bf16"
-        result = evaluate(self.core.model, self.test_set, bf16=bf16)
+        result = evaluated(self.core.model, self.test_set, bf16)
         if snapshot:
             self.progress["snapshots"][str(epoch)] = known(result)
         if epoch == params.epochs:
@@ -129,13 +131,13 @@ class StoredRun:
         started, recalibrated = time.perf_counter(), None
         result: dict = {}
         if status == "done":
-            result = self.final or evaluate(core.model, self.test_set)
+            result = self.final or evaluated(core.model, self.test_set)
             if not math.isfinite(result["nll"]):  # the last loss was finite, the logits are not
                 status, result = "diverged", {}
         if status == "done":
             if params.bn_recalibration:
                 model = recalibrate_batchnorm(core.model, core.loader)
-                recalibrated = known(evaluate(model, self.test_set))
+                recalibrated = known(evaluated(model, self.test_set))
             weights = {name: value.contiguous() for name, value in core.model.state_dict().items()}
             records.atomic_write(self.folder / WEIGHTS, save_tensors(weights))
         else:  # of an earlier attempt
@@ -143,12 +145,13 @@ class StoredRun:
         images, (mean, std) = self.train_set, self.train_set.channel_stats()
         data = {"checksum": images.checksum, "train_images": len(images)}
         data |= {"test_images": len(self.test_set), "classes": len(images.classes)}
-        data |= {"mean": mean, "std": std}
+        data |= {"size": list(images.images.shape[2:]), "mean": mean, "std": std}
         record = Record(
             status=status,
             run_id=params.run_id,
             config=params.config,
             correct=result.pop("correct", None),
+            confusion=result.pop("confusion", None),
             metrics=result,
             snapshots=progress["snapshots"],
             bn_recalibrated=recalibrated,
@@ -164,6 +167,7 @@ class StoredRun:
             **environment.environment(self.device.type),
         )
         records.forget_others(self.folder, record)
+        records.note_images(self.folder, params)
         records.write(record, self.folder)
         self.checkpoints.delete()
         return record
@@ -295,9 +299,24 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def evaluated(model, data: ImageSet, bf16: bool = False) -> dict:
+    """Metrics of a model, ``correct``, the packed verdicts in the set's order, and ``confusion``.
+
+    The last is class -> predicted class -> number of images; pairs that never occur are left out.
+    """
+    result, names = evaluate(model, data, bf16=bf16), data.classes
+    predicted = result.pop("predicted")
+    confusion: dict[str, dict[str, int]] = {name: {} for name in names}
+    for pair, count in collections.Counter(zip(data.labels.tolist(), predicted.tolist())).items():
+        confusion[names[pair[0]]][names[pair[1]]] = count
+    correct = pack_bits(predicted == data.labels)
+    return result | {"correct": correct, "confusion": confusion}
+
+
 def known(result: dict) -> dict:
-    """An evaluation without the metrics that are no finite numbers."""
-    return {name: x for name, x in result.items() if isinstance(x, str) or math.isfinite(x)}
+    """What a row on the way keeps: the verdicts, and the metrics that are finite numbers."""
+    rest = {name: x for name, x in result.items() if name != "confusion"}
+    return {name: x for name, x in rest.items() if isinstance(x, str) or math.isfinite(x)}
 
 
 def finite(row: dict) -> dict:

@@ -76,12 +76,13 @@ class Hardware(TypedDict):
 
 
 class Data(TypedDict):
-    """The images of a run: checksum of the decoded pixels, numbers, channel mean and std."""
+    """The images of a run: checksum of the decoded pixels, numbers, size, channel mean and std."""
 
     checksum: str
     train_images: Count
     test_images: Count
     classes: Count
+    size: NotRequired[Annotated[list[Count], Field(min_length=2, max_length=2)]]  # height, width
     mean: list[Amount]
     std: list[Amount]
 
@@ -131,6 +132,8 @@ class Record(Provenance):
     config: Annotated[dict[str, Any], AfterValidator(_checked_config)]
     metrics: Metrics  # last epoch, test set
     correct: str | None = None  # packed verdict per test image, in the dataset's order
+    # test images by class and by predicted class, none left out; older records have none
+    confusion: dict[str, dict[str, Count]] | None = None
     snapshots: dict[str, Metrics] = {}  # by epoch, on the way
     bn_recalibrated: Metrics | None = None  # with BatchNorm statistics of clean images
     weights: str | None = None  # sha256 of their file; older records have none
@@ -160,6 +163,8 @@ class Record(Provenance):
             found.append({**self.metrics, "correct": self.correct})
         for each in (each for each in found if "correct" in each):
             _check_share(each["correct"], self.data["test_images"], each, "accuracy")
+        if self.confusion is not None:
+            _check_confusion(self.confusion, self.data, self.metrics.get("accuracy"))
         return self
 
 
@@ -173,6 +178,19 @@ def _check_share(verdicts, count, values, name):
     if abs(share - percent) > 50 / count + 1e-9:
         verdicts = f"the verdicts on single images ({share:.2f} %)"
         raise ValueError(f"{name} {percent:.2f} % does not fit {verdicts}")
+
+
+def _check_confusion(confusion, data, accuracy):
+    """The counts must be of all classes and all test images, and give the accuracy."""
+    rows, total = list(confusion.values()), data["test_images"]
+    strange = {name for row in rows for name in row} - set(confusion)
+    if strange or len(rows) != data["classes"]:
+        raise ValueError(f"confusion is not of the {data['classes']} classes of the data")
+    if (counted := sum(sum(row.values()) for row in rows)) != total:
+        raise ValueError(f"confusion counts {counted} of {total} test images")
+    share = 100 * sum(row.get(name, 0) for name, row in confusion.items()) / total
+    if accuracy is None or abs(share - accuracy) > 50 / total + 1e-9:
+        raise ValueError(f"accuracy {accuracy} % does not fit the confusion ({share:.2f} %)")
 
 
 class Measurement(Provenance):

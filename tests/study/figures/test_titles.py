@@ -1,6 +1,7 @@
 """Names of classes and folders stand in figures as they are."""
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,6 +11,7 @@ from rmlib.study import figures
 
 # a formula for matplotlib, and none that it can read
 NAME = r"$\frac{a_$ & 5$"
+COUNTS = np.array([[3, 1], [0, 2]])
 
 
 def under_mixup(images):
@@ -36,6 +38,8 @@ def of_runs(draw):
         lambda images: figures.perturbations(images, images, [NAME] * 2, [NAME] * 2, 0.1),
         under_mixup,
         of_runs(figures.forest),
+        lambda _: figures.confusion([NAME, "b"], COUNTS),
+        lambda _: figures.class_accuracy([NAME, "b"], COUNTS, "mixup"),
     ],
 )
 def test_a_dollar_sign_in_a_name_is_no_formula(draw):
@@ -44,3 +48,13 @@ def test_a_dollar_sign_in_a_name_is_no_formula(draw):
     figure.canvas.draw()
     texts = [each.get_text() for each in figure.findobj(matplotlib.text.Text)]
     assert any(NAME in text for text in texts)
+
+
+def test_of_many_classes_the_confusion_shows_those_with_mistakes():
+    """Percents of the images of each row, without those of the classes that are left out."""
+    counts = 20 * np.eye(6, dtype=int)
+    counts[1, 4], counts[4, 4] = 5, 15
+    axis = figures.confusion(list("abcdef"), counts, most=2).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["b", "e"]
+    assert [text.get_text() for text in axis.texts] == ["80", "20", "100"]
+    assert "2 of 6 classes" in axis.get_title()

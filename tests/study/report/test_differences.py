@@ -25,8 +25,11 @@ def test_differences_are_welchs_and_named(tmp_path):
     table = accuracy.differences(group).frame().set_index("difference")
     assert list(table.index) == [
         "Region Mixup - Mixup",
-        "Region Mixup: with - without the clean loss",
+        "Region Mixup, k=4 - Region Mixup",
+        "Region Mixup - Region Mixup, clean_weight=0",
     ], "k = 4 is another method"
+    assert np.isnan(table.loc["Region Mixup, k=4 - Region Mixup", "p (Holm)"])
+    table = table.drop("Region Mixup, k=4 - Region Mixup")
     test = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
     row = table.loc["Region Mixup - Mixup"]
     assert (row["low"], row["high"]) == (pytest.approx(test.low), pytest.approx(test.high)) and row[
@@ -102,10 +105,13 @@ def test_differences_over_seeds_and_images_come_from_the_verdicts_of_equal_seeds
         table.loc["Region Mixup - CutMix", "seeds and images"] == "–"
         and table.loc["Region Mixup - CutMix", "state"] == "unresolved"
     )
-    assert table.loc["Region Mixup - No mixing", "seeds and images"] == "–", (
-        "the same verdicts: no spread"
+    assert (
+        table.loc["Region Mixup - no mixing, doubled loss (a control)", "seeds and images"] == "–"
+    ), "the same verdicts: no spread"
+    alone = table["n"].str.contains("1")
+    assert alone.sum() == 5 and table.loc[alone, "seeds to resolve"].isna().all(), (
+        "one seed has no spread"
     )
-    assert table["seeds to resolve"].isna().tolist() == [True] * 3, "one seed has no spread"
 
 
 def test_pairs_of_networks_that_contradict_each_other_are_no_difference(tmp_path):
@@ -121,3 +127,62 @@ def test_pairs_of_networks_that_contradict_each_other_are_no_difference(tmp_path
         "the methods do not differ, and no number of seeds would show it"
     )
     assert report.markdown(tmp_path, "differences").splitlines()[2].endswith("| unresolved | – |")
+
+
+METHODS = {
+    "plain": {"mixer": "none", "clean_weight": 0.0},
+    "control": {"mixer": "none"},
+    "mixup": {"mixer": "mixup"},
+    "cutmix": {"mixer": "cutmix"},
+    "cutmix alone": {"mixer": "cutmix", "clean_weight": 0.0},
+    "average": {"mixer": "mixup", "average": True},
+    "mixup, alpha": {"mixer": "mixup", "alpha": 0.2},
+}
+
+
+def compared(root, *names):
+    """The labels of the comparisons of some METHODS, in their order."""
+    save(root, *(make_record(70.0 + i, **METHODS[name]) for i, name in enumerate(names)))
+    (group,) = groups.experiments(groups.runs_below(root))
+    return [each.label for each in accuracy.compared(group)]
+
+
+def test_every_method_is_compared_with_plain_training_first(tmp_path):
+    """Then with its equals; Region Mixup need not be among them."""
+    control = "no mixing, doubled loss (a control)"
+    assert compared(tmp_path, "plain", "control", "mixup", "cutmix", "cutmix alone") == [
+        f"{control} - plain training",
+        "Mixup - plain training",
+        "CutMix - plain training",
+        "CutMix, clean_weight=0 - plain training",
+        f"Mixup - {control}",
+        f"CutMix - {control}",
+        "CutMix - Mixup",
+        "CutMix - CutMix, clean_weight=0",
+    ]
+
+
+def test_without_plain_training_the_control_is_named_as_one(tmp_path):
+    assert compared(tmp_path, "control", "mixup") == ["Mixup - no mixing, doubled loss (a control)"]
+
+
+def test_a_variant_is_compared_with_its_own_default_alone(tmp_path):
+    assert compared(tmp_path, "mixup", "cutmix", "average", "mixup, alpha") == [
+        "Mixup, alpha=0.2 - Mixup",
+        "CutMix - Mixup",
+        "Mixup - Mixup, average",
+    ]
+
+
+def test_an_interval_without_zero_can_be_unresolved_and_says_why(tmp_path):
+    plain, best = [70.0, 71.0, 72.0], [73.0, 73.9, 75.4]
+    save(
+        tmp_path,
+        *(make_record(x, seed, **METHODS["plain"]) for seed, x in enumerate(plain)),
+        *(make_record(x, seed, **METHODS["cutmix"]) for seed, x in enumerate(best)),
+        *(make_record(x - 0.5, seed, **METHODS["mixup"]) for seed, x in enumerate(best)),
+    )
+    (group,) = groups.experiments(groups.runs_below(tmp_path))
+    row = accuracy.differences(group).rows[-2]
+    assert row["difference"] == "CutMix - plain training" and row["low"] > 0
+    assert row["state"] == "unresolved after Holm's correction"

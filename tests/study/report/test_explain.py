@@ -7,7 +7,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
-from made import PAPERS, make_record, save
+from made import PAPERS, finished, make_record, save
 
 from rmlib import UserError
 from rmlib.params import TrainParams, complete
@@ -49,6 +49,11 @@ def means(tables, kind):
     ]
 
 
+def method(record):
+    """Mixer and weight of the clean loss of a run."""
+    return record.config["mixer"], record.config["clean_weight"]
+
+
 @pytest.mark.parametrize("kind", ["accuracy", "robustness"])
 def test_the_values_listed_give_every_mean(kind, quick):
     """Every mean of the table is the mean of the values listed, which are in the files of the runs
@@ -56,21 +61,29 @@ def test_the_values_listed_give_every_mean(kind, quick):
     """
     found, tables = quick
     chosen = means(tables, kind)
-    assert len(chosen) == {"accuracy": 8 * 3, "robustness": 4 * 9}[kind]
+    plain = [r.images_per_second for r in found.records.values() if method(r) == ("none", 0)]
+    middle = statistics.median(plain)
+    assert len(chosen) == {"accuracy": 8 * 4, "robustness": 4 * 9}[kind]
     for place in chosen:
         text, value = explain.place_text(found, place), place.entry
         numbers = listed(text)
-        assert len(numbers) == 3 and {run for _, run in numbers} == set(value.runs)
+        assert len(numbers) == (1 if place.name == "time" else 3) and {
+            run for _, run in numbers
+        } == set(value.runs)
         assert "as in the table" in text
         row = place.table.frame().iloc[place.row]
         assert statistics.fmean(x for x, _ in numbers) == pytest.approx(row[place.name], abs=1e-6)
-        spread = statistics.stdev(x for x, _ in numbers)
-        assert spread == pytest.approx(row[f"{place.name}_std"], abs=1e-6)
+        if len(numbers) > 1:
+            spread = statistics.stdev(x for x, _ in numbers)
+            assert spread == pytest.approx(row[f"{place.name}_std"], abs=1e-6)
         for number, run in numbers:
             folder = QUICK / run
             if kind == "accuracy":
-                stored = json.loads((folder / "record.json").read_text())["metrics"]
-                assert stored[place.name] == pytest.approx(number, rel=1e-7)
+                stored = json.loads((folder / "record.json").read_text())
+                if place.name == "time":
+                    assert number == pytest.approx(middle / stored["images_per_second"], rel=1e-6)
+                else:
+                    assert stored["metrics"][place.name] == pytest.approx(number, rel=1e-7)
             elif place.name.startswith("FGSM"):
                 stored = json.loads((folder / "attacks.json").read_text())["measurements"]
                 assert number in [
@@ -141,6 +154,46 @@ def test_commands_survive_every_kind_of_parameter():
         "'folder:my pictures'" in line and "--train-images all" in line and "--no-augment" in line
     )
     assert parsed(build_parser()[0], line).run_id == record.run_id
+
+
+def test_the_command_of_a_run_on_own_images_works_as_printed(tiny_run, pictures, capsys):
+    """The path is kept beside the record on this machine; without it, its place is named."""
+    params, record = finished(tiny_run)
+    runs = params.folder.parent
+    (line,) = [each for each in again(collection.gather(runs), record.run_id) if "train" in each]
+    options = parsed(build_parser()[0], line.removeprefix("rmlib "))
+    assert options.run_id == record.run_id and options.dataset == f"folder:{pictures}"
+    assert str(pictures) not in (params.folder / records.RECORD).read_text()
+    (params.folder / records.IMAGES).unlink()
+    *_, line, remark = again(collection.gather(runs), record.run_id)
+    assert f"--dataset folder:{pictures.name} " in line and "with the path of that folder" in remark
+    (params.folder / records.IMAGES).write_text('{"dataset": "folder:/nowhere/pictures0"}')
+    assert again(collection.gather(runs), record.run_id)[-1] == remark
+
+
+def test_a_root_of_datasets_is_kept(tmp_path):
+    params = TrainParams(root=str(tmp_path / "data"))
+    records.note_images(tmp_path, params)
+    assert records.noted_images(tmp_path) == {}, "nothing lies there"
+    (tmp_path / "data").mkdir()
+    words = train_words(make_record(), records.noted_images(tmp_path))
+    assert words[words.index("--root") + 1] == str(tmp_path / "data")
+
+
+def test_results_are_looked_for_where_runs_are_written_and_then_in_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("RMLIB_RUNS", str(tmp_path))
+    monkeypatch.chdir(project_root())
+    assert explain.explain(["59.08"]).startswith("results: table accuracy")
+    save(tmp_path, make_record(59.08))
+    assert explain.explain(["59.08"]).startswith(f"{tmp_path}: table accuracy")
+    assert explain.explain(["0e6e3e5ab21f"]).startswith("run 0e6e3e5ab21f")
+    with pytest.raises(UserError, match=str(tmp_path)):
+        explain.explain(["59.07"])
+
+
+def test_of_a_run_the_values_come_before_the_files():
+    text = explain.explain([str(QUICK), "0e6e3e5ab21f"])
+    assert 0 < text.index("stands behind:") < text.index("  record ")
 
 
 def test_three_ways_to_the_same_cell(capsys):

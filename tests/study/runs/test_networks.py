@@ -2,11 +2,17 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from made import finished
+from PIL import Image
 
 from rmlib import UserError
 from rmlib.evaluate import predict
@@ -106,6 +112,65 @@ def test_networks_of_older_records_have_no_digest_and_are_loaded(tiny_run):
     del fields["weights"]
     path.write_text(json.dumps(fields))
     assert networks.load(params.folder).linear.out_features == 3
+
+
+def test_a_picture_is_classified_as_in_the_evaluation(tiny_run, pictures, tmp_path):
+    """The names are those of the folders, and grey pictures are read as a dataset reads them."""
+    params, _ = finished(tiny_run)
+    files = sorted(pictures.glob("test/*/*.png"))[::7]
+    grey = tmp_path / "grey.png"
+    Image.open(files[0]).convert("L").save(grey)
+    found = networks.classify(params.folder, [*files, grey])
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in [*files, grey]])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    expected = predict(networks.load(params.folder), images).softmax(1)
+    for one, row in zip(found, expected):
+        assert list(one) == sorted(one, key=lambda name: -one[name])
+        assert [one[name] for name in evaluation_set(params).classes] == pytest.approx(row.tolist())
+    assert networks.classify(str(params.folder), []) == []
+
+
+def test_a_picture_of_another_size_or_none_is_refused_in_a_line(tiny_run, tmp_path):
+    params, _ = finished(tiny_run)
+    Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
+    with pytest.raises(UserError, match=r"small.png has 8 x 8 pixels, .* on 8 x 12: resize it"):
+        networks.classify(params.folder, [tmp_path / "small.png"])
+    with pytest.raises(UserError, match="nothing.png .*cannot be read as an image"):
+        networks.classify(params.folder, [tmp_path / "nothing.png"])
+
+
+def test_an_older_record_does_not_know_its_classes():
+    folder, _ = networks.find(networks_dir())[0]
+    for function, argument in ((networks.classify, []), (networks.export, "x.pt2")):
+        with pytest.raises(UserError, match="does not have the classes.*train the run again"):
+            function(folder, argument)
+
+
+def test_the_exported_network_gives_the_same_logits_without_rmlib(tiny_run, pictures, tmp_path):
+    """In batches of any size, on pixels in [0, 1]: the normalisation is inside."""
+    params, _ = finished(tiny_run)
+    images, file = evaluation_set(params).images, tmp_path / "network.pt2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        networks.export(params.folder, file)
+    torch.save((images, predict(networks.load(params.folder), images)), tmp_path / "expected.pt")
+    code = """
+import sys, json, torch
+extra = {"classes.json": ""}
+network = torch.export.load("network.pt2", extra_files=extra).module()
+images, expected = torch.load("expected.pt")
+for size in (1, 3, 30):
+    logits = torch.cat([network(part.float() / 255) for part in images.split(size)])
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+assert "rmlib" not in sys.modules
+print(extra["classes.json"])
+"""
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=alone, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == list(evaluation_set(params).classes)
 
 
 def test_the_committed_networks_are_those_of_their_records():

@@ -57,6 +57,38 @@ def test_a_bad_record_is_named(tmp_path, damage, words):
     assert "\n" not in str(error.value) and "record.json" in str(error.value)
 
 
+COUNTS = {"ant": {"ant": 4000, "bee $1 | x": 1000}, "bee $1 | x": {"bee $1 | x": 5000}}
+
+
+def with_confusion(counts, classes=2):
+    record = make_record(90.0)
+    data = record.data | {"classes": classes}
+    return record.model_copy(update={"confusion": counts, "data": data})
+
+
+def test_a_class_of_the_confusion_stands_on_a_line_and_comes_back(tmp_path):
+    record = with_confusion(COUNTS)
+    path = records.write(record, tmp_path)
+    assert records.read(path) == record and list(records.read(path).confusion) == list(COUNTS)
+    assert '    "ant": {"ant": 4000, "bee $1 | x": 1000},\n' in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "counts, classes, words",
+    [
+        (COUNTS, 3, "not of the 3 classes"),
+        (COUNTS | {"ant": {"ant": 4000, "cat": 1000}}, 2, "not of the 2 classes"),
+        (COUNTS | {"ant": {"ant": 4000}}, 2, "counts 9000 of 10000"),
+        (COUNTS | {"ant": {"ant": 4900, "bee $1 | x": 100}}, 2, r"does not fit the confusion .99"),
+        (COUNTS | {"ant": {"ant": 5000, "bee $1 | x": 0}}, 2, "confusion.ant.bee"),
+    ],
+)
+def test_a_confusion_that_contradicts_its_record_is_refused(tmp_path, counts, classes, words):
+    path = records.write(with_confusion(counts, classes), tmp_path)
+    with pytest.raises(UserError, match=words):
+        records.read(path)
+
+
 def test_a_missing_record(tmp_path):
     with pytest.raises(UserError, match="has not finished"):
         records.read(tmp_path)

@@ -15,7 +15,7 @@ from rmlib.data import load
 from rmlib.evaluate import predict
 from rmlib.params import TrainParams
 from rmlib.study.runs import networks, records, run
-from rmlib.study.runs.run import StoredRun, train
+from rmlib.study.runs.run import StoredRun, evaluation_set, train
 from rmlib.study.settings import parse
 from rmlib.train import training
 
@@ -39,7 +39,7 @@ def test_a_run_learns_and_leaves_a_complete_record(tiny_run):
     assert record.history[-1]["test_accuracy"] == record.metrics["accuracy"]
     assert set(record.bn_recalibrated) == set(record.metrics) | {"correct"}
     files = sorted(path.name for path in options.folder.iterdir())
-    assert files == [".lock", "record.json", "weights.safetensors"]
+    assert files == [".images.json", ".lock", "record.json", "weights.safetensors"]
     text = (options.folder / "record.json").read_text()
     assert tiny_run["dataset"].removeprefix("folder:") not in text
     assert os.path.expanduser("~") not in text
@@ -208,3 +208,15 @@ def test_a_cuda_run_has_the_same_course(tiny_run, tmp_path):
     on_cpu = train(params(tiny_run, epochs=1), log=quiet)
     on_cuda = train(params(tiny_run, epochs=1, device="cuda", out=str(tmp_path)), log=quiet)
     assert on_cuda.history[0]["loss"] == pytest.approx(on_cpu.history[0]["loss"], rel=0.02)
+
+
+def test_the_confusion_counts_the_predictions_of_every_class(tiny_run):
+    options = params(tiny_run, epochs=1)
+    record = train(options, log=quiet)
+    data = evaluation_set(options)
+    predicted = predict(networks.load(options.folder), data.images).argmax(1)
+    assert list(record.confusion) == list(data.classes)
+    for label, name in enumerate(data.classes):
+        counts = torch.bincount(predicted[data.labels == label], minlength=3).tolist()
+        assert [record.confusion[name].get(other, 0) for other in data.classes] == counts
+    assert records.read(options.folder).confusion == record.confusion
