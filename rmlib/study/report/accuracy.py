@@ -136,7 +136,7 @@ def _difference(each: Comparison) -> dict:
         "low": d.low,
         "high": d.high,
         "95 % interval": span(d.low, d.high),
-        "n": f"{d.n[0]}, {d.n[1]}",
+        "n": ", ".join(map(_count, (each.a, each.b))),
         "paired": span(pairs.low, pairs.high),
         "paired_low": pairs.low,
         "paired_high": pairs.high,
@@ -144,6 +144,11 @@ def _difference(each: Comparison) -> dict:
         "seeds and images": images,
         "p (Holm)": d.p,
     }
+
+
+def _count(method):
+    """'10', or '9 (1 diverged)'."""
+    return f"{len(method.runs)} ({method.lost} diverged)" if method.lost else f"{len(method.runs)}"
 
 
 def difference_row(label: str, of: str, a, b) -> dict:

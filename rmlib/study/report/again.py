@@ -59,7 +59,8 @@ def code_text(code) -> str:
 def device_text(hardware) -> str:
     """The device that did some work."""
     device = hardware.get("gpu") or hardware["cpu"]
-    return f"{device} ({hardware['cores']} cores, {hardware.get('system', '?')})"
+    kind = [f"{hardware['cores']} cores", hardware.get("capability"), hardware.get("system", "?")]
+    return f"{device} ({', '.join(filter(None, kind))})"
 
 
 def again(found: collection.Collection, run_id: str) -> list[str]:
@@ -80,7 +81,7 @@ def again(found: collection.Collection, run_id: str) -> list[str]:
             words = ["rmlib", "batch", plan["file"], "--out", str(path.parent)]
             words += plan.get("options", [])
             lines.append(f"or all of its batch: {shlex.join(words)}")
-    return lines
+    return [*lines, "on another kind of device the same seed is another draw (05_results)"]
 
 
 def train_words(record: records.Record, where: dict | None = None) -> list[str]:

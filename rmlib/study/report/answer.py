@@ -1,8 +1,9 @@
 """The answer of an experiment: which method was best, and by how much."""
 
-from rmlib.study.report import costs, groups, stats
+from rmlib.study.report import completeness, costs, groups, stats
 from rmlib.study.report.groups import PLAIN, Method
 from rmlib.study.report.values import span
+from rmlib.study.runs import collection
 
 
 def methods(group) -> list[Method]:
@@ -49,7 +50,13 @@ def sentences(group) -> list[str]:
     return told
 
 
-def answer(group) -> str:
-    """The sentences of an experiment in one line after its title; "" for one method."""
-    told = sentences(group)
-    return f"{groups.title(group)}. {'; '.join(told)}." if told else ""
+def answers(found: collection.Collection) -> list[str]:
+    """For each experiment of two methods or more: its title, whether runs of its plan are still
+    missing, and its sentences, in one line.
+    """
+    lines = []
+    for group in groups.experiments(groups.runs_below(found)):
+        if told := sentences(group):
+            head = [groups.title(group), completeness.interim(found, group)]
+            lines.append(f"{'; '.join(filter(None, head))}. {'; '.join(told)}.")
+    return lines

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from rmlib.params import config_id
-from rmlib.study.names import LABELS
+from rmlib.study.names import LABELS, experiment
 from rmlib.study.report import groups
 from rmlib.study.runs import collection, records, schema
 
@@ -40,6 +40,16 @@ def read_plan(path: Path) -> dict | None:
         return plan
     except (*records.DAMAGE, OSError):
         return None
+
+
+def interim(found: collection.Collection, group) -> str:
+    """'interim, 20 of 55 planned runs': of an experiment whose plan is not done yet, else ''."""
+    plans = [plan for plan in map(read_plan, found.plans) if plan]
+    own = experiment(found.records[group["run_id"].iloc[0]].config)
+    cells = [run for plan in plans for run in plan["cells"] if "config" in run]
+    planned = {run["run_id"] for run in cells if experiment(run["config"]) == own}
+    there = planned & found.records.keys()
+    return f"interim, {len(there)} of {len(planned)} planned runs" if there < planned else ""
 
 
 def _of_plan(found, plan, folder):

@@ -77,7 +77,7 @@ class Method:
     """A method with its finished runs, a DataFrame indexed by the seed.
 
     ``settings``: the values of METHOD, without those that make the loss: ``clean_weight`` and
-    ``average``.
+    ``average``. ``lost``: how many of its runs diverged.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Method:
     loss: tuple
     settings: dict
     runs: pd.DataFrame
+    lost: int
 
     @property
     def accuracies(self) -> pd.Series:
@@ -112,7 +113,9 @@ def finished(group) -> list[Method]:
             loss = settings.pop("clean_weight"), settings.pop("average")
             if settings["mixer"] == "none" and not loss[1]:
                 name = {0: PLAIN, 1: DOUBLED}.get(loss[0], name)
-            found.append(Method(name, settings["mixer"], loss, settings, done))
+            found.append(
+                Method(name, settings["mixer"], loss, settings, done, len(runs) - len(done))
+            )
     return found
 
 

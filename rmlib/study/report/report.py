@@ -15,6 +15,7 @@ from rmlib.study.report import (
     answer,
     attacked,
     classes,
+    completeness,
     costs,
     groups,
     looks,
@@ -126,8 +127,8 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
     attacks, experiments = measured["attacks"], groups.experiments(runs)
     of_paper = runs["config.dataset"].isin(paper.DATASETS).any()
     makers = {
-        "accuracy": lambda: map(accuracy.summary, experiments),
-        "differences": lambda: map(accuracy.differences, experiments),
+        "accuracy": lambda: [noted(accuracy.summary(group), group) for group in experiments],
+        "differences": lambda: [noted(accuracy.differences(group), group) for group in experiments],
         "classes": lambda: [classes.table(root, group) for group in experiments],
         "paper": lambda: reproduction.tables(runs, attacks) if of_paper else [],
         "claims": lambda: [reproduction.claims(runs, attacks)] if of_paper else [],
@@ -135,6 +136,10 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
         "why": lambda: why.tables(runs),
         "costs": lambda: [costs.costs(runs, measured)],
     }
+
+    def noted(table, group):
+        note = completeness.interim(root, group)
+        return Table(table.rows, f"{table.caption}; {note}") if table and note else table
 
     def made(kind):
         if kind in makers:
@@ -171,8 +176,7 @@ def markdown(root, kind: str = "accuracy") -> str:
         UserError: unknown kind, no record, or nothing of this kind was measured.
     """
     if kind == "answer":
-        answers = map(answer.answer, groups.experiments(groups.runs_below(root)))
-        return "".join(f"{line}\n" for line in answers if line)
+        return "".join(f"{line}\n" for line in answer.answers(collection.opened(root)))
     if kind not in HEADINGS:
         raise UserError(f"report {kind!r}: {nearest(kind, HEADINGS)}")
     (found,) = tables(root, (kind,)).values()

@@ -218,6 +218,7 @@ class Planned(TypedDict):
 
     run_id: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
     label: Annotated[str, Field(min_length=1)]
+    config: NotRequired[dict[str, Any]]
     robustness: NotRequired[bool]
 
 

@@ -1,5 +1,7 @@
 """The answer of a report: the best method and its lead."""
 
+import json
+
 import pytest
 from made import make_record, save
 from scipy import stats
@@ -47,7 +49,7 @@ def test_an_interval_without_zero_can_be_unresolved_and_says_why(tmp_path):
     p = stats.ttest_ind(best, plain, equal_var=False).pvalue
     assert 0.025 < p < 0.05
     group = experiment(tmp_path, plain=plain, cutmix=best, region=[72.0, 73.5, 75.0])
-    assert "unresolved after Holm's correction" in answer.answer(group)
+    assert "unresolved after Holm's correction" in " ".join(answer.sentences(group))
 
 
 @pytest.mark.parametrize("other", ["doubled", "region"])
@@ -70,7 +72,27 @@ def test_region_mixup_has_its_place_also_where_it_is_neither_first_nor_next(tmp_
 
 def test_one_method_has_no_answer(tmp_path):
     group = experiment(tmp_path, cutmix=[75.0, 76.0])
-    assert answer.answer(group) == "" and report.markdown(tmp_path, "answer") == ""
+    assert answer.sentences(group) == [] and report.markdown(tmp_path, "answer") == ""
+
+
+def test_what_is_planned_and_not_there_yet_makes_it_an_interim_look(tmp_path):
+    """Of the same experiment alone: a run of another width is no part of it."""
+    plain, best = ({"mixer": "none", "clean_weight": 0.0}, {"mixer": "cutmix"})
+    records = {
+        (place, seed): make_record(70.0 + 5 * place + seed, seed=seed, **method)
+        for seed in range(3)
+        for place, method in enumerate((plain, best))
+    }
+    cells = [*records.values(), make_record(80.0, width=64)]
+    rows = [{"run_id": each.run_id, "label": "x", "config": each.config} for each in cells]
+    plan = {"schema_version": 1, "cells": [row | {"robustness": False} for row in rows]}
+    last = records.pop((1, 2))
+    save(tmp_path, *records.values())
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    for kind in ("answer", "accuracy", "differences"):
+        assert "; interim, 5 of 6 planned runs" in report.markdown(tmp_path, kind)
+    save(tmp_path, last)
+    assert "interim" not in report.markdown(tmp_path, "answer")
 
 
 def test_names_in_records_are_text_in_the_page(tmp_path):

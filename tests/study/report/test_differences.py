@@ -34,7 +34,7 @@ def test_differences_are_welchs_and_named(tmp_path):
     row = table.loc["Region Mixup - Mixup"]
     assert (row["low"], row["high"]) == (pytest.approx(test.low), pytest.approx(test.high)) and row[
         "n"
-    ] == "3, 3"
+    ] == "3 (1 diverged), 3"
     assert list(table["state"]) == ["unresolved", "resolved"]
     p = [stats.ttest_ind(x, y, equal_var=False).pvalue for x, y in ((a, b), (a, c))]
     assert list(table["p (Holm)"]) == [round(p[0], 4), round(2 * min(p), 4)], (
