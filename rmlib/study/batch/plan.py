@@ -136,8 +136,13 @@ class Batch:
         return [name for name in values if name != "mixer" and len(values[name]) > 1]
 
     def label(self, run: TrainParams) -> str:
-        """The parameters in which this run differs from the others of the batch."""
-        return " ".join([run.mixer, *(f"{name}={getattr(run, name)}" for name in self._varying)])
+        """The parameters in which this run differs from others of the batch and from the defaults,
+        and its seed where the batch has several.
+        """
+        fields = TrainParams.model_fields
+        values = {name: getattr(run, name) for name in self._varying}
+        shown = [f"{n}={x}" for n, x in values.items() if n == "seed" or x != fields[n].default]
+        return " ".join([run.mixer, *shown])
 
     def write(self, options: list[str] | None) -> Path:
         """Store as ``out/plan.json`` what a complete table needs.

@@ -89,10 +89,15 @@ def _to_the_end(found, kind, run_id):
 
 
 def _list(what, labels, total):
-    return [f"{what} for {len(labels)} of {total} runs: {'; '.join(labels)}"] if labels else []
+    if not labels:
+        return []
+    more = [f"and {len(labels) - SHOWN} more"] if len(labels) > SHOWN + 1 else []
+    named = "; ".join([*(labels[:SHOWN] if more else labels), *more])
+    return [f"{what} for {len(labels)} of {total} runs: {named}"]
 
 
 NOT_RUN = "not run"
+SHOWN = 6  # runs that one line names
 
 
 def why(folder: Path) -> str:

@@ -30,7 +30,7 @@ grid:
     assert len(batch.runs) == 12 + 1, "k = 2, seed 0 is in both blocks and counts once"
     assert {run.lr for run in batch.runs} == {0.01}, "YAML reads 1e-2 as text"
     assert all(run.snapshots == [2, 4] for run in batch.runs), "a list that is one value"
-    assert batch.label(batch.runs[0]) == "mixup k=2 clean_weight=1.0 seed=0"
+    assert batch.label(batch.runs[0]) == "mixup seed=0"
     assert {run.folder.parent for run in batch.runs} == {tmp_path / "out"}
 
 
