@@ -43,6 +43,7 @@ def run_text(found, run_id, everything: bool = False) -> str:
         ("hardware", device_text(record.hardware)),
         ("finished", f"{record.finished}, after {record.seconds:.1f} s{shared}"),
         *(("again", line) for line in again(found, run_id)),
+        ("note", "on another kind of device the same seed is another draw, see 05_results"),
     ]
     lines = [f"run {run_id}: {run_name(found, run_id)}: {record.status}"]
     return "\n".join([*lines, *(f"  {what:<10} {text}" for what, text in told)])
@@ -81,7 +82,7 @@ def again(found: collection.Collection, run_id: str) -> list[str]:
             words = ["rmlib", "batch", plan["file"], "--out", str(path.parent)]
             words += plan.get("options", [])
             lines.append(f"or all of its batch: {shlex.join(words)}")
-    return [*lines, "on another kind of device the same seed is another draw (05_results)"]
+    return lines
 
 
 def train_words(record: records.Record, where: dict | None = None) -> list[str]:
