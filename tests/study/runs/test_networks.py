@@ -16,7 +16,7 @@ from PIL import Image
 
 from rmlib import UserError
 from rmlib.evaluate import predict
-from rmlib.paths import networks_dir
+from rmlib.paths import networks_dir, project_root
 from rmlib.study.names import method_name
 from rmlib.study.runs import networks, records
 from rmlib.study.runs.run import evaluation_set
@@ -140,7 +140,7 @@ def test_a_picture_of_another_size_or_none_is_refused_in_a_line(tiny_run, tmp_pa
 
 
 def test_an_older_record_does_not_know_its_classes():
-    folder, _ = networks.find(networks_dir())[0]
+    folder = next((project_root() / "results" / "precision").glob("*/record.json")).parent
     for function, argument in ((networks.classify, []), (networks.export, "x.pt2")):
         with pytest.raises(UserError, match="does not have the classes.*train the run again"):
             function(folder, argument)
