@@ -181,13 +181,16 @@ def test_a_root_of_datasets_is_kept(tmp_path):
 
 
 def test_results_are_looked_for_where_runs_are_written_and_then_in_results(tmp_path, monkeypatch):
-    monkeypatch.setenv("RMLIB_RUNS", str(tmp_path))
-    monkeypatch.chdir(project_root())
-    assert explain.explain(["95.00"]).startswith("results: table accuracy")
-    save(tmp_path, make_record(95.0))
-    assert explain.explain(["95.00"]).startswith(f"{tmp_path}: table accuracy")
-    assert explain.explain(["b10fafa1f592"]).startswith("run b10fafa1f592")
-    with pytest.raises(UserError, match=str(tmp_path)):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    monkeypatch.setenv("RMLIB_RUNS", str(runs))
+    monkeypatch.setattr(explain.paths, "results_dir", lambda: results)
+    other = make_record(90.0, mixer="cutmix")
+    save(results, make_record(95.0), other)
+    assert explain.explain(["95.00"]).startswith(f"{results}: table accuracy")
+    save(runs, make_record(95.0))
+    assert explain.explain(["95.00"]).startswith(f"{runs}: table accuracy")
+    assert explain.explain([other.run_id]).startswith(f"run {other.run_id}")
+    with pytest.raises(UserError, match=str(runs)):
         explain.explain(["95.01"])
 
 

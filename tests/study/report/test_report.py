@@ -1,6 +1,5 @@
 """The report as a whole: files, blocks of documents, what is committed."""
 
-from pathlib import Path
 
 import pandas as pd
 import pytest
