@@ -70,6 +70,20 @@ def test_region_mixup_has_its_place_also_where_it_is_neither_first_nor_next(tmp_
     assert len(answer.sentences(best)) == 2, "the best is not above itself"
 
 
+def test_plain_training_of_equal_compute_has_its_place(tmp_path):
+    """Twice the epochs, as a clean loss costs; longer or shorter ones are another experiment."""
+    best, plain, longer = [75.0, 75.4, 75.2], [70.0, 70.4, 70.2], [74.0, 74.4, 74.1]
+    experiment(tmp_path, plain=plain, cutmix=best)
+    epochs = make_record().config["epochs"]
+    for factor, values in ((2, longer), (3, [80.0])):
+        more = {"mixer": "none", "clean_weight": 0.0, "epochs": factor * epochs}
+        save(tmp_path, *(make_record(x, seed=seed, **more) for seed, x in enumerate(values)))
+    low, high = stats.ttest_ind(best, longer, equal_var=False).confidence_interval()
+    words = f"above plain training of {2 * epochs} epochs (n = 3) by 1.03 points"
+    (line,) = report.markdown(tmp_path, "answer").splitlines()
+    assert line.endswith(f"{words} [{low:+.2f}, {high:+.2f}], resolved.")
+
+
 def test_one_method_has_no_answer(tmp_path):
     group = experiment(tmp_path, cutmix=[75.0, 76.0])
     assert answer.sentences(group) == [] and report.markdown(tmp_path, "answer") == ""

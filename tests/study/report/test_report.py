@@ -1,6 +1,5 @@
 """The report as a whole: files, blocks of documents, what is committed."""
 
-
 import pandas as pd
 import pytest
 from made import make_record, save
