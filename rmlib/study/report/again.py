@@ -80,7 +80,9 @@ def again(found: collection.Collection, run_id: str) -> list[str]:
         plan = completeness.read_plan(path)
         if plan and plan.get("file") and run_id in [run["run_id"] for run in plan["cells"]]:
             words = ["rmlib", "batch", plan["file"], "--out", str(path.parent)]
-            words += plan.get("options", [])
+            own = f"dataset={record.config['dataset']}"
+            named = f"dataset={where.get('dataset', record.config['dataset'])}"
+            words += [named if word == own else word for word in plan.get("options", [])]
             lines.append(f"or all of its batch: {shlex.join(words)}")
     return lines
 

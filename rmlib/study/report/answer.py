@@ -50,26 +50,23 @@ def sentences(group) -> list[str]:
     return told
 
 
-def equal_compute(group, experiments) -> list[str]:
+def equal_compute(found: collection.Collection, group, experiments) -> list[str]:
     """The best method's lead over plain training of twice the epochs; [] if that was not run.
 
     That is what a clean loss beside the mixed one costs. One comparison, its p is uncorrected.
+
+    Args:
+        group, experiments: see :func:`rmlib.study.report.groups.experiments`.
     """
-    names = [f"config.{name}" for name in groups.experiment(groups.DEFAULTS)]
-    epochs = int(group.iloc[0]["config.epochs"])
-
-    def setting(runs):
-        return [str(runs.iloc[0][name]) for name in names if name != "config.epochs"]
-
-    told = []
+    own = completeness.shared(found, group)
+    longer, told = own | {"epochs": 2 * own["epochs"]}, []
     for other in experiments:
-        if other.iloc[0]["config.epochs"] != 2 * epochs or setting(other) != setting(group):
-            continue
-        for plain in (method for method in groups.finished(other) if method.name == PLAIN):
+        of_other = groups.finished(other) if completeness.shared(found, other) == longer else []
+        for plain in (method for method in of_other if method.name == PLAIN):
             d = stats.welch(methods(group)[0].accuracies, plain.accuracies)
             known = f" {span(d.low, d.high)}, {stats.state(d.p)}" if d.p == d.p else ""
-            words = f"above plain training of {2 * epochs} epochs (n = {len(plain.accuracies)})"
-            told.append(f"{words} by {d.mean:.2f} points{known}")
+            words = f"above plain training of {longer['epochs']} epochs"
+            told.append(f"{words} (n = {len(plain.accuracies)}) by {d.mean:.2f} points{known}")
     return told
 
 
@@ -80,7 +77,7 @@ def answers(found: collection.Collection) -> list[str]:
     lines, experiments = [], groups.experiments(groups.runs_below(found))
     for group in experiments:
         if told := sentences(group):
-            told += equal_compute(group, experiments)
+            told += equal_compute(found, group, experiments)
             head = [groups.title(group), completeness.interim(found, group)]
             lines.append(f"{'; '.join(filter(None, head))}. {'; '.join(told)}.")
     return lines

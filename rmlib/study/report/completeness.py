@@ -42,10 +42,14 @@ def read_plan(path: Path) -> dict | None:
         return None
 
 
+def shared(found: collection.Collection, group) -> dict:
+    """What the runs of an experiment share, see :func:`rmlib.study.names.experiment`."""
+    return experiment(found.records[group["run_id"].iloc[0]].config)
+
+
 def interim(found: collection.Collection, group) -> str:
     """'interim, 20 of 55 planned runs': of an experiment whose plan is not done yet, else ''."""
-    plans = [plan for plan in map(read_plan, found.plans) if plan]
-    own = experiment(found.records[group["run_id"].iloc[0]].config)
+    plans, own = [plan for plan in map(read_plan, found.plans) if plan], shared(found, group)
     cells = [run for plan in plans for run in plan["cells"] if "config" in run]
     planned = {run["run_id"] for run in cells if experiment(run["config"]) == own}
     there = planned & found.records.keys()

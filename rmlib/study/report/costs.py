@@ -15,25 +15,30 @@ CAPTION = (
 )
 KINDS = ("training", "measurements")
 RELATIVE = (
-    "time: training per image, of the run of median speed over that of plain training; a clean loss"
-    " beside the mixed one is a second pass, and what else a machine does distorts it"
+    "time: training per image over that of plain training with the same seed, the median over"
+    " seeds; a clean loss beside the mixed one is a second pass, and what else a machine does"
+    " distorts it"
 )
 
 
 def relative(group) -> dict[str, float]:
-    """run_id -> time, of the run of median speed of each method, plain training's being 1.
+    """run_id -> time in that of plain training with the same seed, of one run of each method: the
+    median over seeds, of an even number the smaller.
 
-    Of an even number the faster one. {} without plain training, or where not all methods were
-    trained on the same devices.
+    Runs of one seed mostly ran one after the other, under the same load. {} without plain training,
+    or where not all methods were trained on the same devices.
     """
-    found, median = groups.finished(group), {}
-    for method in found:
-        runs = method.runs.assign(speed=lambda x: x["images_per_second"] * x["together"])
-        middle = runs.sort_values("speed").iloc[len(runs) // 2]
-        median[method.name] = middle["run_id"], middle["speed"]
-    if PLAIN not in median or len({groups.hardware(method.runs) for method in found}) > 1:
+    found = groups.finished(group)
+    speeds = {m.name: m.runs["images_per_second"] * m.runs["together"] for m in found}
+    if PLAIN not in speeds or len({groups.hardware(method.runs) for method in found}) > 1:
         return {}
-    return {run_id: median[PLAIN][1] / speed for run_id, speed in median.values()}
+    times = {}
+    for method in found:
+        ratios = (speeds[PLAIN] / speeds[method.name]).dropna().sort_values()
+        if len(ratios):
+            seed = ratios.index[(len(ratios) - 1) // 2]
+            times[method.runs.loc[seed, "run_id"]] = ratios[seed]
+    return times
 
 
 def costs(runs, measured: dict) -> Table:
