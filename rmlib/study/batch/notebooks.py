@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -92,6 +93,8 @@ def _execute(source, target, parameters, ending, begun):
     # Plain TCP warns in every kernel since ipykernel 7.3. A kernel is asked to go after its last
     # cell, by a message that jupyter_client gives a tenth of a second to be delivered: on a busy
     # machine it is lost, and SIGTERM follows after half of the wait.
+    # it warns of every parameter that the notebook leaves to its default
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     kernels = Config({"KernelManager": {"transport_encryption": "auto", "shutdown_wait_time": 2.0}})
 
     def not_after_the_end(**_):

@@ -105,7 +105,7 @@ def methods(groups: list):
         axis.set(ylim=(-0.6, len(found) - 0.4))
         titled(axis, title, fontsize=9, loc="left")
         axis.tick_params(axis="x", labelsize=9)
-    axes[-1, 0].set_xlabel("test accuracy (%)", fontsize=9)
+    axes[-1, 0].set_xlabel("accuracy (%)", fontsize=9)
     return figure
 
 

@@ -64,7 +64,7 @@ def class_accuracy(names, counts, mixer: str, most: int = 40):
     axis.set_yticks(range(len(order)), [names[place] for place in order], fontsize=8)
     for label in axis.get_yticklabels():
         label.set_parse_math(False)
-    axis.set(xlabel=f"test accuracy (%); all images: {whole:.1f}", xlim=(0, 100))
+    axis.set(xlabel=f"accuracy (%); all images: {whole:.1f}", xlim=(0, 100))
     axis.set_ylim(-0.6, len(order) - 0.4)
     return figure
 

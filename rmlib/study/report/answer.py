@@ -12,7 +12,7 @@ def methods(group) -> list[Method]:
 
 
 def sentences(group) -> list[str]:
-    """The best method, and its lead over three others; [] for one method.
+    """The best method, whether it is decided, and its lead over three others; [] for one method.
 
     These are plain training (without it no mixing), the next best, and Region Mixup. p of Welch's t
     is corrected by Holm for all other methods. The same accuracies choose the best one, so its lead
@@ -35,6 +35,8 @@ def sentences(group) -> list[str]:
         return f"{words} by {d.mean:.2f} points {span(d.low, d.high)}, {stats.state(p, d.p)}"
 
     told = [f"Best in the mean: {best.name}, {best.mean:.2f} % (n = {len(best.accuracies)})"]
+    if not any(p < 0.05 for p in corrected):
+        told[0] = f"Undecided, as no lead of the best method is resolved. {told[0]}"
     for run_id, time in costs.relative(group).items():
         if run_id in set(best.runs["run_id"]) and best.name != PLAIN:
             told[0] += f", in {time:.1f} times the time of plain training"

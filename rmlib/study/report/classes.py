@@ -6,7 +6,7 @@ from rmlib.study.report import answer, groups
 from rmlib.study.report.values import Table, average
 from rmlib.study.runs import collection
 
-NOTE = "percent of the test images of each class that are named right, the hardest class first"
+NOTE = "percent of the images of each class that are named right, the hardest class first"
 
 
 def matrix(confusions: list[dict]) -> tuple[list[str], np.ndarray]:

@@ -10,6 +10,7 @@ from rmlib.study.names import METHOD, experiment, method_name
 from rmlib.study.runs import collection
 
 DEFAULTS = TrainParams().config
+HELD_OUT = "images held out of the training set"
 PLAIN, DOUBLED = "plain training", "no mixing, doubled loss (a control)"
 
 # parameters that a caption leaves out: they stand in the rows or in the numbers of images
@@ -156,13 +157,14 @@ def of_runs(measured, runs) -> pd.DataFrame:
 
 def title(group) -> str:
     """'cifar10, width 8, 10 epochs, 5000 training images, bfloat16': an experiment in a few words;
-    trained in float32 if it says nothing.
+    trained in float32 and on test images if it says nothing.
     """
     first = group.iloc[0]
     precision = ", bfloat16" if first["config.precision"] == "bf16" else ""
+    held = f", on {HELD_OUT}" if first["config.holdout"] else ""
     return (
         f"{first['config.dataset']}, width {first['config.width']}, {first['config.epochs']}"
-        f" epochs, {first['data.train_images']} training images{precision}"
+        f" epochs, {first['data.train_images']} training images{precision}{held}"
     )
 
 
@@ -180,9 +182,10 @@ def caption(group) -> str:
         if known and name not in (*first, *TOLD) and value != DEFAULTS.get(name):
             words.append(f"{name} {value}")
     minutes = (group["seconds"] / group["together"]).sum() / 60
+    seen = HELD_OUT if group["config.holdout"].all() else "test images"
     return (
         f"{', '.join(words)}; {_all(group, 'data.train_images')} training and"
-        f" {_all(group, 'data.test_images')} test images; seeds {_all(group, 'config.seed')}; mean"
+        f" {_all(group, 'data.test_images')} {seen}; seeds {_all(group, 'config.seed')}; mean"
         f" ± sample standard deviation over n seeds; {minutes:.1f} minutes summed over the runs,"
         f" on {hardware(group)}, torch {_all(group, 'versions.torch')}"
     )

@@ -69,6 +69,7 @@ def build(root, folder: Path, tables: dict | None = None, missing: list[str] | N
         answers=answer.answers(found),
         figure=_figure(experiments),
         first=_html(tables["accuracy"]),
+        of_paper=bool(tables["paper"]),
         more=[
             (heading, _html(tables[kind]) + extra.get(kind, ""))
             for kind, heading in report.HEADINGS.items()

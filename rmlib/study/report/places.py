@@ -146,6 +146,8 @@ def showing(number: str, found: list[Place], folder) -> list[Place]:
             numbers = place.entry.numbers(decimals_of(place.name))
             shown += [(text.lstrip("+"), place) for text in numbers]
     hits = [place for text, place in shown if text == wanted]
+    # a sentence may turn a difference round
+    hits = hits or [place for text, place in shown if text.strip("-") == wanted.strip("-")]
     if hits:
         return list(dict.fromkeys(hits))
     try:

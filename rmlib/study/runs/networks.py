@@ -126,6 +126,8 @@ def classify(folder: Path | str, pictures: Iterable[Path | str]) -> list[dict[st
     classes, (height, width) = _classes_and_size(folder)
     pixels = []
     for picture in map(Path, pictures):
+        if not picture.is_file():
+            raise UserError(f"there is no file {picture}: name a picture")
         pixels.append(decode(picture.parent, [picture.name], "pictures")[0])
         if (found := pixels[-1].shape[2:]) != (height, width):
             wanted = f"the network was trained on {height} x {width}"

@@ -226,7 +226,7 @@ def _course(run, steps, signals, log):
         diverged = run.diverged()
         row = run.close_epoch(core.epoch + 1 if core.step else core.epoch)
         run.note_seconds()
-        log(epoch_line(row, params.epochs, progress["seconds"], run.images_per_second()))
+        log(epoch_line(row, params, progress["seconds"], run.images_per_second()))
         if diverged:
             problem = f"run {params.run_id} diverged in epoch {row['epoch']}"
             log(f"{problem}: the loss is no longer finite; try a smaller lr")
@@ -258,14 +258,15 @@ def _with_bars(core, steps):
             yield
 
 
-def epoch_line(row: dict, epochs: int, seconds: float, speed: float) -> str:
+def epoch_line(row: dict, params: TrainParams, seconds: float, speed: float) -> str:
     """One line of the log for one row of the history, ``seconds`` after the start."""
+    epochs, names = params.epochs, {"test": "val"} if params.holdout else {}
     left = seconds / row["epoch"] * (epochs - row["epoch"])
     place = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
     parts = [place, f"lr {row['lr']:.4f}", f"loss {row['loss']:.3f}"]
     for name in ("clean", "mixed", "test"):
         if f"{name}_accuracy" in row:
-            parts.append(f"{name} {row[f'{name}_accuracy']:.1f} %")
+            parts.append(f"{names.get(name, name)} {row[f'{name}_accuracy']:.1f} %")
     return "  ".join([*parts, f"{speed:.0f} images/s", f"{left:.0f} s left"])
 
 

@@ -49,7 +49,9 @@ def test_an_interval_without_zero_can_be_unresolved_and_says_why(tmp_path):
     p = stats.ttest_ind(best, plain, equal_var=False).pvalue
     assert 0.025 < p < 0.05
     group = experiment(tmp_path, plain=plain, cutmix=best, region=[72.0, 73.5, 75.0])
-    assert "unresolved after Holm's correction" in " ".join(answer.sentences(group))
+    first, *leads = answer.sentences(group)
+    assert first.startswith("Undecided, as no lead of the best method is resolved. Best in")
+    assert "unresolved after Holm's correction" in " ".join(leads)
 
 
 @pytest.mark.parametrize("other", ["doubled", "region"])
@@ -82,6 +84,16 @@ def test_plain_training_of_equal_compute_has_its_place(tmp_path):
     words = f"above plain training of {2 * epochs} epochs (n = 3) by 1.03 points"
     (line,) = report.markdown(tmp_path, "answer").splitlines()
     assert line.endswith(f"{words} [{low:+.2f}, {high:+.2f}], resolved.")
+
+
+def test_images_held_out_of_the_training_set_are_no_test_images(tmp_path):
+    for mixer in ("none", "cutmix"):
+        options = {"mixer": mixer, "clean_weight": 0, "holdout": True}
+        save(tmp_path, *(make_record(70.0 + seed, seed=seed, **options) for seed in range(2)))
+    for kind in ("answer", "accuracy", "differences"):
+        text = report.markdown(tmp_path, kind)
+        assert groups.HELD_OUT in text and "test images" not in text
+    assert "test images" not in pages.build(tmp_path, tmp_path / "report").read_text()
 
 
 def test_one_method_has_no_answer(tmp_path):

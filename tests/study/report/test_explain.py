@@ -253,6 +253,16 @@ def test_unknown_words_get_one_line(words, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
+def test_a_number_of_a_sentence_is_found_with_its_sign_turned(tmp_path):
+    """'above the next by 1.30 points' is -1.30 where the table has it the other way round."""
+    plain = {"mixer": "none", "clean_weight": 0}
+    save(tmp_path, *(make_record(81.3 + seed, seed=seed, **plain) for seed in range(2)))
+    save(tmp_path, *(make_record(80 + seed, seed=seed, mixer="mixup") for seed in range(2)))
+    assert "above the next, Mixup, by 1.30 points" in report.markdown(tmp_path, "answer")
+    text = explain.explain([str(tmp_path), "1.30"])
+    assert "Mixup - plain training" in text and "-1.30" in text
+
+
 def test_a_difference_names_the_runs_of_both_sides(capsys):
     assert main(["explain", str(QUICK), "differences", "Region Mixup - Mixup"]) == 0
     text = capsys.readouterr().out

@@ -135,8 +135,11 @@ def test_a_picture_of_another_size_or_none_is_refused_in_a_line(tiny_run, tmp_pa
     Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
     with pytest.raises(UserError, match=r"small.png has 8 x 8 pixels, .* on 8 x 12: resize it"):
         networks.classify(params.folder, [tmp_path / "small.png"])
-    with pytest.raises(UserError, match="nothing.png .*cannot be read as an image"):
+    with pytest.raises(UserError, match="there is no file .*nothing.png"):
         networks.classify(params.folder, [tmp_path / "nothing.png"])
+    (tmp_path / "torn.png").write_bytes((tmp_path / "small.png").read_bytes()[:20])
+    with pytest.raises(UserError, match="torn.png .*cannot be read as an image"):
+        networks.classify(params.folder, [tmp_path / "torn.png"])
 
 
 def test_an_older_record_does_not_know_its_classes():
