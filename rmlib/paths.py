@@ -33,12 +33,17 @@ def project_root() -> Path:
 
 def networks_dir(runs: str | None = None) -> Path:
     """Folder of the networks to look at: ``runs``, else the small ones of the project."""
-    return expanded(runs) if runs else project_root() / "results" / "quick"
+    return expanded(runs) if runs else results_dir() / "quick"
 
 
-def results_dir(runs: str | None = None) -> Path:
-    """Folder of the records to report: ``runs``, else the committed ones."""
-    return expanded(runs) if runs else project_root() / "results"
+def studied_dir(runs: str | None = None) -> Path:
+    """Folder of the records to look at: ``runs``, else the small-data study."""
+    return expanded(runs) if runs else results_dir() / "cifar10-small"
+
+
+def results_dir() -> Path:
+    """Folder of the committed records."""
+    return project_root() / "results"
 
 
 def cache_dir() -> Path:

@@ -26,7 +26,9 @@ class MethodParams(DataParams):
 class ResultsParams(Params):
     """Parameters of 05_results."""
 
-    runs: Folder | None = Field(None, description="folder of the records (default: results/)")
+    runs: Folder | None = Field(
+        None, description="folder of the records (default: results/cifar10-small)"
+    )
 
 
 # the tables of `rmlib bench`

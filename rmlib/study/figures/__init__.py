@@ -15,7 +15,7 @@ from rmlib.study.figures.method import (
     softness,
     target_text,
 )
-from rmlib.study.figures.results import against_softness, forest, methods, told_twice
+from rmlib.study.figures.results import against_softness, forest, methods
 from rmlib.study.figures.robustness import (
     accuracy_against_eps,
     accuracy_over,

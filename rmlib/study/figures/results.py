@@ -21,10 +21,6 @@ def _forest(axis, table, title: str):
         axis.plot([row["low"], row["high"]], [place, place], color=colour, lw=2.2)
         axis.plot(paired, [place - 0.27] * 2, color=colour, lw=1, alpha=0.6)
         axis.plot(row["points"], place, "o", color=colour, mfc=filled, ms=6, mew=1.5)
-        if row.get("p") is not None:
-            words = f"p = {row['p']:.2g}" if row["p"] == row["p"] else "no p"
-            beside = axis.get_yaxis_transform()
-            axis.text(1.01, place, words, transform=beside, fontsize=7, va="center")
     axis.axvline(0, color="#888888", lw=1, ls="--", zorder=0)
     axis.set(ylim=(-0.7, len(table) - 0.4))
     axis.set_yticks(range(len(table)), list(table["difference"])[::-1], fontsize=7.5)
@@ -39,7 +35,7 @@ def forest(groups: list):
     Args:
         groups: list of (title, table) as of ``report.differences``, with columns difference (text),
             of (mixer, the colour), points, low, high, state: what is not "resolved" is hollow.
-            Columns paired_low and paired_high make a thin line; p is written next to its row.
+            Columns paired_low and paired_high make a thin line.
     """
     heights = [len(table) + 1.2 for _, table in groups]
     size = (6.2, 0.5 + 0.25 * sum(heights))
@@ -55,32 +51,6 @@ def forest(groups: list):
         Line2D([], [], marker="o", ls="", color=GREY, mfc="white", label="unresolved"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=7.5)
-    return figure
-
-
-def told_twice(curves: dict, groups: list):
-    """Left: curves with their last epoch (a square) and their best (a triangle).
-
-    Right: the differences of the same runs at the one and at the other.
-
-    Args:
-        curves: (mixer, name) -> test accuracies in percent over the epochs of one run.
-        groups: as for :func:`forest`.
-    """
-    heights = [len(table) + 1.5 for _, table in groups]
-    figure = plt.figure(figsize=(7.6, 0.5 + 0.3 * sum(heights)), layout="constrained")
-    grid = figure.add_gridspec(len(groups), 2, width_ratios=(1, 1.25), height_ratios=heights)
-    left = figure.add_subplot(grid[:, 0])
-    for (mixer, name), curve in curves.items():
-        colour = COLOURS[mixer]
-        left.plot(range(1, len(curve) + 1), curve, color=colour, lw=1, label=name)
-        for epoch, marker in ((len(curve) - 1, "s"), (int(np.argmax(curve)), "^")):
-            left.plot(epoch + 1, curve[epoch], marker, color=colour, mec="black", ms=8, ls="")
-    left.set(xlabel="epoch", ylabel="test accuracy (%)")
-    left.legend(frameon=False, fontsize=8, loc="lower left")
-    for place, (title, table) in enumerate(groups):
-        _forest(figure.add_subplot(grid[place, 1]), table, title)
-    figure.axes[-1].set_xlabel("difference in accuracy (points), 95 % interval", fontsize=8)
     return figure
 
 

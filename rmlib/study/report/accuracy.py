@@ -149,12 +149,3 @@ def _difference(each: Comparison) -> dict:
 def _count(method):
     """'10', or '9 (1 diverged)'."""
     return f"{len(method.runs)} ({method.lost} diverged)" if method.lost else f"{len(method.runs)}"
-
-
-def difference_row(label: str, of: str, a, b) -> dict:
-    """One row for :func:`rmlib.study.figures.forest`: Welch's difference of two lists of accuracies
-    in percent, and whether its p, uncorrected, is below 0.05.
-    """
-    d = stats.welch(list(a), list(b))
-    bounds = {"points": d.mean, "low": d.low, "high": d.high, "p": d.p}
-    return {"difference": label, "of": of, **bounds, "state": stats.state(d.p)}
