@@ -78,11 +78,11 @@ def planned(settings: dict) -> int:
     return small.SEEDS["cifar10"] if settings in (MIXUP, CUTMIX, REGION) else small.ABLATION_SEEDS
 
 
-def _results(runs, settings, metric):
-    """One metric of a method's runs, see :func:`rmlib.study.report.claims.numbers`."""
+def _results(runs, settings) -> dict:
+    """metric -> numbers of a method's runs, see :func:`rmlib.study.report.claims.numbers`."""
     own = small.under_protocol(runs, settings)
-    own = own[own["config.seed"] < planned(settings)]
-    return numbers(own, None, metric, "cifar10", (settings["mixer"], 1.0))
+    own, side = own[own["config.seed"] < planned(settings)], (settings["mixer"], 1.0)
+    return {metric: numbers(own, None, metric, "cifar10", side) for metric in METRICS}
 
 
 def _told(settings, count: int) -> str:
@@ -93,7 +93,7 @@ def _told(settings, count: int) -> str:
 def methods(runs) -> list[tuple]:
     """(settings, metric -> its numbers by run) for each of METHODS."""
     return [
-        (own, {metric: by_run(_results(runs, own, metric)) for metric in METRICS})
+        (own, {metric: by_run(found) for metric, found in _results(runs, own).items()})
         for own in METHODS
     ]
 
@@ -112,26 +112,29 @@ def tables(runs) -> list[Table]:
         rows.append(row | {metric: average(of_runs) for metric, of_runs in found.items()})
     contrasts = []
     for words, a, b in CONTRASTS:
-        gaps = [_gap(runs, metric, a, b) for metric in METRICS]
+        gaps = list(_gaps(runs, a, b).values())
         counts = [_told(own, len(side)) for own, side in zip((a, b), gaps[0].sides.values())]
         row = {"what differs": words, "difference": f"{name_of(a)} - {name_of(b)}"}
         contrasts.append(row | {"n": "; ".join(counts)} | dict(zip(HEADS, gaps)))
     return [Table(rows, SOFTNESS), Table(contrasts, f"{ESTIMATES}. {sentence(runs)}")]
 
 
-def _gap(runs, metric, a, b) -> Value:
-    """A minus B in one metric, by Welch's t."""
-    found = [_results(runs, own, metric) for own in (a, b)]
-    d = stats.welch(*(each["number"] for each in found))
-    sides = [(name_of(own), by_run(each)) for own, each in zip((a, b), found)]
-    places = 3 if metric == "nll" else 2
+def _gaps(runs, a, b) -> dict[str, Value]:
+    """metric -> A minus B, by Welch's t."""
+    own, other = _results(runs, a), _results(runs, b)
     missing = f"not run yet: {small.command('cifar10')} makes it"
-    return difference(d, *sides, low=d.low, high=d.high, decimals=places, missing=missing)
+    gaps = {}
+    for metric in METRICS:
+        d = stats.welch(own[metric]["number"], other[metric]["number"])
+        sides = [(name_of(a), by_run(own[metric])), (name_of(b), by_run(other[metric]))]
+        ends = {"low": d.low, "high": d.high, "decimals": 3 if metric == "nll" else 2}
+        gaps[metric] = difference(d, *sides, **ends, missing=missing)
+    return gaps
 
 
 def sentence(runs) -> str:
     """Whether Region Mixup is more than a softer Mixup, as far as the runs tell."""
-    tiles, softer, both = (_gap(runs, "accuracy", a, b) for _, a, b in CONTRASTS[:3])
+    tiles, softer, both = (_gaps(runs, a, b)["accuracy"] for _, a, b in CONTRASTS[:3])
     question = "Is Region Mixup more than a softer Mixup?"
     counts = [len(side) for side in tiles.sides.values()]
     if min(counts) < 2:
