@@ -24,10 +24,9 @@ def block(pictures, monkeypatch):
     return block | {"eval_every": 0}
 
 
-def test_all_five_notebooks(block, tmp_path, capsys):
+def test_a_grid_and_the_notebooks_on_its_networks(block, tmp_path, capsys):
     """Dry run first; the pictures have no masks, and three classes are too few for AutoAttack."""
     notebooks = {
-        "01_method": {"draws": 100},
         "03_robustness": {"images": 12, "eps": [0, "8/255"], "queries": 5},
         "04_cam": {"images": 3, "measured": 5, "perturbed": 3},
         "05_results": {},
@@ -36,7 +35,7 @@ def test_all_five_notebooks(block, tmp_path, capsys):
     out, path = tmp_path / "out", write(tmp_path, yaml.safe_dump(grid))
     command = ["batch", str(path), "--out", str(out)]
     assert main([*command, "--dry-run"]) == 0
-    assert capsys.readouterr().out.count("new ") == 5 and not out.exists()
+    assert capsys.readouterr().out.count("new ") == 4 and not out.exists()
     code, output = main(command), capsys.readouterr()
     assert code == 0, output.out + output.err
     assert "| CutMix | 1 |" in output.out and (out / "report" / "index.html").exists()
