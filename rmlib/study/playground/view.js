@@ -59,7 +59,7 @@ function renderTiles(plan, row) {
     const lam = plan.lam[tile];
     place(element, dragged[tile]);
     element.textContent = text(lam);
-    element.style.color = lam < 0.5 ? "#fff" : "#000";
+    element.style.color = lam < 0.46 ? "#fff" : "#000";
     element.setAttribute("aria-valuenow", text(lam));
     element.setAttribute("aria-label", `weight of the image in tile ${tile + 1}`);
   });
