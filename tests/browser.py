@@ -87,13 +87,17 @@ class Browser:
         for kind in ("rawKeyDown", "keyUp"):
             self("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
-    def drag(self, start, way):
-        """Press the mouse at (x, y), move it by (x, y), release it."""
+    def drag(self, start, way, touch=False):
+        """Press at (x, y), move by (x, y) and release: with the mouse, or a finger."""
         end = [a + b for a, b in zip(start, way)]
-        steps = (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end))
-        for kind, (x, y) in steps:
+        if touch:
+            for kind, points in (("Start", [start]), ("Move", [end]), ("End", [])):
+                places = [{"x": x, "y": y} for x, y in points]
+                self("Input.dispatchTouchEvent", type=f"touch{kind}", touchPoints=places)
+            return
+        for kind, (x, y) in (("Pressed", start), ("Moved", end), ("Released", end)):
             pressed = {"button": "left", "buttons": 1, "clickCount": 1}
-            self("Input.dispatchMouseEvent", type=kind, x=x, y=y, **pressed)
+            self("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **pressed)
 
     def screenshot(self, path):
         """Save the whole page as PNG."""

@@ -130,7 +130,7 @@ def reopened(browser):  # noqa: F811
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_works_by_keys_and_pointer(opened, width):
-    """No page is wider than the window; a key and a drag change W, the target and the address."""
+    """No page is wider than the window; a key, mouse or finger changes W, target and address."""
     for method in METHODS:
         opened.open(f"{FILE.as_uri()}#method={method}&k=4&bug=1&lam=0.01&x=31", width)
         assert opened.js("document.documentElement.scrollWidth") <= width, method
@@ -142,7 +142,8 @@ def test_the_page_works_by_keys_and_pointer(opened, width):
     old = opened.js("$('bars').textContent")
     opened.press("Home")
     assert opened.js("state.hand.lam[0]") == 0 and opened.js("$('bars').textContent") != old
-    opened.drag(centre(opened, "#tiles :nth-child(4)"), (0, -150))
+    opened.drag(centre(opened, "#tiles :nth-child(4)"), (0, -150), touch=width < 700)
+    assert opened.js("window.scrollY") == 0
     assert opened.js("state.hand.lam[3]") == 1 and opened.js("state.hand.lam[0]") == 0
     before, after = reopened(opened)
     assert after == {**before, "hand": {**before["hand"], "lam": after["hand"]["lam"]}}
