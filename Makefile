@@ -38,6 +38,7 @@ notebooks: env  ## run every notebook with its defaults and store the outputs in
 
 readme: env  ## make picture and tables of all documents anew, from records
 	$(BIN) -m rmlib.study.figures results/mixers.png
+	$(BIN) -m rmlib.study.playground notebooks/playground.html
 	git grep -lz '^<!-- report ' -- '*.md' | xargs -0 -n 1 $(BIN) -m rmlib report --into
 
 lab: env  ## JupyterLab on the notebooks

@@ -122,5 +122,7 @@ def test_types_are_shipped():
     data = tool["package-data"]["rmlib"]
     assert "py.typed" in data and (ROOT / "rmlib/py.typed").exists()
     installed = {path for pattern in data for path in (ROOT / "rmlib").glob(pattern)}
-    others = {path for path in (ROOT / "rmlib").rglob("*.*") if path.suffix in (".html", ".typed")}
+    others = {
+        path for path in (ROOT / "rmlib").rglob("*.*") if path.suffix in (".html", ".js", ".typed")
+    }
     assert installed == others, "what is no Python file is installed only if it is named"

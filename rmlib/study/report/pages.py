@@ -1,5 +1,5 @@
 """The HTML site of a study: its executed notebooks, its tables, and an index page. It needs neither
-network nor JavaScript.
+network nor, but for the playground, JavaScript.
 """
 
 import base64
@@ -21,6 +21,7 @@ from pygments.formatters import HtmlFormatter
 from rmlib.paths import below
 from rmlib.study import figures
 from rmlib.study.names import LABELS, METHOD
+from rmlib.study.playground import page as playground
 from rmlib.study.report import answer, classes, completeness, groups, report
 from rmlib.study.runs import collection, records
 from rmlib.study.settings import CELL, NOTEBOOKS
@@ -53,6 +54,8 @@ def build(root, folder: Path, tables: dict | None = None, missing: list[str] | N
     books = _books(root, problems)
     lessons = {path: book for path, book in books.items() if path.stem != CELL}
     links = [("report", "index.html"), *((book.title, book.page) for book in lessons.values())]
+    links.append(("playground", "playground.html"))
+    records.atomic_write(folder / "playground.html", playground().encode())
     targets = {f"{path.stem}.ipynb": book.page for path, book in lessons.items()}
     targets[f"{CELL}.ipynb"] = "index.html#runs"
     for book in books.values():

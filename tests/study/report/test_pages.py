@@ -1,12 +1,11 @@
 """The HTML site of a study."""
 
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
 import nbformat
-import pytest
+from browser import BROWSER, needs_browser
 from made import make_record, save
 
 from rmlib.study.report import pages
@@ -60,6 +59,8 @@ def test_the_site_is_whole(tmp_path):
         write_notebook(path, text)
     index = pages.build(root, root / "report")
     found = {path.name: Links(path.read_text()) for path in (root / "report").glob("*.html")}
+    # tests/study/test_playground.py sees that it loads nothing
+    del found["playground.html"]
     assert set(found) == {"index.html", "01_method.html", f"{record.run_id}-02_training.html"}
     for page in found.values():
         assert not page.loaded
@@ -68,9 +69,9 @@ def test_the_site_is_whole(tmp_path):
                 link.startswith(("https://", "#"))
                 or (root / "report" / link.split("#")[0]).exists()
             ), link
-    assert {"01_method.html", f"{record.run_id}-02_training.html", "tables/tables.md"} <= set(
-        found["index.html"].links
-    )
+    linked = set(found["index.html"].links)
+    assert {"01_method.html", f"{record.run_id}-02_training.html", "tables/tables.md"} <= linked
+    assert "playground.html" in linked & set(found["01_method.html"].links)
     text, method = index.read_text(), (root / "report" / "01_method.html").read_text()
     assert "81.25" in text and "not run" not in text and "What is $x^2 &lt; 3$?" in text
     assert (
@@ -85,7 +86,7 @@ def test_the_site_is_whole(tmp_path):
     )
     assert (
         pages.build(root, root / "report") == index
-        and len(list((root / "report").glob("*.html"))) == 3
+        and len(list((root / "report").glob("*.html"))) == 4
     ), "made again, nothing piles up"
     whole = next(root.rglob("02_training.ipynb"))
     whole.write_text(whole.read_text()[:500])  # its process was killed while it was written
@@ -95,16 +96,13 @@ def test_the_site_is_whole(tmp_path):
     )
 
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-
-
 def seen(path):
     """The document of a page after a browser has run what it may."""
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     return subprocess.run([*command, path.as_uri()], capture_output=True, text=True).stdout
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no browser")
+@needs_browser
 def test_what_a_notebook_brings_along_does_not_run(tmp_path):
     """The same output does run in a page without the policy, so the test can tell."""
     root = tmp_path / "quick"
