@@ -1,4 +1,4 @@
-"""The command line: ``rmlib data | train | batch | report | explain | bench``.
+"""The command line: ``rmlib data | train | batch | report | explain | bench | lesson``.
 
 A user's mistake is answered by one line on stderr and an exit code. It is 2 for a wrong command
 line, and 1 for anything else that can be mended. It is 75 for what was stopped and can go on, and
@@ -155,6 +155,16 @@ def _bench_options(parser):
     add("--out", type=_path, help="also write the tables into this Markdown file")
 
 
+def _lesson_options(parser):
+    add, text = (
+        parser.add_argument,
+        "build: the students' copies; check: what the answers are worth",
+    )
+    add("action", choices=("build", "check"), help=text)
+    text = "build: folder of the copies (default: exercises/ in runs/); check: notebooks"
+    add("paths", nargs="*", type=_path, metavar="PATH", help=text)
+
+
 def run_data(options) -> int:
     """``rmlib data``."""
     from rmlib.datasets import sources
@@ -297,6 +307,28 @@ def run_bench(options) -> int:
     return 0
 
 
+def run_lesson(options) -> int:
+    """``rmlib lesson``."""
+    build, paths_ = options.action == "build", options.paths
+    if len(paths_) > 1 if build else not paths_:
+        raise Usage(f"rmlib lesson: {'build [FOLDER]' if build else 'check NOTEBOOK ...'}")
+    from rmlib.study import lesson
+
+    if build:
+        print(*lesson.build(*paths_ or [paths.runs_dir() / "exercises"]), sep="\n")
+        return 0
+    missing = 0
+    for path in paths_:
+        lines = []
+        for line in lesson.verdicts(path):
+            _say(line)
+            lines.append(line)
+        passed = sum(f": {lesson.PASSED}." in line for line in lines)
+        missing += len(lines) - passed
+        print(f"{path}: {passed} of {len(lines)} passed")
+    return 1 if missing else 0
+
+
 # name -> (what it runs, what adds its options, what it does)
 COMMANDS = {
     "data": (run_data, _data_options, "fetch, decode and check a dataset"),
@@ -305,4 +337,5 @@ COMMANDS = {
     "report": (run_report, _report_options, "make tables and an HTML site from records"),
     "explain": (run_explain, _explain_options, "say where a number of a table comes from"),
     "bench": (run_bench, _bench_options, "measure speed, beside public implementations"),
+    "lesson": (run_lesson, _lesson_options, "make exercises for students, check their answers"),
 }
