@@ -309,24 +309,19 @@ def run_bench(options) -> int:
 
 def run_lesson(options) -> int:
     """``rmlib lesson``."""
-    build, paths_ = options.action == "build", options.paths
-    if len(paths_) > 1 if build else not paths_:
-        raise Usage(f"rmlib lesson: {'build [FOLDER]' if build else 'check NOTEBOOK ...'}")
     from rmlib.study import lesson
 
-    if build:
-        print(*lesson.build(*paths_ or [paths.runs_dir() / "exercises"]), sep="\n")
-        return 0
-    missing = 0
-    for path in paths_:
-        lines = []
-        for line in lesson.verdicts(path):
-            _say(line)
-            lines.append(line)
+    given, failed = options.paths, False
+    if options.action == "build" and len(given) < 2:
+        print(*lesson.build(*given or [paths.runs_dir() / "exercises"]), sep="\n")
+    elif options.action == "build" or not given:
+        raise Usage("rmlib lesson: expected build [FOLDER], or check NOTEBOOK ...")
+    for path in given if options.action == "check" else ():
+        lines = list(lesson.verdicts(path))
         passed = sum(f": {lesson.PASSED}." in line for line in lines)
-        missing += len(lines) - passed
-        print(f"{path}: {passed} of {len(lines)} passed")
-    return 1 if missing else 0
+        print(*lines, f"{path}: {passed} of {len(lines)} passed", sep="\n")
+        failed |= passed < len(lines)
+    return int(failed)
 
 
 # name -> (what it runs, what adds its options, what it does)
