@@ -80,8 +80,12 @@ def students_copy(path: Path) -> nbformat.NotebookNode:
         code = cell.cell_type == "code"
         if "solution" in cell.metadata.get("tags", []):
             cell.source = blank(cell.source) if code else BLANK_TEXT
+        if not code:  # the lessons do not lie beside the copy
+            cell.source = re.sub(r"\[(\w+)\]\(\.\./\S*\)", r"\1", cell.source)
         if code:
             cell.outputs, cell.execution_count = [], None
+        if "check" in cell.metadata.get("tags", []):  # it tells much of the answer
+            cell.metadata["jupyter"] = {"source_hidden": True}
     return notebook
 
 

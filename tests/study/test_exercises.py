@@ -240,7 +240,10 @@ def test_a_student_works_on_a_copy(copy, capsys):
     path, notebook, answers = copy
     assert {path.stem for path in path.parent.iterdir()} == set(ALL)
     assert all("..." in cell.source and "64" not in cell.source for cell in answers)
-    assert lesson.BLANK_TEXT in [cell.source for cell in notebook.cells]
+    hidden = [cell for cell in notebook.cells if "jupyter" in cell.metadata]
+    assert hidden == [cell for cell in notebook.cells if "check" in tagged(cell)]
+    sources = [cell.source for cell in notebook.cells]
+    assert lesson.BLANK_TEXT in sources and "**Before:** 05_results." in sources[0]
     assert main(["lesson", "check", str(path)]) == 1
     blank = capsys.readouterr().out
     assert blank.count("your turn") == 5 and f"{path}: 0 of 5 passed" in blank
