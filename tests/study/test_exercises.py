@@ -143,7 +143,7 @@ WRONG = {
         "- 0.7 -> - 1.0": "fails on the score by weights",
     },
     "J. chance is not learning": {
-        "(104, 1000, 10)\n    assert not learns(13, 1000, 100) -> (90, 1000, 10)": "Try 104",
+        "(104, 1000, 10)\n    assert not learns(53, 10_000, 200) -> (90, 1000, 10)": "Try 104",
         "104 -> 150": "fails on the binomial test",
     },
 }
