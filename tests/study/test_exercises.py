@@ -61,7 +61,7 @@ WRONG = {
         "        run.optimizer.zero_grad()\n -> ": "zero_grad is missing",
         '        run.optimizer.param_groups[0]["lr"] = row.lr.item()\n -> ': "The learning rate is",
         "clean = F -> first = F.cross_entropy(run.model(mixed), targets)\n        clean = F": (
-            "24 batches in 8 steps"
+            "12 batches in 4 steps"
         ),
         "model(images), labels -> model(mixed), targets)\n        "
         "mixed, targets = (images, labels": "does the clean batch go first?",
