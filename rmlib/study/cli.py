@@ -309,16 +309,17 @@ def run_bench(options) -> int:
 
 def run_lesson(options) -> int:
     """``rmlib lesson``."""
-    from rmlib.study import lesson
+    from rmlib.study import exercises
+    from rmlib.study.lesson import PASSED
 
     given, failed = options.paths, False
     if options.action == "build" and len(given) < 2:
-        print(*lesson.build(*given or [paths.runs_dir() / "exercises"]), sep="\n")
+        print(*exercises.build(*given or [paths.runs_dir() / "exercises"]), sep="\n")
     elif options.action == "build" or not given:
         raise Usage("rmlib lesson: expected build [FOLDER], or check NOTEBOOK ...")
     for path in given if options.action == "check" else ():
-        lines = list(lesson.verdicts(path))
-        passed = sum(f": {lesson.PASSED}." in line for line in lines)
+        lines = list(exercises.verdicts(path))
+        passed = sum(f": {PASSED}." in line for line in lines)
         print(*lines, f"{path}: {passed} of {len(lines)} passed", sep="\n")
         failed |= passed < len(lines)
     return int(failed)

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from rmlib import UserError
-from rmlib.study import lesson
+from rmlib.study import exercises
 from rmlib.study.batch.notebooks import FRESH, source_hash
 from rmlib.study.cli import main
 
@@ -147,7 +147,7 @@ WRONG = {
         "104 -> 150": "fails on the binomial test",
     },
 }
-ALL = lesson.exercises()
+ALL = exercises.solutions()
 TITLE = re.compile(r'lesson\.check\(\s*"(.*?)",')
 each_exercise = pytest.mark.parametrize("name", ALL)
 
@@ -193,7 +193,7 @@ def test_every_task_is_tried_with_wrong_answers():
 def test_checks_wait_for_the_blank_and_know_wrong_answers(name):
     """Nbval compares what the checks say of the solutions."""
     for title, solution, check, names in tasks(name):
-        answers = {lesson.blank(solution): "your turn"}
+        answers = {exercises.blank(solution): "your turn"}
         (key,) = (key for key in WRONG if title.startswith(key))
         answers |= {changed(solution, wrong): hint for wrong, hint in WRONG[key].items()}
         for answer, hint in answers.items():
@@ -223,7 +223,7 @@ def test_a_blank_keeps_what_the_task_says():
     )
     turn = "...  # your turn"
     kept = f'x = {turn}\n\n\ndef f(a,\n      b=2):\n    """Why."""\n    # how\n    return {turn}'
-    assert lesson.blank(source) == kept
+    assert exercises.blank(source) == kept
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_a_student_works_on_a_copy(copy, capsys):
     hidden = [cell for cell in notebook.cells if "jupyter" in cell.metadata]
     assert hidden == [cell for cell in notebook.cells if "check" in tagged(cell)]
     sources = [cell.source for cell in notebook.cells]
-    assert lesson.BLANK_TEXT in sources and "**Before:** 05_results." in sources[0]
+    assert exercises.BLANK_TEXT in sources and "**Before:** 05_results." in sources[0]
     assert main(["lesson", "check", str(path)]) == 1
     blank = capsys.readouterr().out
     assert blank.count("your turn") == 5 and f"{path}: 0 of 5 passed" in blank
@@ -270,7 +270,7 @@ def test_a_copy_may_have_another_name_and_lack_a_check(copy, tmp_path):
     ]
     other = tmp_path / "seeds of a student.ipynb"
     nbformat.write(notebook, other)
-    lines = list(lesson.verdicts(other))
+    lines = list(exercises.verdicts(other))
     assert len(lines) == 5 and [line for line in lines if "missing here" in line] == lines[3:]
 
 
@@ -279,7 +279,7 @@ def test_mistakes_of_the_caller_are_one_line(tmp_path, capsys):
     assert main(["lesson", "check", str(tmp_path / "none.ipynb")]) == 1
     shutil.copy(next(iter(ALL.values())), tmp_path / "01_mixin.ipynb")
     with pytest.raises(UserError, match="did you mean '01_mixing'"):
-        next(lesson.verdicts(tmp_path / "01_mixin.ipynb"))
+        next(exercises.verdicts(tmp_path / "01_mixin.ipynb"))
     (tmp_path / "x.ipynb").write_text("{")
     assert main(["lesson", "check", str(tmp_path / "x.ipynb")]) == 1
     assert capsys.readouterr().err.count("\n") == 4
