@@ -6,7 +6,7 @@ ENV = .venv
 BIN = $(ENV)/bin/python
 BATCHES = notebooks/batches
 COMPILE = $(if $(shell command -v c++),--compile)
-NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/exercises/*.ipynb)
 FAST = mixers mixer_use models evaluate params train documents floors
 
 .PHONY: study test check gpu grid notebooks readme lab lock clean env

@@ -1,4 +1,4 @@
-"""The command line: ``rmlib data | train | batch | report | explain | bench``.
+"""The command line: ``rmlib data | train | batch | report | explain | bench | lesson``.
 
 A user's mistake is answered by one line on stderr and an exit code. It is 2 for a wrong command
 line, and 1 for anything else that can be mended. It is 75 for what was stopped and can go on, and
@@ -155,6 +155,16 @@ def _bench_options(parser):
     add("--out", type=_path, help="also write the tables into this Markdown file")
 
 
+def _lesson_options(parser):
+    add, text = (
+        parser.add_argument,
+        "build: the students' copies; check: what the answers are worth",
+    )
+    add("action", choices=("build", "check"), help=text)
+    text = "build: folder of the copies (default: exercises/ in runs/); check: notebooks"
+    add("paths", nargs="*", type=_path, metavar="PATH", help=text)
+
+
 def run_data(options) -> int:
     """``rmlib data``."""
     from rmlib.datasets import sources
@@ -297,6 +307,24 @@ def run_bench(options) -> int:
     return 0
 
 
+def run_lesson(options) -> int:
+    """``rmlib lesson``."""
+    from rmlib.study import exercises
+    from rmlib.study.lesson import PASSED
+
+    given, failed = options.paths, False
+    if options.action == "build" and len(given) < 2:
+        print(*exercises.build(*given or [paths.runs_dir() / "exercises"]), sep="\n")
+    elif options.action == "build" or not given:
+        raise Usage("rmlib lesson: expected build [FOLDER], or check NOTEBOOK ...")
+    for path in given if options.action == "check" else ():
+        lines = list(exercises.verdicts(path))
+        passed = sum(f": {PASSED}." in line for line in lines)
+        print(*lines, f"{path}: {passed} of {len(lines)} passed", sep="\n")
+        failed |= passed < len(lines)
+    return int(failed)
+
+
 # name -> (what it runs, what adds its options, what it does)
 COMMANDS = {
     "data": (run_data, _data_options, "fetch, decode and check a dataset"),
@@ -305,4 +333,5 @@ COMMANDS = {
     "report": (run_report, _report_options, "make tables and an HTML site from records"),
     "explain": (run_explain, _explain_options, "say where a number of a table comes from"),
     "bench": (run_bench, _bench_options, "measure speed, beside public implementations"),
+    "lesson": (run_lesson, _lesson_options, "make exercises for students, check their answers"),
 }

@@ -97,7 +97,7 @@ def test_without_the_extra_the_command_is_one_line(monkeypatch, capsys):
     assert output.err.count("\n") == 1 and "pip install '.[study]'" in output.err
 
 
-@pytest.mark.parametrize("name", ["data", "train", "batch", "report", "explain", "bench"])
+@pytest.mark.parametrize("name", ["data", "train", "batch", "report", "explain", "bench", "lesson"])
 def test_every_command_has_help(name, capsys):
     assert name in build_parser()[1]
     with pytest.raises(SystemExit) as ended:
