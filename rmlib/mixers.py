@@ -25,7 +25,6 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-# relative, so that both files work in any package
 from . import inputs
 from .inputs import ALPHAS, UserError, checked
 
@@ -116,7 +115,7 @@ class Mixer:
         Returns mixed images like ``images`` in new memory, and targets (N, num_classes) float32,
         the weighted sums of label rows. Raises UserError, a ValueError.
         """
-        inputs.check_batch(images, labels, plan, self.num_classes, _on_host(labels))
+        inputs.check_batch(images, labels, plan, self.num_classes)
         device, weights = images.device, plan.label_weights().to(images.device)
         lam, partners = plan.lam.to(device), plan.partners.to(device)
         if labels.ndim == 1:
@@ -129,7 +128,7 @@ class Mixer:
             targets = F.embedding_bag(sources.T, labels.float(), **sums)
         boxes = plan.boxes.tolist() if _on_host(plan.boxes) else plan.boxes.to(device)
         # the frames of a video are mixed as more channels
-        mixed = blend(images.flatten(1, -3), boxes, lam, partners).reshape(images.shape)
+        mixed = blend(images.flatten(1, -3), boxes, lam, partners).view_as(images)
         # operations on a tv_tensor return plain tensors
         lost = type(mixed) is Tensor and type(images) not in (Tensor, torch.nn.Parameter)
         return mixed.as_subclass(type(images)) if lost else mixed, targets
@@ -143,7 +142,8 @@ class Mixer:
         """Mix a batch, given as ``(images, labels, ...)`` or a mapping, which stays what it was."""
         sample = batch[0] if len(batch) == 1 else batch
         images, labels = inputs.images_and_labels(sample, self._labels_getter)
-        mixed, targets = self.apply(images, labels, self.draw(images.shape, generator))
+        plan = self.draw(getattr(images, "shape", ()), generator)
+        mixed, targets = self.apply(images, labels, plan)
         return inputs.replaced(sample, (images, mixed), (labels, targets))
 
 
@@ -206,9 +206,9 @@ def _blend_map(images: Tensor, boxes: Tensor, lam: Tensor, partners: Tensor) -> 
     return mixed.contiguous(memory_format=kept)
 
 
-def _on_host(values: Tensor) -> bool:
-    """Whether the host can read the values without waiting for a device, or for a compiler."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+def _on_host(boxes: Tensor) -> bool:
+    """Whether the host can read the boxes without waiting for a device, or for a compiler."""
+    return boxes.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _home(generator: Generator | None) -> Any:
