@@ -55,6 +55,8 @@ def check_batch(images: Any, labels: Any, plan: Any, num_classes: int | None) ->
         raise UserError(f"expected (N, C, H, W), got {tuple(images.shape)}; did you batch?")
     if not images.is_floating_point():
         raise UserError(f"expected floating point, got {images.dtype}; use x.float() / 255")
+    if labels.device != images.device:
+        raise UserError(f"labels lie on {labels.device}, images on {images.device}: move both")
     _check_labels(labels, len(images), num_classes)
     # a look at them would stall a device, and break a compiled graph
     if labels.ndim == 1 and labels.is_cpu and not torch.compiler.is_compiling():
@@ -117,8 +119,8 @@ def images_and_labels(sample: Any, labels_getter: Any) -> tuple[Any, Any]:
     batch, or a key or index of it.
 
     Raises:
-        UserError: there is another tensor of three or more dimensions, such as masks, boxes or a
-            second view, which would stay unmixed beside the mixed images.
+        UserError: masks, boxes or a second view, which would stay unmixed. That is every tensor of
+            three or more dimensions besides the images, and those that torchvision marks.
     """
     fits = isinstance(sample, Mapping) or (isinstance(sample, (tuple, list)) and len(sample) > 1)
     if not fits:

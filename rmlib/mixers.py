@@ -53,12 +53,13 @@ class Plan:
         """Whether all choices are the same, on whatever device."""
         if not isinstance(other, Plan):
             return NotImplemented
-        mine, theirs = ([torch.as_tensor(x).cpu() for x in vars(p).values()] for p in (self, other))
-        return all(map(torch.equal, mine, theirs))
+        mine, theirs = ((p.boxes.cpu(), p.lam.cpu(), p.partners.cpu()) for p in (self, other))
+        same = (self.height, self.width) == (other.height, other.width)
+        return same and all(map(torch.equal, mine, theirs))
 
     def weight_map(self) -> Tensor:
         """W of the formula: weight of the original per pixel, (1 or N, height, width) float32."""
-        weights = torch.ones(self.lam.shape[1], self.height, self.width, dtype=torch.float32)
+        weights = self.lam.float().cpu().new_ones(self.lam.shape[1], self.height, self.width)
         for (x1, y1, x2, y2), lam in zip(self.boxes.tolist(), self.lam.cpu()):
             weights[:, y1:y2, x1:x2] = lam[:, None, None]
         return weights
@@ -80,8 +81,8 @@ class Mixer:
     """
 
     def __init__(self, num_classes: Count = None, labels_getter: Any = DEFAULT):
-        known = num_classes is not None
-        self.num_classes = checked("num_classes", num_classes, 2, 1e9, int) if known else None
+        soft = num_classes is None
+        self.num_classes = None if soft else checked("num_classes", num_classes, 2, 1e9, int)
         self._labels_getter = labels_getter
 
     def draw(self, shape: Sequence[int], generator: Generator | None = None) -> Plan:
@@ -134,8 +135,7 @@ class Mixer:
         return mixed.as_subclass(type(images)) if lost else mixed, targets
 
     def __repr__(self) -> str:
-        public = {name: value for name, value in vars(self).items() if name[0] != "_"}
-        settings = ", ".join(f"{name}={value!r}" for name, value in public.items())
+        settings = ", ".join(f"{k}={value!r}" for k, value in vars(self).items() if k[0] != "_")
         return f"{type(self).__name__}({settings})"
 
     def __call__(self, *batch: Any, generator: Generator | None = None) -> Any:

@@ -62,7 +62,7 @@ def test_two_mixers_in_a_row():
 
 
 @each_mixer
-def test_the_default_dtype_changes_nothing(make):
+def test_the_default_dtype_and_device_change_nothing(make):
     images, labels = batch()
     plan = make(4).draw(images.shape, generator())
     expected = make(4).apply(images, labels, plan), plan.weight_map()
@@ -75,6 +75,11 @@ def test_the_default_dtype_changes_nothing(make):
             torch.set_default_dtype(torch.float32)
         assert again == plan and again.lam.dtype == torch.float32
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    # where a forgotten device would give a tensor without values
+    with torch.device("meta"):
+        assert make(4).draw(images.shape, generator()) == plan
+        found = make(4).apply(images, labels, plan), plan.weight_map()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 class Features(UserDict):
@@ -149,6 +154,7 @@ def masks(count=5):
         (lambda x, y: NoMix(4)(y, y), "did you batch"),
         (lambda x, y: NoMix(4)(x, y, generator=3), "generator=3: expected a torch.Generator"),
         (lambda x, y: NoMix(4).draw((1, 2, 3, 4, 5, 6)), "did you batch"),
+        (lambda x, y: NoMix(4)(x.to("meta"), y), "labels lie on cpu, images on meta: move both"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused_in_one_line(call, words):
