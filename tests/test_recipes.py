@@ -114,6 +114,17 @@ def test_any_loss_weighted_by_the_plan_is_cross_entropy_of_the_targets(names):
         torch.testing.assert_close(names["loss"], F.cross_entropy(names["logits"], targets))
 
 
+def test_masks_are_mixed_with_their_images(names):
+    """Images that show nothing but their masks: the mixed ones must show the mixed masks."""
+    masks = torch.randint(0, 3, (6, 8, 8), generator=generator())
+    names |= {"masks": masks, "mask_classes": 3, "labels": torch.arange(6)}
+    names["images"] = F.one_hot(masks, 3).movedim(-1, 1).float()
+    run("Masks", names)
+    torch.testing.assert_close(names["mixed_masks"], names["mixed"])
+    torch.testing.assert_close(names["mixed_masks"].sum(1), torch.ones(6, 8, 8))
+    assert F.cross_entropy(names["mixed"], names["mixed_masks"]) > 0
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 def test_lightning(names, precision):
     lightning = pytest.importorskip("pytorch_lightning")
@@ -223,6 +234,6 @@ def test_ranks_of_ddp_mix_differently_and_share_the_gradient(tmp_path):
 
 def test_every_recipe_is_tested():
     text = Path(__file__).read_text()
-    assert sum(map(bool, RECIPES.values())) == 9
+    assert sum(map(bool, RECIPES.values())) == 10
     untested = [name for name, code in RECIPES.items() if code and f'run("{name}"' not in text]
     assert not untested
