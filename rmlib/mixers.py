@@ -13,7 +13,7 @@ the image ``partners[t]`` gets the rest. Outside every tile the original stays a
     Region Mixup    k x k tiles, each with its own lam and partners           Saha & Garain 2024
 
 The label weights follow the pixels mixed: they hold for clipped boxes and tiles of unequal size.
-This file needs torch alone.
+This file needs inputs.py and torch alone: copy both to use it elsewhere.
 """
 
 import math
@@ -23,14 +23,18 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
-from . import ALPHAS, UserError, checked
+from . import inputs
+from .inputs import ALPHAS, UserError, checked
 
 Parts = tuple[Tensor, Tensor, Tensor]  # boxes, lam and partners of a plan
+Count = int | None  # of classes; None where all labels are soft
+DEFAULT = "default"  # of labels_getter, as in torchvision
 Boxes = Sequence[Sequence[int]]  # x1, y1, x2, y2 of every box
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Every random choice of one mixed batch: print it, plot it, replay it.
 
@@ -45,9 +49,17 @@ class Plan:
     height: int
     width: int
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all choices are the same, on whatever device."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        mine, theirs = ((p.boxes.cpu(), p.lam.cpu(), p.partners.cpu()) for p in (self, other))
+        same = (self.height, self.width) == (other.height, other.width)
+        return same and all(map(torch.equal, mine, theirs))
+
     def weight_map(self) -> Tensor:
         """W of the formula: weight of the original per pixel, (1 or N, height, width) float32."""
-        weights = torch.ones(self.lam.shape[1], self.height, self.width)
+        weights = self.lam.float().cpu().new_ones(self.lam.shape[1], self.height, self.width)
         for (x1, y1, x2, y2), lam in zip(self.boxes.tolist(), self.lam.cpu()):
             weights[:, y1:y2, x1:x2] = lam[:, None, None]
         return weights
@@ -56,7 +68,7 @@ class Plan:
         """Weights of the original label, then of each tile's partner: (T + 1, 1 or N) float32."""
         x1, y1, x2, y2 = self.boxes.double().unbind(1)
         shares = (x2 - x1) * (y2 - y1) / (self.height * self.width)
-        given = shares.float().to(self.lam.device)[:, None] * (1 - self.lam)
+        given = shares.float().to(self.lam.device)[:, None] * (1 - self.lam.float())
         return torch.cat([1 - given.sum(0, keepdim=True), given])
 
 
@@ -64,27 +76,31 @@ class Mixer:
     """Base of the four methods: ``draw`` makes all random choices, ``apply`` is deterministic.
 
     Calling does both, wherever ``torchvision.transforms.v2.MixUp`` fits: in a loop, a
-    ``collate_fn`` or ``v2.Compose``. ``num_classes`` is the length of a target row.
+    ``collate_fn`` or ``v2.Compose``. ``num_classes`` is the length of a target row; soft labels
+    need none. ``labels_getter``: where a batch has its labels, a key or a function of the batch.
     """
 
-    def __init__(self, num_classes: int):
-        self.num_classes = checked("num_classes", num_classes, 2, 1e9, int)
+    def __init__(self, num_classes: Count = None, labels_getter: Any = DEFAULT):
+        soft = num_classes is None
+        self.num_classes = None if soft else checked("num_classes", num_classes, 2, 1e9, int)
+        self._labels_getter = labels_getter
 
     def draw(self, shape: Sequence[int], generator: Generator | None = None) -> Plan:
         """Draw the plan for one batch.
 
         Args:
-            shape: (N, C, H, W) of the images.
+            shape: (N, C, H, W) of the images, or (N, T, C, H, W) of videos.
             generator: of all randomness (default: torch's global one); the plan lies on its device.
+                In a DataLoader's worker it is a copy, and refused unless seeded there.
         """
-        if not isinstance(shape, (tuple, list)) or len(shape) != 4:
+        if not isinstance(shape, (tuple, list)) or len(shape) not in (4, 5):
             raise UserError(f"expected a shape (N, C, H, W), got {shape}; did you batch?")
         sizes = [checked("shape", size, 1, 1e9, int, "; did you batch?") for size in shape]
-        count, _, height, width = sizes
-        parts = self._draw(count, height, width, generator or torch.default_generator)
-        return Plan(*parts, height, width)
+        inputs.check_generator(generator)
+        height, width = sizes[-2:]
+        return Plan(*self._draw(sizes[0], height, width, generator), height, width)
 
-    def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
+    def _draw(self, count: int, height: int, width: int, generator: Generator | None) -> Parts:
         raise TypeError("Mixer is the base class: use NoMix, Mixup, CutMix or RegionMixup")
 
     def apply(self, images: Tensor, labels: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -92,66 +108,43 @@ class Mixer:
 
         Args:
             images: (N, C, H, W) floating point, any N >= 1, contiguous or channels_last (kept).
+                Of videos (N, T, C, H, W) all frames are mixed alike.
             labels: (N,) int64 in [0, num_classes); on CUDA not checked, as that stalls the step.
+                Or (N, num_classes), one-hot or soft.
             plan: may lie on the CPU; on CUDA nothing waits for the host: a graph can record it.
 
-        Returns mixed images like ``images`` in new memory, and targets (N, num_classes) float32
-        whose rows sum to 1. Raises UserError, a ValueError.
+        Returns mixed images like ``images`` in new memory, and targets (N, num_classes) float32,
+        the weighted sums of label rows. Raises UserError, a ValueError.
         """
-        self._check(images, labels, plan)
-        device = images.device
+        inputs.check_batch(images, labels, plan, self.num_classes)
+        device, weights = images.device, plan.label_weights().to(images.device)
         lam, partners = plan.lam.to(device), plan.partners.to(device)
-        weights = plan.label_weights().to(device)
-        sources = torch.cat([labels[None], labels[partners]])  # whose label: (T + 1, N)
-        targets = torch.zeros(len(labels), self.num_classes, device=device)
-        targets.scatter_add_(1, sources.T, weights.expand(sources.shape).T)
-        boxes = plan.boxes.tolist() if _on_host(plan.boxes) else plan.boxes
-        return blend(images, boxes, lam, partners), targets
+        if labels.ndim == 1:
+            sources = torch.cat([labels[None], labels[partners]])  # whose label: (T + 1, N)
+            targets = labels.new_zeros(len(labels), self.num_classes or 0, dtype=torch.float32)
+            targets.scatter_add_(1, sources.T, weights.expand(sources.shape).T)
+        else:
+            sources = torch.cat([torch.arange(len(labels), device=device)[None], partners])
+            sums: Any = {"mode": "sum", "per_sample_weights": weights.expand(sources.shape).T}
+            targets = F.embedding_bag(sources.T, labels.float(), **sums)
+        boxes = plan.boxes.tolist() if _on_host(plan.boxes) else plan.boxes.to(device)
+        # the frames of a video are mixed as more channels
+        mixed = blend(images.flatten(1, -3), boxes, lam, partners).view_as(images)
+        # operations on a tv_tensor return plain tensors
+        lost = type(mixed) is Tensor and type(images) not in (Tensor, torch.nn.Parameter)
+        return mixed.as_subclass(type(images)) if lost else mixed, targets
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        settings = ", ".join(f"{k}={value!r}" for k, value in vars(self).items() if k[0] != "_")
         return f"{type(self).__name__}({settings})"
 
-    def __call__(self, *inputs: Any, generator: Generator | None = None) -> Any:
-        """``(images, labels)``, or a mapping with one 4-d tensor and one key with "label"."""
-        sample = inputs[0] if len(inputs) == 1 else inputs
-        if isinstance(sample, dict):
-            images, labels = _keys(sample)
-            mixed, targets = self(sample[images], sample[labels], generator=generator)
-            return {**sample, images: mixed, labels: targets}
-        if not isinstance(sample, (tuple, list)) or len(sample) < 2:
-            raise UserError(f"expected a batch (images, labels), got {type(sample).__name__}")
-        images, labels, *rest = sample
+    def __call__(self, *batch: Any, generator: Generator | None = None) -> Any:
+        """Mix a batch, given as ``(images, labels, ...)`` or a mapping, which stays what it was."""
+        sample = batch[0] if len(batch) == 1 else batch
+        images, labels = inputs.images_and_labels(sample, self._labels_getter)
         plan = self.draw(getattr(images, "shape", ()), generator)
-        return (*self.apply(images, labels, plan), *rest)
-
-    def _check(self, images: Tensor, labels: Tensor, plan: Plan) -> None:
-        for name, value in (("images", images), ("labels", labels)):
-            if not torch.is_tensor(value):
-                raise UserError(f"expected {name} as a tensor, got {type(value).__name__}")
-        if images.ndim != 4 or min(images.shape) < 1:
-            raise UserError(f"expected (N, C, H, W), got {tuple(images.shape)}; did you batch?")
-        if not images.is_floating_point():
-            raise UserError(f"expected floating point, got {images.dtype}; use x.float() / 255")
-        count, _, height, width = images.shape
-        if labels.shape != (count,) or labels.dtype != torch.int64:
-            got = f"{tuple(labels.shape)} {labels.dtype}"
-            raise UserError(f"expected labels ({count},) int64, got {got}; use labels.long()")
-        if labels.is_cpu and not 0 <= labels.min() <= labels.max() < self.num_classes:
-            got = f"[{labels.min()}, {labels.max()}]"
-            raise UserError(f"labels lie in {got}, but num_classes={self.num_classes}")
-        drawn, asked = (plan.partners.shape[1], plan.height, plan.width), (count, height, width)
-        if drawn != asked:
-            raise UserError(f"the plan is for (N, H, W) = {drawn}, not {asked}: draw a new one")
-
-
-def _keys(sample: dict[Any, Any]) -> tuple[Any, Any]:
-    """The names of images and labels in a mapping."""
-    labels = [key for key in sample if "label" in str(key).lower()]
-    images = [key for key, value in sample.items() if torch.is_tensor(value) and value.ndim == 4]
-    if len(labels) != 1 or len(images) != 1:
-        raise UserError(f"expected one 4-d tensor and one key with 'label', got {list(sample)}")
-    return images[0], labels[0]
+        mixed, targets = self.apply(images, labels, plan)
+        return inputs.replaced(sample, (images, mixed), (labels, targets))
 
 
 def blend(images: Tensor, boxes: Tensor | Boxes, lam: Tensor, partners: Tensor) -> Tensor:
@@ -160,11 +153,7 @@ def blend(images: Tensor, boxes: Tensor | Boxes, lam: Tensor, partners: Tensor) 
     With ``boxes`` as Python numbers each tile is cut out before it is gathered: a pixel is read
     twice and written once. With ``boxes`` as a tensor the host never reads their values: one gather
     from a map of partners, which ``torch.compile`` makes one kernel. Both give the same bits.
-
-    Args:
-        boxes: T disjoint tuples (x1, y1, x2, y2), or a (T, 4) int64 tensor of them.
-        lam: (T, 1) or (T, N), like the next on the device of the images (N, C, H, W).
-        partners: (T, N) int64.
+    The rest is as in :class:`Plan`, on the device of the images (N, C, H, W).
     """
     height, width = images.shape[2:]
     if torch.compiler.is_compiling() and not torch.is_tensor(boxes):
@@ -188,14 +177,13 @@ def _blend_tiles(source: Tensor, boxes: Boxes, lam: Tensor, partners: Tensor, ro
     pixels = source.shape[rows : rows + 2].numel()
     covered = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes) == pixels
     mixed = torch.empty_like(source) if covered else source.clone()
-    refuses_out = source.requires_grad and torch.is_grad_enabled()
     for (x1, y1, x2, y2), weight, order in zip(boxes, lam, partners):
         place = (slice(None),) * rows + (slice(y1, y2), slice(x1, x2))
         tile, target = source[place], mixed[place]
-        if refuses_out:
-            target.copy_(torch.lerp(tile.index_select(0, order), tile, weight))
-        else:
+        try:
             torch.lerp(tile.index_select(0, order), tile, weight, out=target)
+        except RuntimeError:  # autograd, jvp and vmap take no "out"
+            target.copy_(torch.lerp(tile.index_select(0, order), tile, weight))
     return mixed
 
 
@@ -219,16 +207,22 @@ def _blend_map(images: Tensor, boxes: Tensor, lam: Tensor, partners: Tensor) -> 
 
 
 def _on_host(boxes: Tensor) -> bool:
-    """Whether the host can read the boxes without waiting for a device."""
-    return boxes.device.type == "cpu"
+    """Whether the host can read the boxes without waiting for a device, or for a compiler."""
+    return boxes.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def beta(alpha: float, shape: Sequence[int], generator: Generator) -> Tensor:
+def _home(generator: Generator | None) -> Any:
+    """The device of all that is drawn; torch's global generator, None, lies on the CPU."""
+    return "cpu" if generator is None else generator.device
+
+
+def beta(alpha: float, shape: Sequence[int], generator: Generator | None = None) -> Tensor:
     """Beta(alpha, alpha) draws, float32, in logarithms so that none ends in 0 / 0."""
+    source: Any = {"generator": generator, "device": _home(generator)}
     if alpha == 1:
-        return torch.rand(shape, generator=generator, device=generator.device)
-    double: Any = {"dtype": torch.float64, "device": generator.device}
+        return torch.rand(shape, dtype=torch.float32, **source)
     # Gamma(a) = Gamma(a + 1) * U ** (1 / a)
+    double: Any = {"dtype": torch.float64, "device": source["device"]}
     concentration = torch.full((2, *shape), alpha + 1.0, **double)
     log_gamma = torch._standard_gamma(concentration, generator=generator).log()
     uniform = torch.rand((2, *shape), generator=generator, **double)
@@ -245,8 +239,8 @@ def checked_alpha(alpha: float) -> float:
 class NoMix(Mixer):
     """The batch as it is, with one-hot targets: the baseline, in the same loop."""
 
-    def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
-        none = torch.empty(0, 1, device=generator.device)
+    def _draw(self, count: int, height: int, width: int, generator: Generator | None) -> Parts:
+        none = torch.empty(0, 1, dtype=torch.float32, device=_home(generator))
         return none.long().expand(0, 4), none, none.long().expand(0, count)
 
 
@@ -259,12 +253,18 @@ class CutMix(Mixer):
     one pixel. ``prob`` is the share of batches mixed: 1 in every table, the paper gives none.
     """
 
-    def __init__(self, num_classes: int, alpha: float = 1.0, prob: float = 1.0):
-        super().__init__(num_classes)
+    def __init__(
+        self,
+        num_classes: Count = None,
+        alpha: float = 1.0,
+        prob: float = 1.0,
+        labels_getter: Any = DEFAULT,
+    ):
+        super().__init__(num_classes, labels_getter)
         self.alpha, self.prob = checked_alpha(alpha), checked("prob", prob, 0, 1, float)
 
-    def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
-        device, lam = generator.device, beta(self.alpha, (), generator).item()
+    def _draw(self, count: int, height: int, width: int, generator: Generator | None) -> Parts:
+        device, lam = _home(generator), beta(self.alpha, (), generator).item()
         u, v, gate = torch.rand(3, dtype=torch.float64, device=device, generator=generator).tolist()
         half = 0.5 * math.sqrt(1 - lam)
         half_width, half_height = int(half * width), int(half * height)
@@ -274,7 +274,8 @@ class CutMix(Mixer):
         # else an empty box: this batch stays as it is
         box = (x1, y1, x2, y2) if gate < self.prob else (0, 0, 0, 0)
         partners = torch.randperm(count, generator=generator, device=device)[None]
-        return torch.tensor([box], device=device), torch.zeros(1, 1, device=device), partners
+        lam_inside = torch.zeros(1, 1, dtype=torch.float32, device=device)
+        return torch.tensor([box], device=device), lam_inside, partners
 
 
 class RegionMixup(Mixer):
@@ -296,7 +297,7 @@ class RegionMixup(Mixer):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: Count = None,
         k: int = 2,
         alpha: float = 1.0,
         *,
@@ -304,8 +305,9 @@ class RegionMixup(Mixer):
         per_sample: bool = False,
         shared_partner: bool = False,
         shared_weight: bool = False,
+        labels_getter: Any = DEFAULT,
     ):
-        super().__init__(num_classes)
+        super().__init__(num_classes, labels_getter)
         flags = {"per_sample": per_sample, "shared_partner": shared_partner}
         for name, value in (flags | {"shared_weight": shared_weight}).items():
             if not isinstance(value, bool):
@@ -313,19 +315,18 @@ class RegionMixup(Mixer):
         if regions not in ("grid", "random"):
             raise UserError(f"regions={regions!r}: expected 'grid' or 'random'")
         self.k, self.alpha = checked("k", k, 1, 1e9, int), checked_alpha(alpha)
-        self.regions = regions
-        self.per_sample = per_sample
+        self.regions, self.per_sample = regions, per_sample
         self.shared_partner, self.shared_weight = shared_partner, shared_weight
 
-    def _borders(self, size: int, generator: Generator) -> list[int]:
+    def _borders(self, size: int, generator: Generator | None) -> list[int]:
         """k + 1 increasing borders from 0 to size."""
         if self.regions == "grid":
             return [i * size // self.k for i in range(self.k + 1)]
-        places = torch.randperm(size - 1, generator=generator, device=generator.device)
+        places = torch.randperm(size - 1, generator=generator, device=_home(generator))
         return [0, *sorted((1 + places[: self.k - 1]).tolist()), size]
 
-    def _draw(self, count: int, height: int, width: int, generator: Generator) -> Parts:
-        device, tiles, most = generator.device, self.k**2, min(height, width)
+    def _draw(self, count: int, height: int, width: int, generator: Generator | None) -> Parts:
+        device, tiles, most = _home(generator), self.k**2, min(height, width)
         if self.k > most:
             raise UserError(f"k={self.k} tiles do not fit into {height} x {width}: use k <= {most}")
         ys, xs = self._borders(height, generator), self._borders(width, generator)
@@ -333,8 +334,9 @@ class RegionMixup(Mixer):
         lam, drawn = beta(self.alpha, shape, generator), 1 if self.shared_partner else tiles
         orders = [torch.randperm(count, generator=generator, device=device) for _ in range(drawn)]
         rows, columns = list(zip(ys, ys[1:])), list(zip(xs, xs[1:]))
-        boxes = torch.tensor([(x1, y1, x2, y2) for y1, y2 in rows for x1, x2 in columns])
-        return boxes.to(device), lam.expand(tiles, -1), torch.stack(orders).expand(tiles, -1)
+        places = [(x1, y1, x2, y2) for y1, y2 in rows for x1, x2 in columns]
+        boxes = torch.tensor(places, device=device)
+        return boxes, lam.expand(tiles, -1), torch.stack(orders).expand(tiles, -1)
 
 
 class Mixup(RegionMixup):
@@ -344,5 +346,5 @@ class Mixup(RegionMixup):
     permutation per batch, as in the authors' code.
     """
 
-    def __init__(self, num_classes: int, alpha: float = 1.0):
-        super().__init__(num_classes, k=1, alpha=alpha)
+    def __init__(self, num_classes: Count = None, alpha: float = 1.0, labels_getter: Any = DEFAULT):
+        super().__init__(num_classes, k=1, alpha=alpha, labels_getter=labels_getter)

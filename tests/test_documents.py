@@ -11,30 +11,24 @@ from pathlib import Path
 import pytest
 import torch
 from made import finished
+from pages import FENCE, ROOT, section, snippets, text_of
 from torch import nn
 
 from rmlib.data import stream, to_float
 from rmlib.models import preact_resnet18
-from rmlib.paths import project_root
 from rmlib.study.cli import build_parser
 from rmlib.study.report import report
 
-ROOT = project_root()
 NAMES = subprocess.run(
     ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
 ).stdout.split()
 # the tables of `rmlib bench` are no prose
 DOCUMENTS = [name for name in NAMES if not name.startswith("results/bench")]
 CORE = sorted(path.name for path in (ROOT / "rmlib").glob("*.py"))
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCK = re.compile(r"^<!-- report .*?^<!-- end -->", re.DOTALL | re.MULTILINE)
 MOST_WORDS = 25
 
 each_document = pytest.mark.parametrize("name", DOCUMENTS)
-
-
-def text_of(name):
-    return (ROOT / name).read_text()
 
 
 def sentences(text):
@@ -174,12 +168,8 @@ def names(tiny_run, pictures, tmp_path, monkeypatch):
     }
 
 
-def snippets(name):
-    return [body for language, body in FENCE.findall(text_of(name)) if language == "python"]
-
-
 def test_the_snippet_of_the_readme_trains_with_the_loss_of_the_paper(names):
-    (snippet,) = snippets("README.md")
+    (snippet,) = snippets(text_of("README.md"))
     assert len(snippet.splitlines()) <= 12
     exec(snippet, names)
     clean, mixed = names["model"].batches
@@ -193,7 +183,10 @@ def test_the_snippet_of_the_readme_trains_with_the_loss_of_the_paper(names):
 def test_the_other_snippets_run(part, names):
     names["model"] = names["model"].model
     names["dataset"] *= 13
-    for snippet in snippets(Path("rmlib", part, "README.md")):
+    text = text_of(Path("rmlib", part, "README.md"))
+    # those run in test_recipes.py, with the libraries that they need
+    recipes = section(text, "## Use it in your loop")
+    for snippet in snippets(text.replace(recipes or "no recipes", "")):
         exec(snippet, names)
     if part == ".":
         assert Path("network.pt2").exists() and "red" in names["probabilities"]

@@ -21,6 +21,9 @@ ALLOWED = {
 # the loader of a named dataset, which imports them when it is called
 DOOR = ("data.py", "datasets/sources.py")
 LEAVES = {
+    # both are copied into other packages, without the rest
+    "inputs.py": set(),
+    "mixers.py": {"inputs.py"},
     "study/guarded.py": {"__init__.py"},
     "paths.py": {"__init__.py"},
     "study/names.py": {"params.py"},
