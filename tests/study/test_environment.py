@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
 EXTRAS = PROJECT["optional-dependencies"]
 # what runs and measures; `dev` is the tools of make check
-RUNNING = ("robustness", "maps", "study", "ray", "test")
+RUNNING = ("robustness", "maps", "study", "ray", "loops", "test")
 
 
 def requirements(*extras):
