@@ -6,10 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
-from rmlib.study.figures.style import COLOURS, titled
+from rmlib.study.figures.style import COLOURS, GREY, legend_below, titled
 from rmlib.study.report.stats import interval
-
-GREY = "#555555"
 
 
 def _forest(axis, table, title: str):
@@ -24,13 +22,13 @@ def _forest(axis, table, title: str):
         if row.get("p") is not None:
             words = f"p = {row['p']:.2g}" if row["p"] == row["p"] else "no p"
             beside = axis.get_yaxis_transform()
-            axis.text(1.01, place, words, transform=beside, fontsize=7, va="center")
-    axis.axvline(0, color="#888888", lw=1, ls="--", zorder=0)
+            axis.text(1.01, place, words, transform=beside, fontsize=9, va="center")
+    axis.axvline(0, color=GREY, lw=1, ls="--", zorder=0)
     axis.set(ylim=(-0.7, len(table) - 0.4))
-    axis.set_yticks(range(len(table)), list(table["difference"])[::-1], fontsize=7.5)
+    axis.set_yticks(range(len(table)), list(table["difference"])[::-1], fontsize=9)
     title += "" if table["low"].notna().any() else " (one run each)"
-    titled(axis, title, fontsize=8.5, loc="left")
-    axis.tick_params(axis="x", labelsize=7.5)
+    titled(axis, title, fontsize=9, loc="left")
+    axis.tick_params(axis="x", labelsize=9)
 
 
 def forest(groups: list):
@@ -54,7 +52,7 @@ def forest(groups: list):
         Line2D([], [], marker="o", ls="", color=GREY, label="resolved"),
         Line2D([], [], marker="o", ls="", color=GREY, mfc="white", label="unresolved"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=7.5)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
@@ -77,10 +75,10 @@ def told_twice(curves: dict, groups: list):
         for epoch, marker in ((len(curve) - 1, "s"), (int(np.argmax(curve)), "^")):
             left.plot(epoch + 1, curve[epoch], marker, color=colour, mec="black", ms=8, ls="")
     left.set(xlabel="epoch", ylabel="test accuracy (%)")
-    left.legend(frameon=False, fontsize=8, loc="lower left")
+    legend_below(figure, left, 2)
     for place, (title, table) in enumerate(groups):
         _forest(figure.add_subplot(grid[place, 1]), table, title)
-    figure.axes[-1].set_xlabel("difference in accuracy (points), 95 % interval", fontsize=8)
+    figure.axes[-1].set_xlabel("difference in accuracy (points), 95 % interval", fontsize=9)
     return figure
 
 
@@ -134,6 +132,5 @@ def against_softness(found: list):
                 axis.plot(place + 0.008, np.mean(several), ms=7, **look)
         axis.set(ylabel=label, xlim=(0.05, 0.34))
     axes[1].set_xlabel("standard deviation of the original's weight (left: softer targets)")
-    names = axes[0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    legend_below(figure, axes[0])
     return figure
