@@ -23,4 +23,10 @@ from rmlib.study.figures.robustness import (
     perturbations,
 )
 from rmlib.study.figures.style import COLOURS, show, show_image, use_style
-from rmlib.study.figures.training import class_accuracy, confidence, confusion, learning_curves
+from rmlib.study.figures.training import (
+    class_accuracy,
+    confidence,
+    confusion,
+    learning_curves,
+    schedules,
+)

@@ -90,14 +90,17 @@ def overview(seed: int = 0):
     return mixing_table(images, batch.labels, batch.classes, plans, mixers, row=star)
 
 
-def batch_strip(images, titles=None, columns=6):
-    """A row or more of images (N, 3, H, W) in [0, 1] with titles."""
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.7 * rows), squeeze=False)
-    for axis in axes.flat:
+def batch_strip(images, titles=None, columns=6, colour=None):
+    """A row or more of images (N, 3, H, W) in [0, 1] with titles, framed in a method's colour."""
+    titles = titles or [""] * len(images)
+    rows, lines = -(-len(images) // columns), 1 + max(title.count("\n") for title in titles)
+    size = (1.35 * columns, (1.35 + 0.16 * lines) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(images) :]:
         axis.axis("off")
-    for i, (axis, image) in enumerate(zip(axes.flat, images)):
-        show_image(axis, image, titles[i] if titles else "")
+    for axis, image, title in zip(axes.flat, images, titles):
+        show_image(axis, image, title)
+        axis.spines[:].set(visible=colour is not None, color=colour, linewidth=2)
     figure.tight_layout(pad=0.4)
     return figure
 

@@ -34,7 +34,7 @@ def show(figure, words: str):
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=2 * figure.dpi)
     plt.close(figure)
-    display(Image(file.getvalue(), retina=True, alt=words))
+    display(Image(file.getvalue(), retina=True, alt=" ".join(words.split())))
 
 
 def panels(count: int, columns: int, width: float, height: float, **options):
@@ -114,8 +114,6 @@ def dots_and_interval(axis, places, values, low, high, **look):
 def rows_of_methods(axes, methods: list):
     """Name the methods, (mixer, name) from the top, at the left of panels that share the height."""
     for axis in axes.flat:
-        axis.set_yticks(range(len(methods)), [name for _, name in methods], fontsize=TEXT)
+        axis.set_yticks(range(len(methods)), [name for _, name in methods])
         axis.set_ylim(len(methods) - 0.4, -0.6)
         axis.tick_params(labelsize=TEXT)
-        for label, (mixer, _) in zip(axis.get_yticklabels(), methods):
-            label.set_color(COLOURS[mixer])

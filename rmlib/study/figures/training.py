@@ -114,3 +114,16 @@ def confusion(names, counts, title: str = "", most: int = 25):
         axis, "\n".join(filter(None, [title, of if len(order) < len(names) else ""])), fontsize=TEXT
     )
     return figure
+
+
+def schedules(curves: dict, chosen: str, colour: str):
+    """Learning rates over a schedule: name -> rates of its steps; ``chosen`` is this run's."""
+    figure, axis = plt.subplots(figsize=(6, 2.9), layout="constrained")
+    for (name, rates), style in zip(curves.items(), ("-", "--", ":")):
+        own = name == chosen
+        shares = [step / len(rates) for step in range(len(rates))]
+        label = f"{name} (this run)" if own else name
+        axis.plot(shares, rates, style, color=colour if own else GREY, label=label)
+    axis.set(xlabel="share of the schedule", ylabel="learning rate")
+    legend_below(figure, axis)
+    return figure
