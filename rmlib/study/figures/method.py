@@ -94,7 +94,7 @@ def batch_strip(images, titles=None, columns=6, colour=None):
     """A row or more of images (N, 3, H, W) in [0, 1] with titles, framed in a method's colour."""
     titles = titles or [""] * len(images)
     rows, lines = -(-len(images) // columns), 1 + max(title.count("\n") for title in titles)
-    size = (1.35 * columns, (1.35 + 0.16 * lines) * rows)
+    size = (1.35 * columns, (1.35 + 0.2 * lines) * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     for axis in axes.flat[len(images) :]:
         axis.axis("off")

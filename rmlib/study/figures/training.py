@@ -65,7 +65,7 @@ def confidence(curves: dict, colour: str):
 
 
 def class_accuracy(names, counts, mixer: str, most: int = 40):
-    """Accuracy of every class as a bar, the hardest on top, and of all images as a line.
+    """Accuracy of every class, the hardest on top, and of all images as a line.
 
     Args:
         names, counts: of :func:`rmlib.study.report.classes.matrix`; mixer: the colour.
@@ -75,14 +75,15 @@ def class_accuracy(names, counts, mixer: str, most: int = 40):
     percent = 100 * np.diag(counts) / np.maximum(counts.sum(1), 1)
     order = sorted(kept, key=lambda place: -percent[place])[-most:]
     figure, axis = plt.subplots(figsize=(6, 0.7 + 0.22 * len(order)), layout="constrained")
-    axis.barh(range(len(order)), percent[order], color=COLOURS[mixer])
+    axis.hlines(range(len(order)), 0, percent[order], color=COLOURS[mixer], lw=2.5)
+    axis.plot(percent[order], range(len(order)), "o", color=COLOURS[mixer], ms=7)
     whole = 100 * np.trace(counts) / counts.sum()
     axis.axvline(whole, color="black", lw=1, ls="--")
     axis.set_yticks(range(len(order)), [names[place] for place in order], fontsize=TEXT)
     for label in axis.get_yticklabels():
         label.set_parse_math(False)
     axis.axvline(100 / len(names), color=GREY, lw=1, ls=":")
-    axis.set(xlabel=f"accuracy (%); dashed: all images, {whole:.1f}; dotted: chance", xlim=(0, 100))
+    axis.set(xlabel=f"accuracy (%); dashed: all images, {whole:.1f}; dotted: chance", xlim=(0, 101))
     axis.set_ylim(-0.6, len(order) - 0.4)
     return figure
 
