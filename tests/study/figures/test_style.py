@@ -1,11 +1,15 @@
 """What all figures share: colours that keep apart, and words for who does not see a figure."""
 
 import base64
+import itertools
 import struct
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from rmlib.study import figures
 
@@ -37,6 +41,52 @@ def test_methods_keep_apart_in_grey_and_stand_out_on_white():
     steps = [b - a for a, b in zip(levels, levels[1:])]
     assert min(steps) >= 12, f"lightness {levels}"
     assert all(contrast_on_white(colour) >= 3 for colour in figures.COLOURS.values())
+
+
+def every_figure():
+    """Each figure with axes of numbers, of two methods with long names."""
+    ours, other = ("region_mixup", "Region Mixup, k=4"), ("none", "No mixing, clean_weight=0")
+    curve = [90.0, 50.0, 20.0]
+    several = {ours: [curve, curve], other: [curve]}
+    sized = {name: [{"0": 90.0, "8/255": 50.0}] for name in (ours, other)}
+    whole = {ours: ([1.0, 2.0], 0.5, 2.5, 0.7), other: ([3.0], 2.0, 4.0, 0.7)}
+    row = {"epoch": 1, "clean_loss": 1.0, "mixed_loss": 2.0, "mixed_accuracy": 50.0}
+    history = [row | {"clean_accuracy": 60.0, "test_accuracy": 70.0, "epoch": e} for e in (1, 2)]
+    steps = {ours: curve, other: curve}
+    spread = torch.linspace(0, 1, 50)
+    compared = {"difference": "a - b", "of": "mixup", "points": 1.0, "low": 0.5, "high": 1.5}
+    compared = pd.DataFrame([compared | {"state": "resolved", "p": 0.01}])
+    yield figures.accuracy_against_eps(sized, sized, 10.0)
+    yield figures.accuracy_over(range(3), several, "queries", 10.0)
+    yield figures.intervals({"FGSM": {ours: [40.0, 50.0]}, "Square": {other: [60.0]}}, 10.0)
+    yield figures.measures([("energy inside the object (%)", whole)] * 5)
+    yield figures.lines([("a", 10.0, steps), ("b", None, steps)], ["head", "stem", "all"], "x", "y")
+    yield figures.mean_maps([("Mixup", "red", torch.rand(8, 8))] * 4, 2)
+    yield figures.learning_curves(history, "mixup", 1.0, 58.0, 10.0)
+    yield figures.confidence({"training images": spread, "test images": spread}, "black")
+    yield figures.softness({"k=2": spread}, {"k=2": "region_mixup"})
+    yield figures.schedules({"onecycle": curve, "multistep": curve}, "onecycle", "black")
+    yield figures.class_accuracy(["a", "b"], np.array([[3, 1], [0, 2]]), "mixup")
+    yield figures.confusion(["a", "b"], np.array([[3, 1], [0, 2]]))
+    yield figures.forest([("one", compared)])
+    yield figures.told_twice(steps, [("one", compared)])
+    values = {name: [1.0, 2.0] for name in ("accuracy", "nll", "ece")}
+    yield figures.against_softness([("mixup", "Mixup", 0.29, values)])
+
+
+def test_text_can_be_read_and_no_legend_lies_on_data():
+    matplotlib.use("agg")
+    with matplotlib.rc_context():
+        figures.use_style()
+        for figure in every_figure():
+            figure.canvas.draw()
+            texts = [each for each in figure.findobj(matplotlib.text.Text) if each.get_text()]
+            assert min(text.get_fontsize() for text in texts if text.get_visible()) >= 9
+            legends = [*figure.legends, *filter(None, (a.get_legend() for a in figure.axes))]
+            for legend, axis in itertools.product(legends, figure.axes):
+                box = legend.get_window_extent()
+                assert not box.overlaps(axis.get_window_extent()), axis.get_title()
+            plt.close(figure)
 
 
 def test_a_shown_figure_has_twice_the_pixels_and_its_words(monkeypatch):
