@@ -40,7 +40,7 @@ def forest(groups: list):
             Columns paired_low and paired_high make a thin line; p is written next to its row.
     """
     heights = [len(table) + 1.2 for _, table in groups]
-    size = (6.2, 0.5 + 0.25 * sum(heights))
+    size = (6.6, 1 + 0.28 * sum(heights))
     look: Any = {"height_ratios": heights, "layout": "constrained", "squeeze": False}
     figure, axes = plt.subplots(len(groups), 1, figsize=size, **look)
     for axis, (title, table) in zip(axes[:, 0], groups):
@@ -66,7 +66,7 @@ def told_twice(curves: dict, groups: list):
         groups: as for :func:`forest`.
     """
     heights = [len(table) + 1.5 for _, table in groups]
-    figure = plt.figure(figsize=(7.6, 0.5 + 0.3 * sum(heights)), layout="constrained")
+    figure = plt.figure(figsize=(8, 1.6 + 0.32 * sum(heights)), layout="constrained")
     grid = figure.add_gridspec(len(groups), 2, width_ratios=(1, 1.25), height_ratios=heights)
     left = figure.add_subplot(grid[:, 0])
     for (mixer, name), curve in curves.items():
@@ -90,7 +90,7 @@ def methods(groups: list):
     """
     heights = [len(found) + 1.2 for _, found in groups]
     look: Any = {"height_ratios": heights, "layout": "constrained", "squeeze": False}
-    figure, axes = plt.subplots(len(groups), 1, figsize=(7, 0.4 + 0.27 * sum(heights)), **look)
+    figure, axes = plt.subplots(len(groups), 1, figsize=(7, 0.5 + 0.28 * sum(heights)), **look)
     for axis, (title, found) in zip(axes[:, 0], groups):
         for place, method in enumerate(reversed(found)):
             low, high = interval(method.accuracies)
