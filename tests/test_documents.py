@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from made import finished
@@ -24,6 +25,7 @@ NAMES = subprocess.run(
 ).stdout.split()
 # the tables of `rmlib bench` are no prose
 DOCUMENTS = [name for name in NAMES if not name.startswith("results/bench")]
+LESSONS = ["01_method.ipynb", "02_training.ipynb", "03_robustness.ipynb", "04_cam.ipynb"]
 CORE = sorted(path.name for path in (ROOT / "rmlib").glob("*.py"))
 BLOCK = re.compile(r"^<!-- report .*?^<!-- end -->", re.DOTALL | re.MULTILINE)
 MOST_WORDS = 25
@@ -68,6 +70,16 @@ def test_the_first_pages_are_short(name, lines):
 @each_document
 def test_sentences_of_documents_are_short(name):
     assert not too_long(prose(text_of(name)))
+
+
+@pytest.mark.parametrize("name", LESSONS)
+def test_sentences_of_lessons_are_short(name):
+    """A formula in a line is a word; exercises have their own notebooks."""
+    for cell in nbformat.read(ROOT / "notebooks" / name, 4).cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"\*\*Exercises\.\*\*.*", "", cell.source)
+            text = re.sub(r"\$\$.*?\$\$", "\n\n", text, flags=re.DOTALL)
+            assert not too_long(prose(re.sub(r"\$[^$]+\$", "formula", text)))
 
 
 @pytest.mark.parametrize("name", CORE)

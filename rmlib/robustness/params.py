@@ -21,7 +21,7 @@ class RobustnessParams(NetworksParams):
     """Parameters of 03_robustness."""
 
     images: Limit = Field(
-        64,
+        128,
         ge=1,
         description=(
             "test images under FGSM, Square and corruptions, drawn by the seed; None or all:"
@@ -29,7 +29,7 @@ class RobustnessParams(NetworksParams):
         ),
     )
     eps: list[Eps] = Field(
-        ["0", "1/255", "2/255", "4/255", "8/255", "16/255", "32/255"],
+        ["0", "8/255", "32/255"],
         description="sizes of the perturbation for FGSM and for PGD, which checks it",
     )
     square_eps: list[Eps] = Field(
@@ -42,7 +42,7 @@ class RobustnessParams(NetworksParams):
         None, ge=1, description="how many of the images PGD attacks; None or all: every one"
     )
     autoattack_images: Int = Field(
-        8,
+        4,
         ge=0,
         description="how many of them AutoAttack attacks: seconds per image on a CPU; 0: none",
     )

@@ -22,5 +22,11 @@ from rmlib.study.figures.robustness import (
     intervals,
     perturbations,
 )
-from rmlib.study.figures.style import COLOURS, show_image, use_style
-from rmlib.study.figures.training import class_accuracy, confidence, confusion, learning_curves
+from rmlib.study.figures.style import COLOURS, show, show_image, use_style
+from rmlib.study.figures.training import (
+    class_accuracy,
+    confidence,
+    confusion,
+    learning_curves,
+    schedules,
+)

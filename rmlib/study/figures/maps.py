@@ -2,10 +2,22 @@
 
 import itertools
 import textwrap
+from typing import Any
 
 import matplotlib.pyplot as plt
 
-from rmlib.study.figures.style import COLOURS, dots_and_interval, panels, show_image, show_map
+from rmlib.study.figures.style import (
+    COLOURS,
+    GREY,
+    MAP,
+    TEXT,
+    dots_and_interval,
+    legend_below,
+    panels,
+    rows_of_methods,
+    show_image,
+    show_map,
+)
 
 
 def cam_grid(images, titles, rows, masks=None):
@@ -17,19 +29,28 @@ def cam_grid(images, titles, rows, masks=None):
         masks: (N, H, W) bool of the objects; their outlines are drawn.
     """
     height, width = 1 + len(rows), len(images)
-    figure, axes = plt.subplots(height, width, figsize=(1.25 * width, 1.4 * height), squeeze=False)
+    size = (1.3 * width + 0.8, 1.45 * height)
+    figure, axes = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
     for i, axis in enumerate(axes[0]):
         show_image(axis, images[i], titles[i])
     for line, (label, colour, grids, notes) in zip(axes[1:], rows):
         for i, axis in enumerate(line):
-            show_map(axis, images[i], grids[i], notes[i])
-        line[0].set_ylabel(label.replace(", ", ",\n"), fontsize=8, color=colour, fontweight="bold")
+            shown = show_map(axis, images[i], grids[i], notes[i])
+        look = {"fontsize": TEXT, "color": colour, "fontweight": "bold"}
+        line[0].set_ylabel(label.replace(", ", ",\n"), **look)
     if masks is not None:
         for line in axes:
             for mask, axis in zip(masks, line):
                 axis.contour(mask.numpy(), [0.5], colors="white", linewidths=0.9)
-    figure.tight_layout(pad=0.4)
+    _bar(figure, shown, axes[1:])
     return figure
+
+
+def _bar(figure, shown, axes):
+    """The scale of maps at the right of them."""
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=30)
+    bar.set_label("part of the map's largest value", fontsize=TEXT)
+    bar.ax.tick_params(labelsize=TEXT)
 
 
 def grid_points(image, title, rows):
@@ -40,15 +61,17 @@ def grid_points(image, title, rows):
         rows: list of (label, (h, w) map as computed, (H, W) map as a picture in [0, 1]).
     """
     columns = 1 + len(rows)
-    figure, axes = plt.subplots(2, columns, figsize=(1.45 * columns, 3.1), squeeze=False)
+    look: Any = {"squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(2, columns, figsize=(1.5 * columns + 0.8, 3.6), **look)
     show_image(axes[0, 0], image, title)
     axes[1, 0].axis("off")
     for (label, small, picture), (above, below) in zip(rows, axes.T[1:]):
-        above.imshow(small, cmap="turbo")
-        above.set_title(f"{label}\n{small.shape[0]} x {small.shape[1]} grid points", fontsize=8)
-        show_map(below, image, picture)
+        above.imshow(small / small.max().clamp(min=1e-12), cmap=MAP, vmin=0, vmax=1)
+        title = f"{label}\n{small.shape[0]} x {small.shape[1]} grid points"
+        above.set_title(title.replace(", ", ",\n"), fontsize=TEXT)
+        shown = show_map(below, image, picture)
         above.set(xticks=[], yticks=[])
-    figure.tight_layout(pad=0.4)
+    _bar(figure, shown, axes)
     return figure
 
 
@@ -59,20 +82,17 @@ def measures(groups: list):
         groups: list of (title, {(mixer, name of the method): (means of the networks, low, high,
             control)}); all but the means may be NaN, and the control is a grey dash.
     """
-    figure, axes = panels(len(groups), 4, 2.25, 2.5)
-    for axis, (title, methods) in zip(axes.flat, groups):
-        for place, ((mixer, _), (networks, low, high, control)) in enumerate(methods.items()):
-            ends = [place - 0.3, place + 0.3]
-            places = (place - 0.12, place + 0.12)
-            axis.plot(ends, [control] * 2, color="#888888", lw=1.2, ls=(0, (3, 1.5)))
-            dots_and_interval(axis, places, networks, low, high, colour=COLOURS[mixer], size=4)
-        names = [name.replace("_", " ") for _, name in methods]
-        names = [textwrap.fill(name, 8, break_long_words=False) for name in names]
-        axis.set(xticks=range(len(methods)), xlim=(-0.5, len(methods) - 0.5))
-        axis.set_xticklabels(names, fontsize=6.5)
-        axis.set_title(title, fontsize=8)
-        axis.tick_params(axis="y", labelsize=7)
-    figure.tight_layout(pad=0.5)
+    methods = list(groups[0][1])
+    height = 0.7 + 0.34 * len(methods)
+    look: Any = {"margin": 1.2, "sharey": True, "layout": "constrained"}
+    figure, axes = panels(len(groups), 4, 1.75, height, **look)
+    for axis, (title, found) in zip(axes.flat, groups):
+        for place, ((mixer, _), (networks, low, high, control)) in enumerate(found.items()):
+            axis.plot([control] * 2, [place - 0.35, place + 0.35], color=GREY, lw=1.5, ls="--")
+            places = (place - 0.12, place + 0.14)
+            dots_and_interval(axis, places, networks, low, high, colour=COLOURS[mixer], size=5)
+        axis.set_title(textwrap.fill(title, 20), fontsize=TEXT)
+    rows_of_methods(axes, methods)
     return figure
 
 
@@ -87,20 +107,20 @@ def lines(groups: list, steps: list, label: str, values: str):
     """
     words = isinstance(steps[0], str)
     places = range(len(steps)) if words else steps
-    figure, axes = panels(len(groups), len(groups), 3.9, 2.9, sharey=True)
+    look: Any = {"sharey": True, "layout": "constrained"}
+    figure, axes = panels(len(groups), len(groups), 3.9, 3.5, **look)
     for axis, (title, control, methods) in zip(axes[0], groups):
         looks = zip(itertools.cycle(["-", "--", "-.", ":"]), itertools.cycle("osD^vP*X"))
         for ((mixer, name), curve), (style, marker) in zip(methods.items(), looks):
-            axis.plot(places, curve, style, marker=marker, ms=3, color=COLOURS[mixer], label=name)
+            axis.plot(places, curve, style, marker=marker, ms=4, color=COLOURS[mixer], label=name)
         if control is not None and control == control:
-            axis.axhline(control, color="#888888", lw=1, ls=":", label="another image's map")
+            axis.axhline(control, color=GREY, lw=1.5, ls=":", label="another image's map")
         if words:
-            axis.set_xticks(places, steps, fontsize=8, rotation=35, ha="right")
+            axis.set_xticks(places, steps, fontsize=TEXT, rotation=35, ha="right")
         axis.set(xlabel=label)
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=TEXT + 1)
     axes[0][0].set_ylabel(values)
-    axes[0][-1].legend(frameon=False, fontsize=7)
-    figure.tight_layout()
+    legend_below(figure, axes[0][-1])
     return figure
 
 
@@ -111,15 +131,17 @@ def mean_maps(columns: list, k: int):
         columns: list of (name, colour, (H, W) mean map).
     """
     count = len(columns)
-    figure, axes = panels(count, count, 1.9, 2.1, margin=0.6, layout="constrained")
+    figure, axes = panels(count, count, 1.75, 2.1, margin=0.6, layout="constrained")
     low = min(float(each.min()) for _, _, each in columns)
     high = max(float(each.max()) for _, _, each in columns)
     for axis, (name, colour, grid) in zip(axes[0], columns):
-        shown = axis.imshow(grid, cmap="turbo", vmin=low, vmax=high)
+        shown = axis.imshow(grid, cmap=MAP, vmin=low, vmax=high)
         for tile in range(1, k):
             axis.axvline(tile * grid.shape[1] / k - 0.5, color="white", lw=0.8)
             axis.axhline(tile * grid.shape[0] / k - 0.5, color="white", lw=0.8)
-        axis.set_title(name, fontsize=8, color=colour, fontweight="bold")
+        axis.set_title(name, fontsize=TEXT, color=colour, fontweight="bold")
         axis.set(xticks=[], yticks=[])
-    figure.colorbar(shown, ax=axes[0], shrink=0.8).ax.tick_params(labelsize=7)
+    bar = figure.colorbar(shown, ax=axes[0], shrink=0.8)
+    bar.set_label("mean map", fontsize=TEXT)
+    bar.ax.tick_params(labelsize=TEXT)
     return figure

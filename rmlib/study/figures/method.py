@@ -2,14 +2,13 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 import torch
 from matplotlib.patches import Rectangle
 
 from rmlib import UserError
 from rmlib.data import load, stream, to_float
 from rmlib.mixers import CutMix, Mixup, Plan, RegionMixup
-from rmlib.study.figures.style import COLOURS, histogram, show_image
+from rmlib.study.figures.style import COLOURS, TEXT, histogram, legend_below, show_image
 from rmlib.study.names import LABELS
 
 
@@ -27,7 +26,7 @@ def draw_tiles(axis, plan: Plan, numbers=False):
         if numbers:
             centre = ((x1 + x2 - 1) / 2, (y1 + y2 - 1) / 2)
             colour = "white" if lam < 0.6 else "black"
-            axis.text(*centre, f"{lam:.2f}", ha="center", va="center", fontsize=8, color=colour)
+            axis.text(*centre, f"{lam:.2f}", ha="center", va="center", fontsize=TEXT, color=colour)
 
 
 def mixing_table(images, labels, classes, plans: dict, mixers: dict, row=0):
@@ -38,7 +37,7 @@ def mixing_table(images, labels, classes, plans: dict, mixers: dict, row=0):
         plans, mixers: name -> Plan, name -> Mixer, same names as COLOURS.
         row: which image of the batch is followed.
     """
-    figure, axes = plt.subplots(len(plans), 4, figsize=(6.4, 1.75 * len(plans)), squeeze=False)
+    figure, axes = plt.subplots(len(plans), 4, figsize=(7.2, 1.85 * len(plans)), squeeze=False)
     for line, (name, plan) in zip(axes, plans.items()):
         mixed, targets = mixers[name].apply(images, labels, plan)
         weights = plan.weight_map()[row if plan.lam.shape[1] > 1 else 0]
@@ -49,15 +48,15 @@ def mixing_table(images, labels, classes, plans: dict, mixers: dict, row=0):
         line[1].imshow(weights, cmap="gray", vmin=0, vmax=1)
         line[1].set(xticks=[], yticks=[])
         line[1].spines[:].set(visible=True, color="#bbbbbb", linewidth=0.8)
-        line[1].set_title("W: weight of the image", fontsize=8)
+        line[1].set_title("W: weight of the image", fontsize=TEXT)
         draw_tiles(line[1], plan, numbers=True)
         show_image(line[2], partner, "partners")
         draw_tiles(line[2], plan)
         show_image(line[3], mixed[row], "mixed")
         words = target_text(targets[row], classes)
-        look = {"fontsize": 8, "va": "center", "parse_math": False}
+        look = {"fontsize": TEXT, "va": "center", "parse_math": False}
         line[3].text(1.06, 0.5, words, transform=line[3].transAxes, **look)
-        line[0].set_ylabel(LABELS[name], fontsize=9, color=COLOURS[name], fontweight="bold")
+        line[0].set_ylabel(LABELS[name], fontsize=TEXT + 1, color=COLOURS[name], fontweight="bold")
     figure.tight_layout(pad=0.6)
     return figure
 
@@ -91,27 +90,31 @@ def overview(seed: int = 0):
     return mixing_table(images, batch.labels, batch.classes, plans, mixers, row=star)
 
 
-def batch_strip(images, titles=None, columns=8):
-    """A row or more of images (N, 3, H, W) in [0, 1] with titles."""
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.15 * columns, 1.45 * rows), squeeze=False)
-    for axis in axes.flat:
+def batch_strip(images, titles=None, columns=6, colour=None):
+    """A row or more of images (N, 3, H, W) in [0, 1] with titles, framed in a method's colour."""
+    titles = titles or [""] * len(images)
+    rows, lines = -(-len(images) // columns), 1 + max(title.count("\n") for title in titles)
+    size = (1.35 * columns, (1.35 + 0.2 * lines) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(images) :]:
         axis.axis("off")
-    for i, (axis, image) in enumerate(zip(axes.flat, images)):
-        show_image(axis, image, titles[i] if titles else "")
+    for axis, image, title in zip(axes.flat, images, titles):
+        show_image(axis, image, title)
+        axis.spines[:].set(visible=colour is not None, color=colour, linewidth=2)
     figure.tight_layout(pad=0.4)
     return figure
 
 
-def softness(weights: dict, title="weight of the original label"):
-    """Histograms of the original's label weight, a curve per mixer: name -> array of weights."""
-    figure, axis = plt.subplots(figsize=(5.6, 2.8))
-    styles = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
-    palette = sns.color_palette("dark", len(weights))
-    for (name, values), style, colour in zip(weights.items(), styles * 2, palette):
-        colour = COLOURS.get(name, colour)
-        histogram(axis, values, 25, "density", label=name, linestyle=style, color=colour)
+def softness(weights: dict, chosen: dict, title="weight of the original label"):
+    """Histograms of the original's label weight, a curve per mixer: name -> array of weights.
+
+    Args:
+        chosen: name -> mixer, the colour.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    for (name, values), style in zip(weights.items(), ["-", "--", "-.", ":"] * 2):
+        colour = COLOURS[chosen[name]]
+        histogram(axis, values, 25, "density", label=name, linestyle=style, color=colour, lw=1.8)
     axis.set(xlabel=title, ylabel="density", xlim=(0, 1))
-    axis.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    legend_below(figure, axis, 4)
     return figure

@@ -6,10 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
-from rmlib.study.figures.style import COLOURS, titled
+from rmlib.study.figures.style import COLOURS, GREY, legend_below, titled
 from rmlib.study.report.stats import interval
-
-GREY = "#555555"
 
 
 def _forest(axis, table, title: str):
@@ -21,12 +19,12 @@ def _forest(axis, table, title: str):
         axis.plot([row["low"], row["high"]], [place, place], color=colour, lw=2.2)
         axis.plot(paired, [place - 0.27] * 2, color=colour, lw=1, alpha=0.6)
         axis.plot(row["points"], place, "o", color=colour, mfc=filled, ms=6, mew=1.5)
-    axis.axvline(0, color="#888888", lw=1, ls="--", zorder=0)
+    axis.axvline(0, color=GREY, lw=1, ls="--", zorder=0)
     axis.set(ylim=(-0.7, len(table) - 0.4))
-    axis.set_yticks(range(len(table)), list(table["difference"])[::-1], fontsize=7.5)
+    axis.set_yticks(range(len(table)), list(table["difference"])[::-1], fontsize=9)
     title += "" if table["low"].notna().any() else " (one run each)"
-    titled(axis, title, fontsize=8.5, loc="left")
-    axis.tick_params(axis="x", labelsize=7.5)
+    titled(axis, title, fontsize=9, loc="left")
+    axis.tick_params(axis="x", labelsize=9)
 
 
 def forest(groups: list):
@@ -38,7 +36,7 @@ def forest(groups: list):
             Columns paired_low and paired_high make a thin line.
     """
     heights = [len(table) + 1.2 for _, table in groups]
-    size = (6.2, 0.5 + 0.25 * sum(heights))
+    size = (6.6, 1 + 0.28 * sum(heights))
     look: Any = {"height_ratios": heights, "layout": "constrained", "squeeze": False}
     figure, axes = plt.subplots(len(groups), 1, figsize=size, **look)
     for axis, (title, table) in zip(axes[:, 0], groups):
@@ -50,7 +48,7 @@ def forest(groups: list):
         Line2D([], [], marker="o", ls="", color=GREY, label="resolved"),
         Line2D([], [], marker="o", ls="", color=GREY, mfc="white", label="unresolved"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=7.5)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
@@ -62,7 +60,7 @@ def methods(groups: list):
     """
     heights = [len(found) + 1.2 for _, found in groups]
     look: Any = {"height_ratios": heights, "layout": "constrained", "squeeze": False}
-    figure, axes = plt.subplots(len(groups), 1, figsize=(7, 0.4 + 0.27 * sum(heights)), **look)
+    figure, axes = plt.subplots(len(groups), 1, figsize=(7, 0.5 + 0.28 * sum(heights)), **look)
     for axis, (title, found) in zip(axes[:, 0], groups):
         for place, method in enumerate(reversed(found)):
             low, high = interval(method.accuracies)
@@ -104,6 +102,5 @@ def against_softness(found: list):
                 axis.plot(place + 0.008, np.mean(several), ms=7, **look)
         axis.set(ylabel=label, xlim=(0.05, 0.34))
     axes[1].set_xlabel("standard deviation of the original's weight (left: softer targets)")
-    names = axes[0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    legend_below(figure, axes[0])
     return figure

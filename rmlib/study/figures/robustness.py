@@ -1,29 +1,36 @@
 """Figures of 03_robustness: accuracy under attacks and corruptions."""
 
 from fractions import Fraction
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 
 from rmlib.study.figures.style import (
     COLOURS,
+    GREY,
+    TEXT,
+    chance_line,
     dots_and_interval,
+    legend_below,
     networks_and_mean,
     panels,
+    rows_of_methods,
     show_image,
 )
 from rmlib.study.report.stats import interval
 
 
-def accuracy_against_eps(curves: dict, stronger: dict):
+def accuracy_against_eps(curves: dict, stronger: dict, chance: float | None = None):
     """Accuracy after two attacks over eps, on an axis that doubles from 1/255 on.
 
     Args:
         curves: (mixer, name of the method) -> list over networks of {eps as text: accuracy in
             percent}; thin lines, the mean bold.
         stronger: the same of a stronger attack, dashed.
+        chance: accuracy in percent of a network that guesses.
     """
-    figure, axis = plt.subplots(figsize=(6.2, 3.4))
+    figure, axis = plt.subplots(figsize=(6.6, 4.2), layout="constrained")
     ticks = set()
     for number, ((mixer, name), networks) in enumerate(curves.items()):
         look = {"colour": COLOURS[mixer], "marker": "osD^vP*X"[number % 8], "ms": 4}
@@ -38,12 +45,12 @@ def accuracy_against_eps(curves: dict, stronger: dict):
     axis.set(ylim=(0, 100), xlim=(0, max(ticks) * 1.1 + 0.1))
     axis.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
     axis.minorticks_off()
-    axis.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    chance_line(axis, chance)
+    legend_below(figure, axis)
     return figure
 
 
-def accuracy_over(steps, curves: dict, label: str):
+def accuracy_over(steps, curves: dict, label: str, chance: float | None = None):
     """Accuracy of several methods over something that grows, such as queries or severities.
 
     Args:
@@ -51,35 +58,43 @@ def accuracy_over(steps, curves: dict, label: str):
         curves: (mixer, name of the method) -> list over networks of accuracies in percent, one for
             each step; thin lines, the mean bold.
         label: of the axis.
+        chance: accuracy in percent of a network that guesses.
     """
-    figure, axis = plt.subplots(figsize=(5.6, 3.0))
-    for ((mixer, name), networks), style in zip(curves.items(), ["-", "--", "-.", ":"] * 2):
-        words = f"{name} (n = {len(networks)})"
-        networks_and_mean(axis, steps, networks, COLOURS[mixer], ls=style, lw=2, label=words)
-    axis.set(xlabel=label, ylabel="accuracy (%)", ylim=(0, 100), xlim=(min(steps), max(steps)))
-    axis.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    figure, axis = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
+    looks = zip(["-", "--", "-.", ":"] * 2, "osD^vP*X")
+    every = max(1, len(steps) // 10)
+    for ((mixer, name), networks), (style, marker) in zip(curves.items(), looks):
+        look = {"ls": style, "lw": 1.8, "marker": marker, "ms": 4, "markevery": every}
+        look["label"] = f"{name} (n = {len(networks)})"
+        networks_and_mean(axis, steps, networks, COLOURS[mixer], **look)
+    axis.set(xlabel=label, ylabel="accuracy (%)", ylim=(0, 100))
+    chance_line(axis, chance)
+    legend_below(figure, axis)
     return figure
 
 
-def intervals(groups: dict):
+def intervals(groups: dict, chance: float):
     """Networks as dots, and the mean of each method with its 95 % interval over seeds as a bar.
 
     Args:
         groups: title -> {(mixer, name of the method): accuracies in percent, one per network}; the
             interval is Student's t, and one network has none.
+        chance: accuracy in percent of a network that guesses, a dotted line.
     """
-    count = len(groups)
-    figure, axes = panels(count, count, 2.5, 2.8, margin=0.6, sharey=True)
+    count, rows = len(groups), list(dict.fromkeys(each for own in groups.values() for each in own))
+    look: Any = {"margin": 1.2, "sharey": True, "layout": "constrained"}
+    figure, axes = panels(count, count, 2.1, 0.9 + 0.34 * len(rows), **look)
     for axis, (title, methods) in zip(axes[0], groups.items()):
-        for place, ((mixer, _), values) in enumerate(methods.items()):
-            look = {"colour": COLOURS[mixer], "size": 5}
-            dots_and_interval(axis, (place, place + 0.2), values, *interval(values), **look)
-        axis.set(xticks=range(len(methods)), xlim=(-0.5, len(methods) - 0.3))
-        axis.set_xticklabels([name.replace(" ", "\n", 1) for _, name in methods], fontsize=7)
-        axis.set_title(title, fontsize=8)
-    axes[0][0].set(ylabel="accuracy (%)", ylim=(0, 100))
-    figure.tight_layout()
+        for method, values in methods.items():
+            place, colour = rows.index(method), COLOURS[method[0]]
+            ends = interval(values)
+            dots_and_interval(
+                axis, (place - 0.12, place + 0.14), values, *ends, colour=colour, size=5
+            )
+        axis.set_title(title, fontsize=TEXT)
+        axis.set(xlabel="accuracy (%)", xlim=(0, 100))
+        axis.axvline(chance, color=GREY, lw=1, ls=":")
+    rows_of_methods(axes, rows)
     return figure
 
 
@@ -93,12 +108,12 @@ def perturbations(images, adversarial, before, after, eps: float):
     added = torch.full_like(images, 0.5)
     if eps:
         added = (adversarial - images) / (2 * eps) + 0.5
-    figure, axes = plt.subplots(3, len(images), figsize=(1.25 * len(images), 4.7), squeeze=False)
+    figure, axes = plt.subplots(3, len(images), figsize=(1.35 * len(images), 5.0), squeeze=False)
     for i, column in enumerate(axes.T):
         show_image(column[0], images[i], before[i])
         show_image(column[1], added[i])
         show_image(column[2], adversarial[i], after[i])
     for axis, name in zip(axes[:, 0], ("image", "perturbation", "attacked")):
-        axis.set_ylabel(name, fontsize=9)
+        axis.set_ylabel(name, fontsize=TEXT)
     figure.tight_layout(pad=0.4)
     return figure

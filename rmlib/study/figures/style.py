@@ -1,11 +1,20 @@
 """What all figures share: one colour per method, and the pieces that they are made of."""
 
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 
-# Colour-blind safe, and of different lightness, so that the order survives a grey print.
-COLOURS = {"none": "#4d4d4d", "mixup": "#e69f00", "cutmix": "#56b4e9", "region_mixup": "#b2182b"}
+# Steps of lightness (L* 13, 33, 46, 61) keep them apart in a grey print and for the colour-blind;
+# the lightest still has a contrast of 3 on white, which a thin line needs.
+COLOURS = {"none": "#222222", "region_mixup": "#9b1030", "cutmix": "#0072b2", "mixup": "#c98500"}
+# of controls, chance and what belongs to no method
+GREY = "#666666"
+# of a map: its lightness grows evenly, with no dark end on top
+MAP = "magma"
+# the smallest text in points
+TEXT = 9
 
 
 def use_style():
@@ -13,6 +22,19 @@ def use_style():
     options = {"figure.dpi": 90, "savefig.bbox": "tight"}
     options |= {"axes.spines.top": False, "axes.spines.right": False}
     sns.set_theme(context="notebook", style="ticks", font_scale=0.85, rc=options)
+
+
+def show(figure, words: str):
+    """Show a figure in a notebook at twice its resolution, with words for who does not see it.
+
+    They are stored as the picture's ``alt``, from which nbconvert and the HTML report take them.
+    """
+    from IPython.display import Image, display
+
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=2 * figure.dpi)
+    plt.close(figure)
+    display(Image(file.getvalue(), retina=True, alt=" ".join(words.split())))
 
 
 def panels(count: int, columns: int, width: float, height: float, **options):
@@ -38,15 +60,27 @@ def titled(axis, text: str, **look):
 def show_image(axis, image, title=""):
     """One image (C, H, W) in [0, 1] on an axis without ticks."""
     axis.imshow(image.permute(1, 2, 0).float().clamp(0, 1).numpy())
-    titled(axis, title, fontsize=8)
+    titled(axis, title, fontsize=TEXT)
     axis.set(xticks=[], yticks=[])
     sns.despine(ax=axis, left=True, bottom=True)
 
 
 def show_map(axis, image, grid, title=""):
-    """A map (H, W) in [0, 1] over a grey image (3, H, W): blue is 0, red 1."""
+    """A map (H, W) in [0, 1] over a grey image (3, H, W); returns what a colour bar needs."""
     show_image(axis, image.mean(0, keepdim=True).expand(3, -1, -1), title)
-    axis.imshow(grid, cmap="turbo", vmin=0, vmax=1, alpha=0.5)
+    return axis.imshow(grid, cmap=MAP, vmin=0, vmax=1, alpha=0.6)
+
+
+def chance_line(axis, chance: float | None, **look):
+    """A dotted line at the accuracy in percent of a network that guesses."""
+    if chance is not None:
+        axis.axhline(chance, color=GREY, lw=1, ls=":", label="chance", **look)
+
+
+def legend_below(figure, axis, columns: int = 3):
+    """The legend of an axis under its figure, where it hides nothing; needs layout constrained."""
+    names = axis.get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower center", ncols=columns, frameon=False, fontsize=TEXT)
 
 
 def histogram(axis, values, bins: int, stat: str, **look):
@@ -64,13 +98,22 @@ def networks_and_mean(axis, steps, networks, colour, thin="-", **bold):
 
 
 def dots_and_interval(axis, places, values, low, high, **look):
-    """Values as circles at ``places[0]``, their mean as a bar at ``places[1]``; NaN: no interval.
+    """Values as circles at the height ``places[0]``, their mean as a bar at ``places[1]``.
 
     Args:
+        low, high: of the interval; NaN: none.
         look: colour, and size of a circle in points.
     """
     colour, size = look["colour"], look["size"]
     mean = np.mean(values)
     error = None if np.isnan(low) else [[mean - low], [high - mean]]
-    axis.plot([places[0]] * len(values), values, "o", color=colour, ms=size, mfc="white")
-    axis.errorbar(places[1], mean, yerr=error, fmt="_", color=colour, lw=2, ms=2 * size)
+    axis.plot(values, [places[0]] * len(values), "o", color=colour, ms=size, mfc="white")
+    axis.errorbar(mean, places[1], xerr=error, fmt="|", color=colour, lw=2, ms=2 * size)
+
+
+def rows_of_methods(axes, methods: list):
+    """Name the methods, (mixer, name) from the top, at the left of panels that share the height."""
+    for axis in axes.flat:
+        axis.set_yticks(range(len(methods)), [name for _, name in methods])
+        axis.set_ylim(len(methods) - 0.4, -0.6)
+        axis.tick_params(labelsize=TEXT)

@@ -5,50 +5,67 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from rmlib.study.figures.style import COLOURS, histogram, titled
+from rmlib.study.figures.style import (
+    COLOURS,
+    GREY,
+    TEXT,
+    chance_line,
+    histogram,
+    legend_below,
+    titled,
+)
 from rmlib.study.names import LABELS
 
 
-def learning_curves(history, mixer: str):
-    """Loss and accuracy over the epochs of one run (a record's history)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.9))
+def learning_curves(history, mixer: str, floor: float, ceiling: float, chance: float):
+    """Loss and accuracy over the epochs of one run (a record's history).
+
+    Args:
+        floor: the smallest mixed loss in nats that any network reaches.
+        ceiling, chance: the largest mixed accuracy in percent, and that of guessing.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.7), layout="constrained")
     epochs = [row["epoch"] for row in history]
 
     def line(axis, name, label, style, colour):
         points = [(row["epoch"], row[name]) for row in history if row.get(name) is not None]
         if points:
-            axis.plot(*zip(*points), style, color=colour, label=label, ms=4)
+            axis.plot(*zip(*points), style, color=colour, label=label, ms=5)
 
-    grey, colour = "#888888", COLOURS[mixer]
-    line(left, "clean_loss", "clean batch", "s--", grey)
+    colour = COLOURS[mixer]
+    line(left, "clean_loss", "clean batch", "s--", GREY)
     line(left, "mixed_loss", "mixed batch", "o-", colour)
-    line(right, "clean_accuracy", "train, clean batch", "s--", grey)
+    line(right, "clean_accuracy", "train, clean batch", "s--", GREY)
     line(right, "mixed_accuracy", "train, mixed batch", "o:", colour)
     line(right, "test_accuracy", "test", "D-", colour)
     left.set(xlabel="epoch", ylabel="cross entropy (nats)")
     right.set(xlabel="epoch", ylabel="accuracy (%)")
+    left.axhline(floor, color=colour, lw=1, ls=(0, (1, 2)), label="floor of the mixed batch")
+    right.axhline(ceiling, color=colour, lw=1, ls=(0, (1, 2)), label="ceiling of the mixed batch")
+    chance_line(right, chance)
+    left.set_ylim(bottom=0)
+    right.set_ylim(0, 102)
     for axis in (left, right):
         axis.set_xticks(epochs if len(epochs) <= 10 else np.linspace(1, epochs[-1], 6).astype(int))
-        axis.legend(frameon=False, fontsize=8)
-    figure.suptitle(LABELS[mixer], color=colour, fontsize=10)
-    figure.tight_layout()
+        look: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "frameon": False}
+        axis.legend(fontsize=TEXT, ncols=2, **look)
+    figure.suptitle(LABELS[mixer], color=colour, fontsize=TEXT + 1)
     return figure
 
 
-def confidence(curves: dict):
-    """Distributions of the largest predicted probability: label -> array of values in [0, 1]."""
-    figure, axis = plt.subplots(figsize=(5.2, 2.6))
-    looks = (("-", COLOURS["none"]), ("--", COLOURS["region_mixup"]), (":", COLOURS["cutmix"]))
-    for (name, values), (style, colour) in zip(curves.items(), looks):
-        histogram(axis, values, 20, "percent", label=name, linestyle=style, color=colour)
+def confidence(curves: dict, colour: str):
+    """Distributions of the largest predicted probability: label -> values in [0, 1], with means."""
+    figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for (name, values), style in zip(curves.items(), ("-", "--", ":")):
+        histogram(axis, values, 20, "percent", label=name, linestyle=style, color=colour, lw=1.8)
+        axis.axvline(float(values.mean()), color=colour, lw=1, ls=style)
     axis.set(xlabel="largest predicted probability", ylabel="images (%)", xlim=(0, 1))
-    axis.legend(frameon=False, fontsize=8, loc="upper left")
-    figure.tight_layout()
+    legend_below(figure, axis)
     return figure
 
 
 def class_accuracy(names, counts, mixer: str, most: int = 40):
-    """Accuracy of every class as a bar, the hardest on top, and of all images as a line.
+    """Accuracy of every class, the hardest on top, and of all images as a line.
 
     Args:
         names, counts: of :func:`rmlib.study.report.classes.matrix`; mixer: the colour.
@@ -57,14 +74,16 @@ def class_accuracy(names, counts, mixer: str, most: int = 40):
     kept = [place for place in range(len(names)) if counts[place].sum()]
     percent = 100 * np.diag(counts) / np.maximum(counts.sum(1), 1)
     order = sorted(kept, key=lambda place: -percent[place])[-most:]
-    figure, axis = plt.subplots(figsize=(5.6, 0.5 + 0.2 * len(order)), layout="constrained")
-    axis.barh(range(len(order)), percent[order], color=COLOURS[mixer])
+    figure, axis = plt.subplots(figsize=(6, 0.7 + 0.22 * len(order)), layout="constrained")
+    axis.hlines(range(len(order)), 0, percent[order], color=COLOURS[mixer], lw=2.5)
+    axis.plot(percent[order], range(len(order)), "o", color=COLOURS[mixer], ms=7)
     whole = 100 * np.trace(counts) / counts.sum()
     axis.axvline(whole, color="black", lw=1, ls="--")
-    axis.set_yticks(range(len(order)), [names[place] for place in order], fontsize=8)
+    axis.set_yticks(range(len(order)), [names[place] for place in order], fontsize=TEXT)
     for label in axis.get_yticklabels():
         label.set_parse_math(False)
-    axis.set(xlabel=f"accuracy (%); all images: {whole:.1f}", xlim=(0, 100))
+    axis.axvline(100 / len(names), color=GREY, lw=1, ls=":")
+    axis.set(xlabel=f"accuracy (%); dashed: all images, {whole:.1f}; dotted: chance", xlim=(0, 101))
     axis.set_ylim(-0.6, len(order) - 0.4)
     return figure
 
@@ -84,15 +103,28 @@ def confusion(names, counts, title: str = "", most: int = 25):
     figure, axis = plt.subplots(figsize=(size, size), layout="constrained")
     axis.imshow(shown, cmap="Greys", vmin=0, vmax=100)
     for row, column in zip(*np.nonzero(shown >= 0.5)):
-        look: Any = {"color": "white" if shown[row, column] > 50 else "black", "fontsize": 7}
+        look: Any = {"color": "white" if shown[row, column] > 50 else "black", "fontsize": TEXT}
         axis.text(column, row, f"{shown[row, column]:.0f}", ha="center", va="center", **look)
-    axis.set_xticks(range(len(order)), labels, rotation=90, fontsize=8)
-    axis.set_yticks(range(len(order)), labels, fontsize=8)
+    axis.set_xticks(range(len(order)), labels, rotation=90, fontsize=TEXT)
+    axis.set_yticks(range(len(order)), labels, fontsize=TEXT)
     for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
         label.set_parse_math(False)
     axis.set(xlabel="named as (% of the images of the row)", ylabel="class")
     of = f"{len(order)} of {len(names)} classes, those with the most mistakes"
     titled(
-        axis, "\n".join(filter(None, [title, of if len(order) < len(names) else ""])), fontsize=9
+        axis, "\n".join(filter(None, [title, of if len(order) < len(names) else ""])), fontsize=TEXT
     )
+    return figure
+
+
+def schedules(curves: dict, chosen: str, colour: str):
+    """Learning rates over a schedule: name -> rates of its steps; ``chosen`` is this run's."""
+    figure, axis = plt.subplots(figsize=(6, 2.9), layout="constrained")
+    for (name, rates), style in zip(curves.items(), ("-", "--", ":")):
+        own = name == chosen
+        shares = [step / len(rates) for step in range(len(rates))]
+        label = f"{name} (this run)" if own else name
+        axis.plot(shares, rates, style, color=colour if own else GREY, label=label)
+    axis.set(xlabel="share of the schedule", ylabel="learning rate")
+    legend_below(figure, axis)
     return figure

@@ -5,6 +5,7 @@ from fractions import Fraction
 import pandas as pd
 
 from rmlib.robustness import masking
+from rmlib.study.names import METHOD, method_name
 from rmlib.study.report import groups
 from rmlib.study.report.values import Table, average, by_run
 
@@ -140,3 +141,65 @@ def _check(networks, eps, total) -> dict:
         "its images": min(each["images"] for each in last.values()) if last else None,
         "warning": "; ".join(warnings) or None,
     }
+
+
+def plain(rows: list[dict]) -> Table:
+    """Plain numbers to one decimal, for a notebook."""
+    return Table(
+        [
+            {name: round(x, 1) if isinstance(x, float) else x for name, x in row.items()}
+            for row in rows
+        ]
+    )
+
+
+def counts(results: dict) -> Table:
+    """What one attack did to each network: (method, seed) -> result."""
+    percents = ("clean_accuracy", "accuracy_after", "robust_accuracy")
+    heads = {name: f"{name.replace('_', ' ')} (%)" for name in percents}
+    heads |= {"fooled": "fooled", "turned_right": "turned right", "zero_gradient": "no gradient"}
+    rows = []
+    for (method, seed), result in results.items():
+        numbers = {head: result[name] for name, head in heads.items() if name in result}
+        rows.append({"method": method, "seed": seed} | numbers)
+    return plain(rows)
+
+
+def believed(results: dict, sizes, total: int, seed: int) -> Table:
+    """What :func:`rmlib.robustness.masking.check` says of each network.
+
+    Args:
+        results: method -> {(attack, eps): result}; total, seed: see there.
+    """
+    rows = []
+    for eps in sizes:
+        for method, found in results.items():
+            verdict = masking.check(found, eps, total, seed)
+            row = {"method": method, "eps": eps, "images": verdict["images"]}
+            row |= {"FGSM (%)": verdict["fgsm"], "strongest (%)": verdict["strongest"]}
+            row["no gradient (%)"] = verdict["zero_gradient"]
+            rows.append(row | {"warning": "; ".join(verdict["warnings"]) or "none"})
+    return plain(rows)
+
+
+def panels(group, attacks, corruptions, sizes) -> dict:
+    """For :func:`rmlib.study.figures.intervals`: the networks of each method, by measurement.
+
+    Args:
+        sizes: (attack, eps) of each panel; the last panel is of the corruptions.
+    """
+    found: dict = {}
+    for attack, eps in (*sizes, (None, None)):
+        rows = groups.one_sample(group, attacks if attack else corruptions)
+        if rows is None:
+            continue
+        if attack:
+            rows = rows[(rows["attack"] == attack) & (rows["eps"] == eps)]
+            rows = rows.drop_duplicates("run_id", keep="last")
+        title = f"{LABELS[attack]} {eps}" if attack else "corrupted (mean)"
+        for row, runs in groups.methods(group):
+            own = groups.of_runs(rows, runs)["accuracy_after" if attack else "mean_accuracy"]
+            name = method_name({name: runs[f"config.{name}"].iloc[0] for name in METHOD})
+            if len(own):
+                found.setdefault(title, {})[row["mixer"], name] = list(own)
+    return found

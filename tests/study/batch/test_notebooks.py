@@ -1,6 +1,8 @@
 """Rules every notebook keeps; nbval runs them, this file looks at what is committed."""
 
+import base64
 import re
+import struct
 
 import nbformat
 import papermill
@@ -11,6 +13,10 @@ from rmlib.study.batch.notebooks import FRESH, source_hash
 from rmlib.study.settings import NOTEBOOKS
 
 PATHS = sorted((project_root() / "notebooks").glob("*.ipynb"))
+# lessons by hand, with figures of their own
+LESSONS = [path for path in PATHS if path.stem != "05_results"]
+# the lesson of a training is shorter than the default run of `rmlib train`
+SHORTER = {"02_training": {"epochs": 4}}
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 
 
@@ -52,7 +58,8 @@ def test_parameters_are_literals_with_help_and_the_defaults_of_the_table(path):
     namespace = {}
     exec(cell.source, {"__builtins__": {}}, namespace)  # literals need no builtins
     defaults = {name: field.default for name, field in model.model_fields.items()}
-    assert all(defaults[name] == value for name, value in namespace.items())
+    expected = defaults | SHORTER.get(path.stem, {})
+    assert all(expected[name] == value for name, value in namespace.items())
     if path.stem == "02_training":
         assert len(cell.source.splitlines()) <= 20, "those that a reader changes"
     else:
@@ -102,6 +109,22 @@ def test_it_is_a_lesson(path):
     assert (
         set(words) <= {"just"} and len([w for w in words if w == "just"]) <= 4
     )  # the paper's own "just a few lines" is quoted
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_figures_have_words_and_twice_the_pixels_and_code_is_narrow(path):
+    figures = 0
+    for cell in read(path).cells:
+        wide = [line for line in cell.source.splitlines() if len(line) > 100]
+        assert cell.cell_type != "code" or not wide
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                look, figures = output.metadata["image/png"], figures + 1
+                pixels = struct.unpack(">2I", base64.b64decode(output.data["image/png"])[16:24])
+                assert abs(pixels[0] - 2 * look["width"]) <= 1
+                # as wide as a page of JupyterLab or of the report
+                assert look["width"] <= 850 and len(look["alt"]) > 20 and "\n" not in look["alt"]
+    assert figures >= 6
 
 
 def test_refresh_stores_outputs_and_nothing_of_the_machine(tmp_path, monkeypatch):

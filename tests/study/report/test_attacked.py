@@ -5,7 +5,8 @@ import torch
 from made import make_record, measured, save
 
 from rmlib.packed import pack_bits
-from rmlib.study.report import report
+from rmlib.study.report import attacked, groups, report
+from rmlib.study.runs import collection
 
 
 def fgsm(eps, after, images=50, **sample):
@@ -49,6 +50,20 @@ def test_attacks_stand_beside_their_method(tmp_path):
         in text
         and "| Mixup" not in text
     )
+    (group,) = groups.experiments(groups.runs_below(tmp_path))
+    stored = [
+        collection.collect_measurements(tmp_path, kind) for kind in ("attacks", "corruptions")
+    ]
+    panels = attacked.panels(group, *stored, (("fgsm", "8/255"), ("square", "8/255")))
+    ours = ("region_mixup", "Region Mixup")
+    sorted_panels = {
+        title: {name: sorted(each) for name, each in own.items()} for title, own in panels.items()
+    }
+    assert sorted_panels == {
+        "FGSM 8/255": {ours: [40.0, 44.0, 48.0]},
+        "Square 8/255": {ours: [50.0] * 3},
+        "corrupted (mean)": {ours: [60.0, 64.0, 68.0]},
+    }, "the figure has the networks behind the table"
     assert "| 4 | 0.07 |" in report.markdown(tmp_path, "costs")
 
 
@@ -120,3 +135,15 @@ def test_checks_count_the_networks_behind_a_warning(tmp_path):
     assert report.tables(tmp_path)["checks"][0].markdown() == before, (
         "only images of one sample are compared, and the larger part of it"
     )
+
+
+def test_a_lesson_shows_each_network_and_what_the_check_says_of_it():
+    weak, strong = verdicts(120, zero=0), verdicts(60, zero=0)
+    found = {"a": {("fgsm", "8/255"): weak, ("pgd", "8/255"): strong}}
+    found["b"] = found["a"] | {("pgd", "8/255"): verdicts(118, zero=0)}
+    (row, other) = attacked.believed(found, ["8/255"], 200, seed=0).rows
+    assert row["FGSM (%)"] == 60 and row["strongest (%)"] == 30 and row["images"] == 200
+    assert row["warning"] == "overstated; no attack without gradients"
+    assert other["warning"].startswith("too few images to tell"), "two images differ"
+    text = attacked.counts({("a", 3): strong | {"fooled": 90}}).markdown()
+    assert "| a | 3 | 80 | 30 | 30 | 90 | 0 |" in text and "turned right" not in text

@@ -118,3 +118,14 @@ def test_what_a_notebook_brings_along_does_not_run(tmp_path):
     policy = re.search(r"<meta http-equiv=[^>]*>\n", page.read_text())[0]
     page.write_text(page.read_text().replace(policy, ""))
     assert 'title="run"' in seen(page)
+
+
+def test_a_figure_keeps_its_words_and_its_size():
+    look = {"alt": "two <curves>", "width": 40, "height": 30}
+    output = nbformat.v4.new_output(
+        "display_data", {"image/png": "AAAA"}, metadata={"image/png": look}
+    )
+    cell = nbformat.v4.new_code_cell("show()", outputs=[output])
+    text = pages.notebook_html(nbformat.v4.new_notebook(cells=[cell]))
+    (picture,) = re.findall(r"<img[^>]*>", text)
+    assert 'alt="two &lt;curves&gt;"' in picture and 'width="40"' in " ".join(picture.split())
