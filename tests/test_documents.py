@@ -25,7 +25,7 @@ NAMES = subprocess.run(
 ).stdout.split()
 # the tables of `rmlib bench` are no prose
 DOCUMENTS = [name for name in NAMES if not name.startswith("results/bench")]
-LESSONS = ["01_method.ipynb", "02_training.ipynb", "03_robustness.ipynb", "04_cam.ipynb"]
+LESSONS = [path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 CORE = sorted(path.name for path in (ROOT / "rmlib").glob("*.py"))
 BLOCK = re.compile(r"^<!-- report .*?^<!-- end -->", re.DOTALL | re.MULTILINE)
 MOST_WORDS = 25
