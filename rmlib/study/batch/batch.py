@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from rmlib import UserError
 from rmlib.datasets import sources
+from rmlib.extras import needs
 from rmlib.params import nearest
 from rmlib.study.batch import executors, notebooks
 from rmlib.study.batch.costs import costs, describe
 from rmlib.study.batch.jobs import Jobs
 from rmlib.study.batch.plan import Batch, source
 from rmlib.study.batch.progress import Progress
-from rmlib.study.guarded import handling, needs
+from rmlib.study.guarded import handling
 from rmlib.study.runs import records
 from rmlib.study.settings import CELL
 

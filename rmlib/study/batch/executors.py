@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from rmlib import STOPPED, UserError
+from rmlib.extras import needs
 from rmlib.study.batch import child
-from rmlib.study.guarded import handling, needs
+from rmlib.study.guarded import handling
 
 GRACE = child.GRACE
 # of the environment, to other machines
