@@ -168,6 +168,8 @@ def _check(batch, todo, done, options, offline=False):
     """What can be known before any kernel starts: libraries, parameters, devices and images."""
     measured = any(run.robustness for run in todo)
     needs(*(extra for name, extra in EXTRA.items() if measured or name in batch.notebooks))
+    if options.executor == "ray":
+        needs("ray")
     for name in [*([CELL] if todo else []), *batch.notebooks]:
         notebooks.check_parameters(source(name))
     changeable = [run for run in done if run.dataset not in sources.SIZES or run.allow_partial]
