@@ -69,7 +69,8 @@ def maps(
 
     Returns:
         (N, H, W) float32 on the CPU, 0 to 1 in every map. A map without positive evidence is 0
-        everywhere; so is, by the scaling, one that is the same everywhere.
+        everywhere; so is, by the scaling, one that is the same everywhere. Where there is hardly
+        any, grad-cam's 1e-7 in the scaling leaves the largest value below 1.
 
     Raises:
         UserError: unknown layer, method or class, a layer that no map can be made of, images
