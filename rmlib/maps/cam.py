@@ -58,7 +58,7 @@ def maps(
         images: (N, C, H, W) uint8, or floating point in [0, 1].
         classes: (N,) int64, the class that each map explains.
         layer: name of a module whose output is (N, K, h, w), such as "layer4" or "layer3.1". It is
-            called once in a forward pass, and the logits depend on what it returns.
+            called once in a forward pass, and reaches the logits.
         method: "gradcam++" or "hirescam".
         enlarged: to the size of the images; else the grid points of the layer, (N, h, w).
         batch_size: images per pass.
@@ -68,16 +68,13 @@ def maps(
             of grad-cam.
 
     Returns:
-        (N, H, W) float32 on the CPU, 0 to 1 in every map. A map without positive evidence is 0
-        everywhere; so is, by the scaling, one that is the same everywhere. Where there is hardly
-        any, grad-cam's 1e-7 in the scaling leaves the largest value below 1.
+        (N, H, W) float32 on the CPU, 0 to 1 in every map, less where grad-cam's 1e-7 in the scaling
+        weighs. A map without positive evidence, or the same everywhere, is 0.
 
     Raises:
-        UserError: unknown layer, method or class, a layer that no map can be made of, images
-            outside [0, 1], a network without logits for two classes.
+        UserError: unknown layer, method or class, a layer that no map can be made of, other images.
     """
-    kinds = torch.float32, torch.float64, torch.bfloat16
-    pixels = as_pixels(model, images, classes, kinds)
+    pixels = as_pixels(model, images, classes, kinds=(torch.float32, torch.float64, torch.bfloat16))
     module = _named(model, layer)
     if method not in tuple(LIBRARY):
         raise UserError(f"method={method!r}: {nearest(method, LIBRARY)}")
@@ -91,9 +88,8 @@ def maps(
     ]
     with with_gradients(model):
         values, slope = _probed(model, layer, module, batches[0][0][:1].clone(), classes, reshape)
-        if method == "hirescam" and _cancels(values * slope):
-            reason = "a normalisation behind it cancels what HiResCAM adds up, but for rounding"
-            raise UserError(f"layer={layer!r}: {reason}; take that normalisation, such as .norm1")
+        if method == "hirescam":
+            _check_sum(layer, values * slope)
         if head is None:
             return _through_library(model, module, batches, method, enlarged, reshape)
         size = pixels.shape[2:] if enlarged else None
@@ -253,10 +249,12 @@ def _probed(model, layer, module, image, classes, reshape):
     return reshape(outputs[0]), kept
 
 
-def _cancels(products):
-    """Whether (N, K, h, w) add up to nothing over K everywhere, beside their own size."""
+def _check_sum(layer, products):
+    """Refuse (N, K, h, w) that add up to nothing over K everywhere, beside their own size."""
     # LayerNorm is blind to the scale of its input, but for its eps
-    return products.sum(1).abs().max() < 1e-4 * products.abs().sum(1).max()
+    if products.sum(1).abs().max() < 1e-4 * products.abs().sum(1).max():
+        reason = "a normalisation behind it cancels what HiResCAM adds up, but for rounding"
+        raise UserError(f"layer={layer!r}: {reason}; take that normalisation, such as .norm1")
 
 
 def _check_stack(layer, output, image, reshape):
