@@ -2,7 +2,8 @@
 
 import sys
 
-from rmlib.study.guarded import guarded, needs
+from rmlib.extras import needs
+from rmlib.study.guarded import guarded
 
 
 def console() -> None:

@@ -16,7 +16,9 @@ from rmlib.data import ImageSet, stream, to_float
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode; afterwards every module has the mode it had (a frozen BatchNorm stays frozen)."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    # not by eval(), which an exported network does not have
+    for module in modes:
+        module.training = False
     try:
         yield
     finally:

@@ -108,6 +108,20 @@ def as_pixels(
     return pixels if low >= 0 and high <= 1 else pixels.clamp(0, 1)
 
 
+def check_classes(logits: torch.Tensor, classes: torch.Tensor, verb: str) -> None:
+    """Refuse a network with one logit, and classes that it does not know.
+
+    Raises:
+        UserError: with what cannot be done to the class, such as "attacked".
+    """
+    count, largest = logits.shape[1], int(classes.max())
+    if count < 2:
+        remedy = "for z that says class 1, let it return torch.cat([-z, z], 1) / 2"
+        raise UserError(f"the network has one logit, and classes need one each: {remedy}")
+    if largest >= count:
+        raise UserError(f"class {largest} cannot be {verb}: the network has {count} classes")
+
+
 def margins(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Logit of the true class minus the largest other one, (N,): right where above 0, a tie not.
 

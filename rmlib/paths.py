@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from rmlib import UserError
 
 # of desktops, file servers and Python; names with a leading dot are hidden anyway
@@ -48,9 +50,7 @@ def results_dir() -> Path:
 
 def cache_dir() -> Path:
     """Folder of what can be made anew, such as decoded images: $RMLIB_CACHE, or the user's."""
-    import pooch
-
-    return expanded(os.environ.get("RMLIB_CACHE") or pooch.os_cache("rmlib"))
+    return expanded(os.environ.get("RMLIB_CACHE") or user_cache_path("rmlib"))
 
 
 def runs_dir() -> Path:

@@ -17,12 +17,14 @@ from torch import nn
 
 from rmlib.data import stream, to_float
 from rmlib.models import preact_resnet18
+from rmlib.paths import below
 from rmlib.study.cli import build_parser
 from rmlib.study.report import report
 
-NAMES = subprocess.run(
-    ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
-).stdout.split()
+# what git knows; all that there is in a source archive
+LISTED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True)
+UNPACKED = (path.relative_to(ROOT).as_posix() for path in below(ROOT, "*.md"))
+NAMES = LISTED.stdout.split() if (ROOT / ".git").exists() else list(UNPACKED)
 # the tables of `rmlib bench` are no prose
 DOCUMENTS = [name for name in NAMES if not name.startswith("results/bench")]
 LESSONS = [path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]

@@ -25,6 +25,7 @@ LEAVES = {
     "inputs.py": set(),
     "mixers.py": {"inputs.py"},
     "study/guarded.py": {"__init__.py"},
+    "extras.py": {"__init__.py"},
     "paths.py": {"__init__.py"},
     "study/names.py": {"params.py"},
 }

@@ -1,1 +1,5 @@
 """Class activation maps, and measures of them."""
+
+from rmlib.extras import needs
+
+needs("maps")

@@ -18,8 +18,8 @@ Before its pooling this network has no BN-ReLU, so half of the values at "layer4
 which Grad-CAM++ does not expect: its denominator can become small or negative.
 """
 
+import contextlib
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +27,9 @@ from pytorch_grad_cam import GradCAMPlusPlus, HiResCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
-from rmlib import UserError
+from rmlib import UserError, checked
 from rmlib.evaluate import logits_of
-from rmlib.measuring import as_pixels, with_gradients
+from rmlib.measuring import as_pixels, check_classes, with_gradients
 from rmlib.models import PreActResNet18
 from rmlib.params import nearest
 
@@ -48,6 +48,7 @@ def maps(
     method: str = "gradcam++",
     enlarged: bool = True,
     batch_size: int = 100,
+    reshape=None,
 ) -> torch.Tensor:
     """Where a network finds evidence for a class, at the output of one of its modules.
 
@@ -56,42 +57,61 @@ def maps(
             float32, float64 or bfloat16.
         images: (N, C, H, W) uint8, or floating point in [0, 1].
         classes: (N,) int64, the class that each map explains.
-        layer: name of a module whose output is (N, K, h, w), such as "layer4" or "layer3.1".
+        layer: name of a module whose output is (N, K, h, w), such as "layer4" or "layer3.1". It is
+            called once in a forward pass, and reaches the logits.
         method: "gradcam++" or "hirescam".
         enlarged: to the size of the images; else the grid points of the layer, (N, h, w).
         batch_size: images per pass.
+        reshape: function from the layer's output to (N, K, h, w), for one of another shape, such as
+            tokens (N, 1 + h w, K): ``lambda t: t[:, 1:].mT.unflatten(2, (h, w))``. It moves values
+            or leaves some out, since the gradient goes through it, too: the ``reshape_transform``
+            of grad-cam.
 
     Returns:
-        (N, H, W) float32 on the CPU, 0 to 1 in every map. A map without positive evidence is 0
-        everywhere; so is, by the scaling, one that is the same everywhere.
+        (N, H, W) float32 on the CPU, 0 to 1 in every map, less where grad-cam's 1e-7 in the scaling
+        weighs. A map without positive evidence, or the same everywhere, is 0.
 
     Raises:
-        UserError: unknown layer, method or class, a layer whose output is not a stack of maps,
-            images outside [0, 1].
+        UserError: unknown layer, method or class, a layer that no map can be made of, other images.
     """
     pixels = as_pixels(model, images, classes, kinds=(torch.float32, torch.float64, torch.bfloat16))
-    modules = {name: module for name, module in model.named_modules() if name}
-    if layer not in modules:
-        shallow = [name for name in modules if name.count(".") < 2]
-        raise UserError(f"layer={layer!r}: {nearest(layer, shallow)}")
-    if method not in LIBRARY:
+    module = _named(model, layer)
+    if method not in tuple(LIBRARY):
         raise UserError(f"method={method!r}: {nearest(method, LIBRARY)}")
-    module, head, parameter = modules[layer], head_behind(model, layer), next(model.parameters())
+    batch_size = checked("batch_size", batch_size, 1, 1e9, int)
+    head = head_behind(model, layer) if reshape is None else None
+    parameter = next(model.parameters())
+    # copies, whatever the network does to its input
     batches = [
-        (batch.to(parameter), some.to(parameter.device))
+        (batch.to(parameter, copy=True), some.to(parameter.device))
         for batch, some in zip(pixels.split(batch_size), classes.split(batch_size))
     ]
     with with_gradients(model):
-        _check(model, module, batches[0][0][:1], classes, layer)
+        values, slope = _probed(model, layer, module, batches[0][0][:1].clone(), classes, reshape)
+        if method == "hirescam":
+            _check_sum(layer, values * slope)
         if head is None:
-            return _through_library(model, module, batches, method, enlarged)
+            return _through_library(model, module, batches, method, enlarged, reshape)
         size = pixels.shape[2:] if enlarged else None
         found = []
         for batch, some in batches:
-            activations, _ = forward_to(model, module, batch)
+            activations = _output(model, module, batch)
             grids = closed_form(activations, head.weight[some].detach(), method)
             found.append(enlarge(grids, size).float().cpu())
         return torch.cat(found)
+
+
+def _named(model, layer):
+    """The module of a name, also of a second one."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    del modules[""]
+    if not isinstance(layer, str):
+        name = next((f", here {name!r}" for name, each in modules.items() if each is layer), "")
+        raise UserError(f"layer is a {type(layer).__name__}: expected the name of one module{name}")
+    if layer not in modules:
+        shallow = [name for name in modules if name.count(".") < 2]
+        raise UserError(f"layer={layer!r}: {nearest(layer, shallow)}")
+    return modules[layer]
 
 
 def head_behind(model, layer: str) -> torch.nn.Linear | None:
@@ -145,16 +165,22 @@ def _scaled(values):
     return values / (1e-7 + values.amax((1, 2), keepdim=True))
 
 
-@torch.no_grad()
-def forward_to(model, module, pixels: torch.Tensor) -> tuple[Any, torch.Tensor]:
-    """The output of a module and the logits, from one forward pass; the hook is gone afterwards."""
-    outputs = []
-    hook = module.register_forward_hook(lambda _, __, output: outputs.append(output))
+@contextlib.contextmanager
+def _hooked(module, hook):
+    handle = module.register_forward_hook(hook)
     try:
-        logits = logits_of(model, pixels)
+        yield
     finally:
-        hook.remove()
-    return (outputs[0] if outputs else None), logits
+        handle.remove()
+
+
+@torch.no_grad()
+def _output(model, module, pixels):
+    """What a module returns for images."""
+    outputs = []
+    with _hooked(module, lambda _, __, output: outputs.append(output)):
+        model(pixels)
+    return outputs[0]
 
 
 def _cut(_, __, output):
@@ -167,34 +193,89 @@ def _as_float(values):
     return values.detach().to(torch.promote_types(values.dtype, torch.float32), copy=True)
 
 
-def _through_library(model, module, batches, method, enlarged):
+def _through_library(model, module, batches, method, enlarged, reshape):
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    hook, explainer, found = module.register_forward_hook(_cut), None, []
-    try:
-        model.requires_grad_(False)
-        explainer = LIBRARY[method](model, [module], reshape_transform=_as_float)
-        if not enlarged:  # the size that it enlarges to: that of the activation
-            explainer.get_target_width_height = lambda _: tuple(
-                explainer.activations_and_grads.activations[0].shape[:1:-1]
-            )
-        for pixels, classes in batches:
-            targets = [ClassifierOutputTarget(int(target)) for target in classes]
-            found.append(torch.from_numpy(np.asarray(explainer(pixels, targets), dtype=np.float32)))
-    finally:
-        hook.remove()
-        if explainer is not None:
-            explainer.activations_and_grads.release()
-        for parameter in trainable:
-            parameter.requires_grad_()
+    explainer, found = None, []
+    with _hooked(module, _cut):
+        try:
+            model.requires_grad_(False)
+            stack = _as_float if reshape is None else lambda values: _as_float(reshape(values))
+            explainer = LIBRARY[method](model, [module], reshape_transform=stack)
+            if not enlarged:  # the size that it enlarges to: that of the activation
+                explainer.get_target_width_height = lambda _: tuple(
+                    explainer.activations_and_grads.activations[0].shape[:1:-1]
+                )
+            for pixels, classes in batches:
+                targets = [ClassifierOutputTarget(int(target)) for target in classes]
+                grids = np.asarray(explainer(pixels, targets), dtype=np.float32)
+                found.append(torch.from_numpy(grids))
+        finally:
+            if explainer is not None:
+                explainer.activations_and_grads.release()
+            for parameter in trainable:
+                parameter.requires_grad_()
     return torch.cat(found)
 
 
-def _check(model, module, image, classes, layer):
-    output, logits = forward_to(model, module, image)
-    shape = tuple(getattr(output, "shape", ()))
-    if len(shape) != 4:
-        got = shape or "nothing"
-        raise UserError(f"layer={layer!r} gives {got}: a map needs an output (N, K, h, w)")
-    largest, count = int(classes.max()), logits.shape[1]
-    if largest >= count:
-        raise UserError(f"class {largest} cannot be explained: the network has {count} classes")
+def _probed(model, layer, module, image, classes, reshape):
+    """Activation and gradient of one image; refuses a layer that no map can be made of."""
+    outputs = []
+
+    def cut(_, __, output):
+        floats = isinstance(output, torch.Tensor) and output.is_floating_point()
+        outputs.append(output.detach().requires_grad_() if floats else output)
+        return outputs[-1].clone() if floats else output
+
+    with _hooked(module, cut):
+        logits = logits_of(model, image)
+    check_classes(logits, classes, "explained")
+    inside = layer.rpartition(".")[0]
+    remedy = f"take the module around it, {inside!r}" if inside else "take another module"
+    if len(outputs) != 1:
+        times = f"{len(outputs)} times in a forward pass, a map needs one call"
+        raise UserError(f"layer={layer!r} is called {times}: {remedy}")
+    _check_stack(layer, outputs[0], image, reshape)
+    logit, gradient = logits[0, int(classes[0])], None
+    if logit.requires_grad:
+        (gradient,) = torch.autograd.grad(logit, outputs, allow_unused=True)
+    if gradient is None:
+        raise UserError(f"layer={layer!r} does not reach the logits: {remedy}")
+    if reshape is None:
+        return outputs[0], gradient
+    kept = reshape(gradient)
+    if gradient.any() and not kept.any():
+        reason = "the logits depend on nothing that reshape keeps (on the class token alone?)"
+        raise UserError(f"layer={layer!r}: {reason}; take a module before the last attention")
+    return reshape(outputs[0]), kept
+
+
+def _check_sum(layer, products):
+    """Refuse (N, K, h, w) that add up to nothing over K everywhere, beside their own size."""
+    # LayerNorm is blind to the scale of its input, but for its eps
+    if products.sum(1).abs().max() < 1e-4 * products.abs().sum(1).max():
+        reason = "a normalisation behind it cancels what HiResCAM adds up, but for rounding"
+        raise UserError(f"layer={layer!r}: {reason}; take that normalisation, such as .norm1")
+
+
+def _check_stack(layer, output, image, reshape):
+    """Refuse an output that is, after ``reshape``, no stack of maps of one image."""
+    needed, got = "a map needs an output (N, K, h, w)", getattr(output, "shape", None)
+    if got is None:
+        raise UserError(f"layer={layer!r} gives a {type(output).__name__}: {needed}")
+    if reshape is not None:
+        try:
+            got = reshape(output).shape
+        except (RuntimeError, IndexError) as error:
+            reason = f"{tuple(got)}: {str(error).splitlines()[0]}"
+            raise UserError(f"reshape fails on the output of layer={layer!r}, {reason}") from error
+    tokens = "; tokens need reshape=lambda t: t[:, 1:].mT.unflatten(2, (h, w))"
+    if len(got) != 4 or got[0] != 1:
+        remedy = tokens if len(got) == 3 else ""
+        raise UserError(f"layer={layer!r} gives {tuple(got)}: {needed}{remedy}")
+    (rows, columns), (height, width) = got[2:], image.shape[2:]
+    # half as much again, and one more, is what borders can make
+    wide = (columns - 1) * height > 1.5 * (rows + 1) * width
+    if reshape is None and (wide or (rows - 1) * width > 1.5 * (columns + 1) * height):
+        shape = f"{tuple(got)}, and {rows} x {columns} is no map of {height} x {width} pixels"
+        remedy = "of (N, h, w, K) reshape=lambda t: t.permute(0, 3, 1, 2) makes one"
+        raise UserError(f"layer={layer!r} gives {shape}: {remedy}")

@@ -19,7 +19,7 @@ from rmlib import UserError
 from rmlib.data import stream
 from rmlib.evaluate import evaluating, full_precision, logits_of
 from rmlib.maps import cam
-from rmlib.measuring import as_pixels, image_keys
+from rmlib.measuring import as_pixels, check_classes, image_keys
 
 STEPS = 16  # of the deletion and insertion curves: a sixteenth of the pixels each
 PERCENTILES = (20, 40, 60, 80)  # of ROAD: shares of the pixels that stay
@@ -32,8 +32,11 @@ def probability(
     """Probability (N,) float64, on the CPU, of a class of each image (N, C, H, W) in [0, 1]."""
     parameter = next(model.parameters())
     with evaluating(model), full_precision(), torch.autocast(parameter.device.type, enabled=False):
-        parts = [logits_of(model, part.to(parameter)).double() for part in pixels.split(batch_size)]
-    return torch.cat(parts).cpu().softmax(1).gather(1, classes[:, None].cpu())[:, 0]
+        # copies, whatever the network does to its input
+        copies = (part.to(parameter, copy=True) for part in pixels.split(batch_size))
+        logits = torch.cat([logits_of(model, part).double() for part in copies]).cpu()
+    check_classes(logits, classes, "explained")
+    return logits.softmax(1).gather(1, classes[:, None].cpu())[:, 0]
 
 
 def _on_cpu(model, pixels, grids, classes):
@@ -180,7 +183,14 @@ def randomised(model, seed: int = 0):
 
 
 def sanity(
-    model, pixels, classes, layer: str, method: str = "gradcam++", seed: int = 0
+    model,
+    pixels,
+    classes,
+    layer: str,
+    method: str = "gradcam++",
+    seed: int = 0,
+    *,
+    reshape=None,
 ) -> dict[str, torch.Tensor]:
     """Rank correlation (N,) of each map with that of the network with shuffled weights.
 
@@ -190,8 +200,9 @@ def sanity(
     Returns:
         Name of the part shuffled last (those before it stay shuffled) -> correlations.
     """
-    own = cam.maps(model, pixels, classes, layer, method=method)
+    how: dict = {"method": method, "reshape": reshape}
+    own = cam.maps(model, pixels, classes, layer, **how)
     return {
-        name: correlation(own, cam.maps(shuffled, pixels, classes, layer, method=method))
+        name: correlation(own, cam.maps(shuffled, pixels, classes, layer, **how))
         for name, shuffled in randomised(model, seed)
     }

@@ -28,7 +28,7 @@ import torchattacks
 
 from rmlib import UserError, checked
 from rmlib.evaluate import logits_of
-from rmlib.measuring import as_pixels, margins, with_gradients
+from rmlib.measuring import as_pixels, check_classes, margins, with_gradients
 from rmlib.packed import pack_bits
 from rmlib.params import eps_text, nearest
 from rmlib.robustness.square import margins_of, square
@@ -186,7 +186,7 @@ def checked_options(attack: str, options: dict) -> dict:
     Raises:
         UserError: unknown attack, an option that it does not have, a count below 1.
     """
-    if attack not in OPTIONS:
+    if attack not in ATTACKS:
         raise UserError(f"attack={attack!r}: {nearest(attack, ATTACKS)}")
     for name, value in options.items():
         if name not in OPTIONS[attack]:
@@ -212,26 +212,35 @@ def _check_network(model, images, labels):
     logits, again = logits_of(model, images), logits_of(model, images)
     if not logits.isfinite().all():
         raise UserError("the network returns logits that are not finite: its training diverged")
-    classes, largest, total = logits.shape[1], int(labels.max()), logits.sum(1)
-    if largest >= classes:
-        raise UserError(f"class {largest} cannot be attacked: the network has {classes} classes")
+    check_classes(logits, labels, "attacked")
+    total = logits.sum(1)
     if logits.min() >= 0 and torch.allclose(total, torch.ones_like(total), atol=1e-4):
         raise UserError("the model returns probabilities: take the softmax away, logits are needed")
     if (again - logits).abs().max() > 1e-3 * logits.abs().max():
+        reason = "dropout, or a step that changes its input in place?"
         remedy = "switch the randomness off, or attack the mean of several answers"
-        raise UserError(f"the network answers differently when asked again (dropout?): {remedy}")
+        raise UserError(f"the network answers differently when asked again ({reason}): {remedy}")
 
 
-class _Watched(torch.nn.Module):
-    """A network that notes, of one batch, its first logits and which images have no gradient."""
-
-    logits: Any = None
-    zero: Any = None
+class _Still(torch.nn.Module):
+    """A network whose mode torchattacks does not switch, which an exported one refuses."""
 
     def __init__(self, model):
         super().__init__()
-        self.model = model
-        self.eval()  # else torchattacks would "restore" train mode
+        self.model, self.training = model, False
+
+    def train(self, mode=True):
+        return self
+
+    def forward(self, images):
+        return self.model(images)
+
+
+class _Watched(_Still):
+    """It notes, of one batch, its first logits and which images have no gradient."""
+
+    logits: Any = None
+    zero: Any = None
 
     def forward(self, images):
         logits = self.model(images)
@@ -290,6 +299,7 @@ def _autoattack(model, images, labels, size, batch_size, seed):
     if classes < 4 or images.dtype != torch.float32:
         needed = "a float32 network of at least 4 classes"
         raise UserError(f"autoattack needs {needed}, not {images.dtype} with {classes}")
+    model = _Still(model)
     images = images.contiguous()  # FAB makes views that channels_last does not allow
     common = {"norm": "Linf", "eps": size, "seed": seed}
     # nine targets, as in the paper

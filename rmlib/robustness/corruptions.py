@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter
 
 from rmlib import UserError
 from rmlib.evaluate import predict
-from rmlib.measuring import as_pixels, image_keys, margins
+from rmlib.measuring import as_pixels, check_classes, image_keys, margins
 from rmlib.params import nearest
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -167,10 +167,9 @@ def evaluate(
 
     as_pixels(model, images, labels)
     logits = predict(model, images, batch_size)
-    largest, classes, finite = int(labels.max()), logits.shape[1], bool(logits.isfinite().all())
-    if largest >= classes or not finite:
-        got = f"labels up to {largest}, logits of {classes} classes, finite: {finite}"
-        raise UserError(f"{got}; expected finite logits for every class")
+    check_classes(logits, labels, "counted")
+    if not logits.isfinite().all():
+        raise UserError("the network returns logits that are not finite for some of the images")
     names, severities = zip(*product(CORRUPTIONS, SEVERITIES))
     # images are made while the network looks at those before
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rmlib import STOPPED, UserError, __version__, paths
+from rmlib.extras import needs
 from rmlib.params import choices, nearest
-from rmlib.study.guarded import Usage, guarded, needs
+from rmlib.study.guarded import Usage, guarded
 from rmlib.study.settings import BENCHED, CELL, NOTEBOOKS, parse
 
 _say = partial(print, flush=True)

@@ -1,7 +1,6 @@
 """What a user can mend becomes one line on stderr and an exit code; handlers of signals."""
 
 import contextlib
-import importlib.util
 import os
 import signal
 import sys
@@ -9,26 +8,6 @@ import threading
 from collections.abc import Callable
 
 from rmlib import STOPPED, Stopped, UserError
-
-# of the extra "study": what tables and figures need, and what runs and notebooks do
-_TABLES = ("jinja2", "latex2mathml", "matplotlib", "pandas", "scipy", "seaborn", "statsmodels")
-_RUNS = (
-    "filelock",
-    "ipykernel",
-    "nbconvert",
-    "nbformat",
-    "papermill",
-    "psutil",
-    "safetensors",
-    "typing_extensions",
-)
-# what an extra of pyproject.toml installs, as the names that are imported
-EXTRAS = {
-    "robustness": ("matplotlib", "scipy", "torchattacks"),
-    "maps": ("pytorch_grad_cam", "scipy"),
-    "study": (*_TABLES, *_RUNS, "yaml"),
-    "ray": ("ray",),
-}
 
 
 class Usage(Exception):
@@ -58,19 +37,6 @@ def guarded(command: Callable[[], int | None]) -> int:
         return _fail(f"rmlib: {error.filename or ''}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return _fail("rmlib: interrupted; the same command goes on from what was saved last", 130)
-
-
-def needs(*extras: str) -> None:
-    """Refuse what wants modules that only an extra installs, before anything starts.
-
-    Raises:
-        UserError: some of them are not installed.
-    """
-    for extra in extras:
-        missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
-        if missing:
-            remedy = f"pip install '.[{extra}]' in the folder of the project"
-            raise UserError(f"not installed: {', '.join(missing)}; {remedy}")
 
 
 @contextlib.contextmanager

@@ -271,7 +271,7 @@ def test_shuffled_weights_destroy_the_map_of_a_network_that_learned():
 
 def test_a_map_that_ignores_the_network_fails_the_sanity_check(monkeypatch):
     """As edge detectors do: the check must be able to say so."""
-    monkeypatch.setattr(cam, "maps", lambda model, pixels, classes, layer, method: pixels.mean(1))
+    monkeypatch.setattr(cam, "maps", lambda model, pixels, *_, **__: pixels.mean(1))
     stages = faithfulness.sanity(
         preact_resnet18(3, 2), torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64), "layer4"
     )

@@ -204,14 +204,14 @@ def test_mistakes(arguments, words):
 def test_networks_and_labels_that_do_not_fit():
     images, model = pictures(4), Redness()
     for labels, words in (
-        (torch.full((4,), 2), "labels up to 2, logits of 2 classes"),
+        (torch.full((4,), 2), "class 2 cannot be counted: the network has 2 classes"),
         (torch.zeros(3, dtype=torch.int64), "expected .N, C, H, W."),
         (torch.zeros(4), "float32"),
     ):
         with pytest.raises(UserError, match=words):
             corruptions.evaluate(model, images, labels)
     model.scale.data.fill_(torch.nan)
-    with pytest.raises(UserError, match="finite: False"):
+    with pytest.raises(UserError, match="logits that are not finite"):
         corruptions.evaluate(model, images, torch.zeros(4, dtype=torch.int64))
 
 

@@ -5,13 +5,11 @@ import sys
 import pytest
 from made import make_record, save
 
-from rmlib import UserError
+from rmlib import UserError, extras
 from rmlib.__main__ import console
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
-from rmlib.study import guarded
 from rmlib.study.cli import build_parser, main
-from rmlib.study.guarded import needs
 
 QUICK = str(project_root() / "notebooks/batches/quick.yaml")
 
@@ -82,14 +80,14 @@ def test_torch_is_not_imported_for_mistakes():
 
 
 def test_a_missing_extra_is_named_with_its_remedy(monkeypatch):
-    needs("study", "maps")
-    monkeypatch.setitem(guarded.EXTRAS, "maps", ("json", "no_such"))
+    extras.needs("study", "maps")
+    monkeypatch.setitem(extras.EXTRAS, "maps", ("json", "no_such"))
     with pytest.raises(UserError, match=r"not installed: no_such; pip install '\.\[maps\]'"):
-        needs("study", "maps")
+        extras.needs("study", "maps")
 
 
 def test_without_the_extra_the_command_is_one_line(monkeypatch, capsys):
-    monkeypatch.setitem(guarded.EXTRAS, "study", ("no_such",))
+    monkeypatch.setitem(extras.EXTRAS, "study", ("no_such",))
     with pytest.raises(SystemExit) as exit:
         console()
     output = capsys.readouterr()

@@ -1,4 +1,6 @@
 import ast
+import importlib
+import json
 import re
 import sys
 import tomllib
@@ -8,15 +10,16 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import rmlib
+from rmlib.extras import EXTRAS as EXTRAS_NAMED
 from rmlib.paths import project_root
-from rmlib.study.guarded import EXTRAS as EXTRAS_NAMED
 
 ROOT = project_root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
 EXTRAS = PROJECT["optional-dependencies"]
 # what runs and measures; `dev` is the tools of make check
-RUNNING = ("robustness", "maps", "study", "ray", "loops", "test")
+RUNNING = ("datasets", "robustness", "maps", "study", "ray", "loops", "test")
 
 
 def requirements(*extras):
@@ -97,10 +100,10 @@ def imported(path):
     "folder, extras",
     [
         (".", ()),
-        ("datasets", ()),
+        ("datasets", ("datasets",)),
         ("robustness", ("robustness",)),
         ("maps", ("maps",)),
-        ("study", ("robustness", "maps", "study", "ray")),
+        ("study", ("datasets", "robustness", "maps", "study", "ray")),
     ],
 )
 def test_what_is_imported_is_what_is_installed(folder, extras):
@@ -110,11 +113,32 @@ def test_what_is_imported_is_what_is_installed(folder, extras):
     assert found - set(sys.stdlib_module_names) - {"rmlib"} - BROUGHT <= installed
 
 
+def names_from(notebook):
+    """(module, name) of what a notebook takes from this package, also within a branch."""
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"]]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "rmlib":
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    "name", ["01_method", "02_training", "03_robustness", "04_cam", "05_results"]
+)
+def test_what_a_notebook_imports_is_there(name):
+    found = [*names_from(ROOT / f"notebooks/{name}.ipynb")]
+    assert found
+    for module, each in found:
+        known = hasattr(importlib.import_module(module), each)
+        assert known or importlib.util.find_spec(f"{module}.{each}"), (module, each)
+
+
 def test_the_version_stands_in_one_place():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert PROJECT["dynamic"] == ["version"] and "version" not in PROJECT
     assert tool["dynamic"]["version"] == {"attr": "rmlib.__version__"}
-    assert "\nversion:" not in (ROOT / "CITATION.cff").read_text()
+    # where one cites from, which cannot ask
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == rmlib.__version__
 
 
 def test_types_are_shipped():

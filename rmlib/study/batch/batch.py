@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from rmlib import UserError
 from rmlib.datasets import sources
+from rmlib.extras import needs
 from rmlib.params import nearest
 from rmlib.study.batch import executors, notebooks
 from rmlib.study.batch.costs import costs, describe
 from rmlib.study.batch.jobs import Jobs
 from rmlib.study.batch.plan import Batch, source
 from rmlib.study.batch.progress import Progress
-from rmlib.study.guarded import handling, needs
+from rmlib.study.guarded import handling
 from rmlib.study.runs import records
 from rmlib.study.settings import CELL
 
@@ -167,6 +168,8 @@ def _check(batch, todo, done, options, offline=False):
     """What can be known before any kernel starts: libraries, parameters, devices and images."""
     measured = any(run.robustness for run in todo)
     needs(*(extra for name, extra in EXTRA.items() if measured or name in batch.notebooks))
+    if options.executor == "ray":
+        needs("ray")
     for name in [*([CELL] if todo else []), *batch.notebooks]:
         notebooks.check_parameters(source(name))
     changeable = [run for run in done if run.dataset not in sources.SIZES or run.allow_partial]

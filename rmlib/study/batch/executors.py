@@ -25,7 +25,7 @@ from typing import Any
 
 from rmlib import STOPPED, UserError
 from rmlib.study.batch import child
-from rmlib.study.guarded import handling, needs
+from rmlib.study.guarded import handling
 
 GRACE = child.GRACE
 # of the environment, to other machines
@@ -176,7 +176,7 @@ class Ray:
         workers: jobs at the same time; None: as many as the cluster takes.
 
     Raises:
-        UserError: Ray is not installed, there is no cluster, or it has no room for a single job.
+        UserError: there is no cluster, or it has no room for a single job.
     """
 
     def __init__(
@@ -184,7 +184,6 @@ class Ray:
     ):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        needs("ray")
         import ray
 
         self.ray, self.plan = ray, plan

@@ -85,8 +85,10 @@ def read_file(path: Path, given: dict[str, Any]) -> BatchFile:
     """
     if not path.is_file():
         known = sorted(each.stem for each in (project_root() / "notebooks/batches").glob("*.yaml"))
-        words = f"there is no batch file {path}; notebooks/batches has {', '.join(known) or 'none'}"
-        raise UserError(words)
+        remedy = f"notebooks/batches has {', '.join(known)}"
+        if not known:
+            remedy = "run it in the folder of the project, a checkout or its source archive"
+        raise UserError(f"there is no batch file {path}; {remedy}")
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
             raise yaml.YAMLError(f"{size} bytes, and a batch has at most {MOST_BYTES}")

@@ -24,10 +24,10 @@ from rmlib.choices import learning_rate
 from rmlib.data import ImageSet, Loader, load
 from rmlib.datasets import sources
 from rmlib.evaluate import evaluate
+from rmlib.extras import needs
 from rmlib.packed import pack_bits
 from rmlib.params import TrainParams
 from rmlib.recorded import need_compiler, recording_of
-from rmlib.study.guarded import needs
 from rmlib.study.runs import environment, records
 from rmlib.study.runs.checkpoint import Checkpoints, interactive, noticing_signals
 from rmlib.study.runs.records import WEIGHTS, Record, check_images

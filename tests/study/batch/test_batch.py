@@ -15,7 +15,7 @@ from faulty import noted
 from made import make_record, measured
 from standins import counts, grid, run, stand_in, write
 
-from rmlib import UserError
+from rmlib import UserError, extras
 from rmlib.study.batch import executors
 from rmlib.study.batch.batch import LOCK, Options, dry_run
 from rmlib.study.batch.jobs import Jobs
@@ -366,6 +366,14 @@ def test_a_missing_extra_is_named_before_any_kernel_starts(project, monkeypatch,
             run()
     else:
         run()
+
+
+def test_ray_is_missed_before_anything_starts_also_in_a_dry_run(project, monkeypatch):
+    monkeypatch.setitem(extras.EXTRAS, "ray", ("no_such",))
+    grid(project, seed=[0])
+    for start in (lambda: run(executor="ray"), lambda: dry_run(batch(), Options(executor="ray"))):
+        with pytest.raises(UserError, match=r"not installed: no_such; pip install '\.\[ray\]'"):
+            start()
 
 
 def edit(project, change):
