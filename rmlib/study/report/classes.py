@@ -6,7 +6,11 @@ from rmlib.study.report import answer, groups
 from rmlib.study.report.values import Table, average
 from rmlib.study.runs import collection
 
+MOST = 10  # rows of the table of confusions
 NOTE = "percent of the images of each class that are named right, the hardest class first"
+CONFUSED = (
+    "percent of the images of a class that are taken for another, the largest over all methods"
+)
 
 
 def matrix(confusions: list[dict]) -> tuple[list[str], np.ndarray]:
@@ -46,14 +50,44 @@ def table(found: collection.Collection, group) -> Table | None:
     methods = counted(found, group)
     if not methods:
         return None
+    names, rates = _rates(methods)
+    hardest = np.argsort(np.diag(rates), kind="stable").tolist()
+    return _table(group, methods, [(names[place],) * 2 for place in hardest], NOTE)
+
+
+def confusions(found: collection.Collection, group) -> Table | None:
+    """A row for each of the MOST largest confusions, a column for every method; None where no class
+    is taken for another.
+    """
+    methods = counted(found, group)
+    if not methods:
+        return None
+    names, rates = _rates(methods)
+    np.fill_diagonal(rates, 0)
+    largest = np.argsort(-rates, axis=None, kind="stable")[:MOST]
+    places = [divmod(int(place), len(names)) for place in largest if rates.flat[place] > 0]
+    return _table(group, methods, [(names[a], names[b]) for a, b in places], CONFUSED)
+
+
+def _rates(methods):
+    """The classes, and how often the class of the row is named as that of the column, the sum over
+    methods of the share of its images.
+    """
+    found = [matrix(list(own.values())) for _, own in methods]
+    totals = [counts / np.maximum(counts.sum(1, keepdims=True), 1) for _, counts in found]
+    return found[0][0], sum(totals)
+
+
+def _table(group, methods, pairs, note):
+    """A row for each pair of a class and what it is named."""
     rows = []
-    sizes = _sizes(next(iter(methods[0][1].values())))
-    for name, images in (pair for pair in sizes if pair[1]):
-        row, shares = {"class": name, "images": images}, []
-        for method, own in methods:
-            right = {run_id: 100 * x[name].get(name, 0) / images for run_id, x in own.items()}
-            row[method] = average(right)
-            shares.append(row[method].mean)
-        rows.append((sum(shares), row))
-    hardest = [row for _, row in sorted(rows, key=lambda pair: pair[0])]
-    return Table(hardest, f"{groups.title(group)}; {NOTE}; mean ± sample standard deviation")
+    for name, named in pairs:
+        images = sum(next(iter(methods[0][1].values()))[name].values())
+        row = {"class": name} | ({"taken for": named} if note == CONFUSED else {})
+        row |= {"images": images}
+        for method, own in methods if images else ():
+            shares = {run_id: 100 * x[name].get(named, 0) / images for run_id, x in own.items()}
+            row[method] = average(shares)
+        rows += [row] if images else []
+    caption = f"{groups.title(group)}; {note}; mean ± sample standard deviation"
+    return Table(rows, caption) if rows else None

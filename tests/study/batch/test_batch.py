@@ -53,7 +53,7 @@ def test_failures_are_kept_apart_named_and_repeatable(at_once):
     assert error.splitlines()[0] == "AssertionError: seed 1 does not work"
     mend()
     assert run(lines := [], workers=2, only_failed=True) == counts(3)
-    assert "1 done already, 2 to run" in lines[0]
+    assert "1 done already, 2 to go" in lines[0]
     assert began() == {0: 1, 1: 2, 5: 2} and sorted(noted("recorded.txt")) == ["0", "1", "5"]
     assert run()["done"] == 3 and began().total() == 5, "a finished run is not run again"
 
