@@ -37,11 +37,6 @@ class Cost(NamedTuple):
     whole: bool  # on whole notebooks, not on trainings alone
     between: tuple[float, float]  # what single ones would make it
 
-    def part(self, share: float) -> "Cost":
-        """That of a part of the work."""
-        between = (self.between[0] * share, self.between[1] * share)
-        return self._replace(seconds=self.seconds * share, between=between)
-
 
 class _Past(NamedTuple):
     """A run that has ended."""
@@ -67,16 +62,14 @@ def costs(batch: Batch) -> dict[str, Cost]:
     for run in batch.runs:
         cost = found[run.run_id]
         if cost and (run.folder / records.CHECKPOINT).exists():
-            found[run.run_id] = cost.part(1 - _epochs_done(run.folder) / run.epochs)
+            # torch, which is slow to import
+            from rmlib.study.runs.checkpoint import epochs_done
+
+            left = 1 - epochs_done(run.folder) / run.epochs
+            low, high = (left * seconds for seconds in cost.between)
+            found[run.run_id] = Cost(left * cost.seconds, cost.here, cost.whole, (low, high))
     found |= {name: _of_notebook(batch, name, pasts, places) for name in batch.notebooks}
     return {name: cost for name, cost in found.items() if cost}
-
-
-def _epochs_done(folder):
-    # torch, which is slow to import
-    from rmlib.study.runs.checkpoint import epochs_done
-
-    return epochs_done(folder)
 
 
 def _pasts(batch, places):
@@ -209,14 +202,11 @@ def describe(batch: Batch, workers: int, states: set[str]) -> str:
 
 def _time(work, known, workers):
     """When all that is known of some work is done, what that rests on, and what is not known."""
-    some = {name: known[name] for name in work if name in known}
-    told = [*some.values()]
+    told = [known[name] for name in work if name in known]
     if told:
-        seconds = _makespan({name: cost.seconds for name, cost in some.items()}, workers)
-        ends_of = [
-            _makespan({name: cost.between[end] for name, cost in some.items()}, workers)
-            for end in (0, 1)
-        ]
+        names = [name for name in work if name in known]
+        every = zip(*((cost.seconds, *cost.between) for cost in told))
+        seconds, *ends_of = (_makespan(dict(zip(names, each)), workers) for each in every)
         low, high = map(duration, ends_of)
         end = datetime.now() + timedelta(seconds=seconds)
         ends = f"{end:%H:%M}" if seconds < 24 * 3600 else f"{end:%a %d %b %H:%M}"

@@ -148,9 +148,8 @@ class Batch:
     @property
     def counted(self) -> str:
         """'45 runs and 1 notebook': the work that is counted."""
-        others = len(self.notebooks)
-        runs = _number(len(self.runs), "run")
-        return f"{runs} and {_number(others, 'notebook')}" if others else runs
+        numbers = {"run": len(self.runs), "notebook": len(self.notebooks)}
+        return " and ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in numbers.items() if n)
 
     def write(self, options: list[str] | None) -> Path:
         """Store as ``out/plan.json`` what a complete table needs.
@@ -175,10 +174,6 @@ class Batch:
         fields |= {"notebooks": list(self.notebooks), "cells": rows}
         records.atomic_write(path, records.in_rows(fields, "cells"))
         return path
-
-
-def _number(count, what):
-    return f"{count} {what}{'s' if count != 1 else ''}"
 
 
 def source(name: str) -> Path:

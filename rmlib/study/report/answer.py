@@ -48,12 +48,11 @@ def sentences(group) -> list[str]:
         told.append(lead(wanted[0], f"above {others[wanted[0]].name}"))
     if wanted[:1] != [0]:
         told.append(lead(0, f"above the next, {others[0].name},"))
-    regions = [i for i, other in enumerate(others) if other.mixer == "region_mixup"]
-    if regions and regions[0] != 0:
-        told.append(lead(regions[0], f"above {others[regions[0]].name}"))
+    regions = [i for i, other in enumerate(others) if other.mixer == "region_mixup"][:1]
     equal = [i for i, other in enumerate(others) if other.longer and best.loss[0]]
-    if equal and equal[0] != 0:
-        told.append(lead(equal[0], f"above {others[equal[0]].name}, the same compute,"))
+    for i in regions + equal:
+        words = ", the same compute," if i in equal else ""
+        told += [lead(i, f"above {others[i].name}{words}")] if i else []
     return told
 
 
@@ -74,18 +73,14 @@ def networks(found: collection.Collection) -> list[str]:
     the best method's run of median accuracy, of an even number the lower one; and how.
     """
     lines = []
-    for group in groups.experiments(groups.runs_below(found)):
-        best = methods(group)[0] if sentences(group) else None
-        if not best:
-            continue
-        ordered = best.runs.sort_values("metrics.accuracy")
-        run = ordered.iloc[(len(ordered) - 1) // 2]
+    for group in filter(sentences, groups.experiments(groups.runs_below(found))):
+        best = methods(group)[0]
+        run = best.runs.sort_values("metrics.accuracy").iloc[(len(best.runs) - 1) // 2]
         folder = found.folders[run["run_id"]]
         if (folder / records.WEIGHTS).exists():
-            call = f"networks.export({str(folder)!r}, 'network.pt2')"
             lines.append(
                 f"The network to use, of median accuracy among those of {best.name}: seed"
-                f" {run['config.seed']}, {folder}. To export it: python -c"
-                f' "from rmlib.study.runs import networks; {call}"'
+                f" {run['config.seed']}, {folder}. To export it: python -c 'from rmlib.study.runs"
+                f' import networks; networks.export("{folder}", "network.pt2")\''
             )
     return lines

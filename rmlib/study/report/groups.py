@@ -42,7 +42,7 @@ def experiments(runs) -> list:
     epochs = config.index("config.epochs")
     for key in sorted(found, key=lambda key: int(key[epochs])):
         twice = (*key[:epochs], str(2 * int(key[epochs])), *key[epochs + 1 :])
-        if key in found and twice in found and _clean_loss(found[key]) and _plain(found[twice]):
+        if key in found and twice in found and _plain(found[twice]) and not _plain(found[key]):
             found[key] = pd.concat([found[key], found.pop(twice)])
 
     def order(group):
@@ -52,13 +52,9 @@ def experiments(runs) -> list:
     return sorted(found.values(), key=order)
 
 
-def _clean_loss(group) -> bool:
-    """Whether any run mixes beside the loss of the clean batch."""
-    return bool(((group["config.mixer"] != "none") & (group["config.clean_weight"] > 0)).any())
-
-
 def _plain(group) -> bool:
-    return bool(((group["config.mixer"] == "none") & (group["config.clean_weight"] == 0)).all())
+    """Whether all runs are plain training."""
+    return set(zip(group["config.mixer"], group["config.clean_weight"])) == {("none", 0)}
 
 
 def equal(runs, columns: list[str]) -> list:
