@@ -45,49 +45,26 @@ def _sizes(confusion):
     return [(name, sum(row.values())) for name, row in confusion.items()]
 
 
-def table(found: collection.Collection, group) -> Table | None:
-    """A row for every class, a column for every method; None where no record counts classes."""
-    methods = counted(found, group)
-    if not methods:
-        return None
-    names, rates = _rates(methods)
-    hardest = np.argsort(np.diag(rates), kind="stable").tolist()
-    return _table(group, methods, [(names[place],) * 2 for place in hardest], NOTE)
-
-
-def confusions(found: collection.Collection, group) -> Table | None:
-    """A row for each of the MOST largest confusions, a column for every method; None where no class
-    is taken for another.
+def table(found: collection.Collection, group, confused: bool = False) -> Table | None:
+    """A row for every class, or for each of the MOST largest confusions, a column for every method;
+    None where no record counts classes, or nothing is confused.
     """
     methods = counted(found, group)
     if not methods:
         return None
-    names, rates = _rates(methods)
-    np.fill_diagonal(rates, 0)
-    largest = np.argsort(-rates, axis=None, kind="stable")[:MOST]
-    places = [divmod(int(place), len(names)) for place in largest if rates.flat[place] > 0]
-    return _table(group, methods, [(names[a], names[b]) for a, b in places], CONFUSED)
-
-
-def _rates(methods):
-    """The classes, and how often the class of the row is named as that of the column, the sum over
-    methods of the share of its images.
-    """
-    found = [matrix(list(own.values())) for _, own in methods]
-    totals = [counts / np.maximum(counts.sum(1, keepdims=True), 1) for _, counts in found]
-    return found[0][0], sum(totals)
-
-
-def _table(group, methods, pairs, note):
-    """A row for each pair of a class and what it is named."""
+    matrices = [matrix(list(own.values())) for _, own in methods]
+    names, images = matrices[0][0], matrices[0][1].sum(1) // len(methods[0][1])
+    # shares of the images of a class, summed over methods
+    shares = sum(counts / np.maximum(counts.sum(1, keepdims=True), 1) for _, counts in matrices)
+    places = [(a, b) for a, b in np.ndindex(shares.shape) if images[a] and (a != b) == confused]
+    places.sort(key=lambda place: shares[place] * (-1 if confused else 1))
     rows = []
-    for name, named in pairs:
-        images = sum(next(iter(methods[0][1].values()))[name].values())
-        row = {"class": name} | ({"taken for": named} if note == CONFUSED else {})
-        row |= {"images": images}
-        for method, own in methods if images else ():
-            shares = {run_id: 100 * x[name].get(named, 0) / images for run_id, x in own.items()}
-            row[method] = average(shares)
-        rows += [row] if images else []
-    caption = f"{groups.title(group)}; {note}; mean ± sample standard deviation"
-    return Table(rows, caption) if rows else None
+    for a, b in [place for place in places if shares[place] > 0][:MOST] if confused else places:
+        row = {"class": names[a]} | ({"taken for": names[b]} if confused else {})
+        row["images"] = int(images[a])
+        for method, own in methods:
+            right = {run_id: x[names[a]].get(names[b], 0) for run_id, x in own.items()}
+            row[method] = average({run_id: 100 * n / images[a] for run_id, n in right.items()})
+        rows.append(row)
+    note = f"{CONFUSED if confused else NOTE}; mean ± sample standard deviation"
+    return Table(rows, f"{groups.title(group)}; {note}") if rows else None

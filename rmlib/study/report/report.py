@@ -131,7 +131,7 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
         "accuracy": lambda: [noted(accuracy.summary(group), group) for group in experiments],
         "differences": lambda: [noted(accuracy.differences(group), group) for group in experiments],
         "classes": lambda: [classes.table(root, group) for group in experiments],
-        "confusions": lambda: [classes.confusions(root, group) for group in experiments],
+        "confusions": lambda: [classes.table(root, group, confused=True) for group in experiments],
         "paper": lambda: reproduction.tables(runs, attacks) if of_paper else [],
         "claims": lambda: [reproduction.claims(runs, attacks)] if of_paper else [],
         "small": lambda: [small.claims(runs, attacks)],

@@ -122,7 +122,7 @@ def test_the_network_to_use_is_the_median_one_of_the_best_method(tmp_path):
     (line,) = answer.networks(found)
     assert f"those of CutMix: seed 3, {folder}." in line
     code = shlex.split(line.split("To export it: ")[1])[2]
-    assert ast.parse(code) and f"networks.export('{folder}', 'network.pt2')" in code
+    assert ast.parse(code) and f'networks.export("{folder}", "network.pt2")' in code
     assert line.split("To export")[0] in pages.build(tmp_path, tmp_path / "report").read_text()
 
 

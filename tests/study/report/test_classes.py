@@ -65,7 +65,7 @@ def test_confusions_are_summed_over_the_seeds(some):
 def test_the_largest_confusions_come_first_with_every_method(some):
     found = collection.gather(some)
     (group,) = groups.experiments(found.runs)
-    table = classes.confusions(found, group)
+    table = classes.table(found, group, confused=True)
     pairs = [(row["class"], row["taken for"]) for row in table.rows]
     # the sums over methods: 125, 100, 100, 25 and 10 percent of the images of a class
     ant, moon, cat = NAMES
