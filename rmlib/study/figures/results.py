@@ -1,5 +1,6 @@
 """Figures of 05_results and of reports: accuracies, and differences with their intervals."""
 
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -10,6 +11,7 @@ from rmlib.study.figures.style import COLOURS, titled
 from rmlib.study.report.stats import interval
 
 GREY = "#555555"
+LINE = 60  # letters of a title beside long names
 
 
 def _forest(axis, table, title: str):
@@ -29,7 +31,7 @@ def _forest(axis, table, title: str):
     axis.set(ylim=(-0.7, len(table) - 0.4))
     axis.set_yticks(range(len(table)), list(table["difference"])[::-1], fontsize=7.5)
     title += "" if table["low"].notna().any() else " (one run each)"
-    titled(axis, title, fontsize=8.5, loc="left")
+    titled(axis, fill(title, LINE), fontsize=8.5, loc="left")
     axis.tick_params(axis="x", labelsize=7.5)
 
 
@@ -103,7 +105,7 @@ def methods(groups: list):
         names = [f"{method.name} (n = {len(method.accuracies)})" for method in found]
         axis.set_yticks(range(len(found)), names[::-1], fontsize=9)
         axis.set(ylim=(-0.6, len(found) - 0.4))
-        titled(axis, title, fontsize=9, loc="left")
+        titled(axis, fill(title, LINE), fontsize=9, loc="left")
         axis.tick_params(axis="x", labelsize=9)
     axes[-1, 0].set_xlabel("accuracy (%)", fontsize=9)
     return figure

@@ -136,7 +136,7 @@ def _confusions(found, experiments):
     images = []
     for group in experiments:
         for method, runs in classes.counted(found, group)[:1]:
-            title = f"{groups.title(group)}\n{method}, n = {len(runs)}, summed"
+            title = f"{groups.title(group)}; {method}, n = {len(runs)}, summed"
             figure = figures.confusion(*classes.matrix(list(runs.values())), title)
             alt = html.escape(f"confusions of the classes, {title}")
             images.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{_svg(figure)}">')
