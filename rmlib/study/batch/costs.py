@@ -126,8 +126,9 @@ def _best(told):
     if not told:
         return None
     best = max(rank for rank, _ in told)
+    here, whole = best[:2]
     seconds = [seconds for rank, seconds in told if rank == best]
-    return Cost(mean(seconds), *best[:2], (min(seconds), max(seconds)))
+    return Cost(mean(seconds), here, whole, (min(seconds), max(seconds)))
 
 
 def _forwards(config):

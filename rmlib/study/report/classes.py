@@ -60,7 +60,7 @@ def table(found: collection.Collection, group, confused: bool = False) -> Table 
     places.sort(key=lambda place: shares[place] * (-1 if confused else 1))
     rows = []
     for a, b in [place for place in places if shares[place] > 0][:MOST] if confused else places:
-        row = {"class": names[a]} | ({"taken for": names[b]} if confused else {})
+        row: dict = {"class": names[a]} | ({"taken for": names[b]} if confused else {})
         row["images"] = int(images[a])
         for method, own in methods:
             right = {run_id: x[names[a]].get(names[b], 0) for run_id, x in own.items()}
