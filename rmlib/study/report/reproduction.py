@@ -65,6 +65,7 @@ def tables(runs, attacks) -> list[Table]:
             "dataset": paper.DATASETS[dataset],
             **({"clean loss": loss} if loss else {}),
             "method": LABELS[mixer],
+            "mixer": mixer,
             "paper": _told(reported),
             "ours": ours,
             "n": len(ours.runs),
