@@ -268,14 +268,15 @@ def make_report(root: Path, folder: Path) -> int:
 
     Returns how many files had to be left out, each named on stderr.
     """
-    from rmlib.study.report import completeness, pages, report
+    from rmlib.study.report import answer, completeness, pages, report
     from rmlib.study.runs import collection
 
     found = collection.gather(root)
     for problem in found.problems:
         print(f"left out: {problem}", file=sys.stderr)
     tables = report.tables(found)
-    print(report.markdown(found, "answer"))
+    for line in [*answer.answers(found), *answer.networks(found)]:
+        print(f"{line}\n")
     print(report.markdown(found))
     missing = completeness.missing(found)
     print("\n".join(f"missing: {line}" for line in missing) or "complete", end="\n\n")

@@ -81,7 +81,7 @@ def _explain(model, item):
     if words:
         remedy = nearest(brief(value).strip("'"), words)
         return f"{name}={brief(value)}: {remedy}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = item["msg"].removeprefix("Value error, ").split(", unable to parse")[0]
     return f"{name}={brief(value)}: {message[0].lower()}{message[1:]}" if name else message
 
 

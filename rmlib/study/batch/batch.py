@@ -103,18 +103,18 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
         _check(batch, todo, done, options)
         plan = batch.write(options.words() if todo else None)
         executor = _executor(batch, options, plan)
-        counted = f"{len(batch.runs)} runs, {len(done)} done already, {len(todo)} to run"
-        around = f"; around them {', '.join(batch.notebooks)}" if batch.notebooks else ""
-        log(f"batch {batch.name}: {counted}, {executor.places} at a time, in {batch.out}{around}")
-        counts = {"done": len(done), "failed": 0, "stopped": 0}
         work = batch.work(options.starts)
+        already = sum(state == "done" for state, *_ in batch.plan())
+        counted = f"{batch.counted}, {already} done already, {len(work)} to go"
+        log(f"batch {batch.name}: {counted}, {executor.places} at a time, in {batch.out}")
+        counts = {"done": already, "failed": 0, "stopped": 0}
         known = costs(batch) if work else {}
         expected = {name: known[name].seconds if name in known else None for name in work}
         progress = Progress(counts, expected, executor.places, log)
         try:
             jobs = Jobs(batch, executor, progress, options, still_held)
             with handling(ENDING, jobs.interrupt):
-                jobs.all(todo)
+                jobs.all(todo, [name for name in work if name in batch.notebooks])
         finally:
             executor.close()
     counts["left"] = len(batch.runs) + len(batch.notebooks) - sum(counts.values())

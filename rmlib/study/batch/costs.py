@@ -35,6 +35,7 @@ class Cost(NamedTuple):
     seconds: float
     here: bool  # on work of this machine
     whole: bool  # on whole notebooks, not on trainings alone
+    between: tuple[float, float]  # what single ones would make it
 
 
 class _Past(NamedTuple):
@@ -48,7 +49,9 @@ class _Past(NamedTuple):
 
 
 def costs(batch: Batch) -> dict[str, Cost]:
-    """Cost by run id and name of a notebook; what is like nothing before is left out."""
+    """Cost by run id and name of a notebook; what is like nothing before is left out. Of a stopped
+    run it is that of the epochs that are left.
+    """
     places = [place for place in (results_dir(), runs_dir(), batch.out) if place.is_dir()]
     pasts = _pasts(batch, places)
     # runs differ mostly in their seeds
@@ -56,6 +59,15 @@ def costs(batch: Batch) -> dict[str, Cost]:
     firsts = {kinds[run.run_id]: run for run in batch.runs}
     known = {kind: _of_run(run, pasts) for kind, run in firsts.items()}
     found = {run_id: known[kind] for run_id, kind in kinds.items()}
+    for run in batch.runs:
+        cost = found[run.run_id]
+        if cost and (run.folder / records.CHECKPOINT).exists():
+            # torch, which is slow to import
+            from rmlib.study.runs.checkpoint import epochs_done
+
+            left = 1 - epochs_done(run.folder) / run.epochs
+            low, high = (left * seconds for seconds in cost.between)
+            found[run.run_id] = Cost(left * cost.seconds, cost.here, cost.whole, (low, high))
     found |= {name: _of_notebook(batch, name, pasts, places) for name in batch.notebooks}
     return {name: cost for name, cost in found.items() if cost}
 
@@ -114,7 +126,9 @@ def _best(told):
     if not told:
         return None
     best = max(rank for rank, _ in told)
-    return Cost(mean(seconds for rank, seconds in told if rank == best), *best[:2])
+    here, whole = best[:2]
+    seconds = [seconds for rank, seconds in told if rank == best]
+    return Cost(mean(seconds), here, whole, (min(seconds), max(seconds)))
 
 
 def _forwards(config):
@@ -163,19 +177,26 @@ def duration(seconds: float) -> str:
 
 
 def describe(batch: Batch, workers: int, states: set[str]) -> str:
-    """The plan for reading: every run and notebook with its state and time.
+    """The plan for reading: the runs of each method and every notebook, with state and time.
 
     Args:
         states: of the runs that are started.
     """
-    known, lines, work = costs(batch), [], dict.fromkeys(batch.work(states))
-    for state, name, text in batch.plan():
-        if name in work:
-            text += f"  {duration(known[name].seconds) if name in known else 'time unknown'}"
+    known, work, rows = costs(batch), dict.fromkeys(batch.work(states)), batch.plan()
+    seeds = {run.run_id: run.seed for run in batch.runs}
+    alike, lines = dict[tuple, list](), []
+    for state, name, text in rows:
+        alike.setdefault((state, text), []).append(name)
+    for (state, text), names in alike.items():
+        own = ", ".join(str(seeds[name]) for name in names if name in seeds)
+        text += f", seed{'s' if len(names) > 1 else ''} {own}" if own else ""
+        if any(name in work for name in names):
+            seconds = [known[name].seconds for name in names if name in known]
+            text += f"  {duration(mean(seconds)) if seconds else 'time unknown'}"
+            text += " each" if len(names) > 1 and seconds else ""
         lines.append(f"{state:<8} {text}")
-    done = sum(line.startswith("done") for line in lines[: len(batch.runs)])
-    to_run = sum(name not in NEEDS for name in work)
-    words = f"{len(batch.runs)} runs: {done} done, {to_run} to run"
+    done = sum(state == "done" for state, *_ in rows)
+    words = f"{batch.counted}: {done} done, {len(work)} to go"
     parts = [f"{words}, {workers} at a time", *_time(work, known, workers)]
     return "\n".join([*lines, "", "; ".join([*parts, f"in {batch.out}"])])
 
@@ -184,7 +205,10 @@ def _time(work, known, workers):
     """When all that is known of some work is done, what that rests on, and what is not known."""
     told = [known[name] for name in work if name in known]
     if told:
-        seconds = _makespan({name: known[name].seconds for name in work if name in known}, workers)
+        names = [name for name in work if name in known]
+        every = zip(*((cost.seconds, *cost.between) for cost in told))
+        seconds, *ends_of = (_makespan(dict(zip(names, each)), workers) for each in every)
+        low, high = map(duration, ends_of)
         end = datetime.now() + timedelta(seconds=seconds)
         ends = f"{end:%H:%M}" if seconds < 24 * 3600 else f"{end:%a %d %b %H:%M}"
         by = "on this machine" if all(cost.here for cost in told) else "on other hardware"
@@ -192,7 +216,8 @@ def _time(work, known, workers):
         ends = f": ends about {ends}" if whole else f", counting trainings alone: not before {ends}"
         if len(told) < len(work):
             ends = ", for those known"
-        yield f"about {duration(seconds)} by earlier ones {by}{ends}"
+        spread = f" (between {low} and {high})" if low != high else ""
+        yield f"about {duration(seconds)} by earlier ones {by}{spread}{ends}"
     if unknown := len(work) - len(told):
         trial = "a trial tells it, --set epochs=1 --set seed=0 --out runs/trial"
         yield f"time of {unknown} unknown, since nothing like them has run: {trial}"

@@ -73,6 +73,8 @@ class BatchFile(BaseModel):
     common: dict[str, Any] = {}
     # blocks; in each, lists span a grid of runs
     grid: list[dict[str, Any]] = Field(min_length=1)
+    # plain training of twice the epochs beside every run with the clean loss
+    equal_compute: bool = False
     # the other notebooks of the study, with their parameters
     notebooks: dict[str, dict[str, Any] | None] = {}
 

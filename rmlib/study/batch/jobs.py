@@ -12,7 +12,7 @@ import nbformat
 
 from rmlib import UserError
 from rmlib.study.batch import executors, notebooks
-from rmlib.study.batch.plan import NEEDS, OTHERS, source
+from rmlib.study.batch.plan import NEEDS, source
 from rmlib.study.runs import records
 from rmlib.study.settings import CELL
 
@@ -36,11 +36,13 @@ class Jobs:
         """Answer a signal: a KeyboardInterrupt could be raised where nobody hears it."""
         self.interrupted = True
 
-    def all(self, runs):
-        """Do some runs, and the other notebooks after what they need."""
+    def all(self, runs, others):
+        """Do some runs, and some other notebooks after what they need."""
         work = {run.run_id: run for run in runs}
-        needs = {run_id: () for run_id in work} | self._needs(work)
-        order = TopologicalSorter(needs)
+        order: TopologicalSorter = TopologicalSorter({run_id: () for run_id in work})
+        for name in others:
+            order.add(name, *(need for need in NEEDS[name] if need in others))
+            order.add(name, *(work if CELL in NEEDS[name] else ()))
         order.prepare()
         pool = ThreadPoolExecutor(max(self.executor.places, 1))
         futures = {}
@@ -64,14 +66,6 @@ class Jobs:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def _needs(self, work):
-        """What each of the other notebooks waits for."""
-        needs = {}
-        for name in (name for name in OTHERS if name in self.batch.notebooks):
-            others = [need for need in NEEDS[name] if need in self.batch.notebooks]
-            needs[name] = others + (list(work) if CELL in NEEDS[name] else [])
-        return needs
 
     def _do(self, name, run):
         """Do a run, or the other notebook of that name, unless there is a reason not to."""

@@ -20,6 +20,7 @@ from rmlib import UserError
 from rmlib.params import DataParams, NetworksParams, Params, TrainParams, nearest
 from rmlib.paths import expanded, project_root, runs_dir
 from rmlib.study.batch import file as files
+from rmlib.study.names import METHOD, longer, method_name
 from rmlib.study.runs import records
 from rmlib.study.settings import CELL, NOTEBOOKS, listed, parse, takes_list
 
@@ -99,11 +100,10 @@ class Batch:
         return "failed" if (self.out / f"{name}.{records.ERROR}").exists() else "new"
 
     def plan(self) -> list[tuple[str, str, str]]:
-        """What a call would do: (state, name, text) of every run and other notebook.
-
-        A notebook that looks at something that will change is new.
+        """What a call would do: (state, name, text) of every run and other notebook. The text of a
+        run leaves its seed out. A notebook that looks at something that will change is new.
         """
-        rows = [(self.state(r), r.run_id, f"{r.run_id}  {self.label(r)}") for r in self.runs]
+        rows = [(self.state(run), run.run_id, self._method(run)) for run in self.runs]
         changing = {CELL} if any(state != "done" for state, *_ in rows) else set()
         for name in (name for name in OTHERS if name in self.notebooks):
             needs = [need for need in NEEDS[name] if need in (CELL, *self.notebooks)]
@@ -133,16 +133,23 @@ class Batch:
         """The parameters in which the runs differ, other than the mixer."""
         configs = [run.config for run in self.runs]
         values = {name: {str(config[name]) for config in configs} for name in configs[0]}
-        return [name for name in values if name != "mixer" and len(values[name]) > 1]
+        return [name for name in values if name not in METHOD and len(values[name]) > 1]
+
+    def _method(self, run):
+        """A run's method, and other parameters in which it differs from the batch's first run."""
+        own, first = run.config, self.runs[0].config
+        others = [name for name in self._varying if name != "seed" and own[name] != first[name]]
+        return ", ".join([method_name(own), *(f"{name}={own[name]}" for name in others)])
 
     def label(self, run: TrainParams) -> str:
-        """The parameters in which this run differs from others of the batch and from the defaults,
-        and its seed where the batch has several.
-        """
-        fields = TrainParams.model_fields
-        values = {name: getattr(run, name) for name in self._varying}
-        shown = [f"{n}={x}" for n, x in values.items() if n == "seed" or x != fields[n].default]
-        return " ".join([run.mixer, *shown])
+        """'Mixup, epochs=20, seed 0': how a run differs from others of the batch."""
+        return self._method(run) + (f", seed {run.seed}" if "seed" in self._varying else "")
+
+    @property
+    def counted(self) -> str:
+        """'45 runs and 1 notebook': the work that is counted."""
+        numbers = {"run": len(self.runs), "notebook": len(self.notebooks)}
+        return " and ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in numbers.items() if n)
 
     def write(self, options: list[str] | None) -> Path:
         """Store as ``out/plan.json`` what a complete table needs.
@@ -213,9 +220,12 @@ def _runs(file, out, wrong):
         except UserError as error:
             wrong.append(str(error).removeprefix(f"{CELL}: "))
             continue
-        known = runs.setdefault(run.run_id, run).dataset
-        if known != run.dataset:
-            wrong.append(f"{known} and {run.dataset} would be one run: use different folder names")
+        twins = longer(run.model_dump()) if file.equal_compute else []
+        for each in (run, *(parse(CELL, twin) for twin in twins)):
+            known = runs.setdefault(each.run_id, each).dataset
+            if known != run.dataset:
+                remedy = "use different folder names"
+                wrong.append(f"{known} and {run.dataset} would be one run: {remedy}")
     return list(runs.values())
 
 

@@ -1,5 +1,6 @@
 """Figures of 05_results and of reports: accuracies, and differences with their intervals."""
 
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -8,6 +9,8 @@ from matplotlib.lines import Line2D
 
 from rmlib.study.figures.style import COLOURS, GREY, legend_below, titled
 from rmlib.study.report.stats import interval
+
+LINE = 60  # letters of a title beside long names
 
 
 def _forest(axis, table, title: str):
@@ -23,7 +26,7 @@ def _forest(axis, table, title: str):
     axis.set(ylim=(-0.7, len(table) - 0.4))
     axis.set_yticks(range(len(table)), list(table["difference"])[::-1], fontsize=9)
     title += "" if table["low"].notna().any() else " (one run each)"
-    titled(axis, title, fontsize=9, loc="left")
+    titled(axis, fill(title, LINE), fontsize=9, loc="left")
     axis.tick_params(axis="x", labelsize=9)
 
 
@@ -71,7 +74,7 @@ def methods(groups: list):
         names = [f"{method.name} (n = {len(method.accuracies)})" for method in found]
         axis.set_yticks(range(len(found)), names[::-1], fontsize=9)
         axis.set(ylim=(-0.6, len(found) - 0.4))
-        titled(axis, title, fontsize=9, loc="left")
+        titled(axis, fill(title, LINE), fontsize=9, loc="left")
         axis.tick_params(axis="x", labelsize=9)
     axes[-1, 0].set_xlabel("accuracy (%)", fontsize=9)
     return figure

@@ -1,5 +1,6 @@
 """Figures of 02_training."""
 
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -99,7 +100,7 @@ def confusion(names, counts, title: str = "", most: int = 25):
     order = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:most])
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     shown, labels = percent[np.ix_(order, order)], [names[place] for place in order]
-    size = 1.6 + 0.36 * len(order)
+    size = 2.4 + 0.36 * len(order)
     figure, axis = plt.subplots(figsize=(size, size), layout="constrained")
     axis.imshow(shown, cmap="Greys", vmin=0, vmax=100)
     for row, column in zip(*np.nonzero(shown >= 0.5)):
@@ -109,11 +110,10 @@ def confusion(names, counts, title: str = "", most: int = 25):
     axis.set_yticks(range(len(order)), labels, fontsize=TEXT)
     for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
         label.set_parse_math(False)
-    axis.set(xlabel="named as (% of the images of the row)", ylabel="class")
+    axis.set(xlabel="named as (% of the row)", ylabel="class")
     of = f"{len(order)} of {len(names)} classes, those with the most mistakes"
-    titled(
-        axis, "\n".join(filter(None, [title, of if len(order) < len(names) else ""])), fontsize=TEXT
-    )
+    words = [title, of] if len(order) < len(names) else [title]
+    titled(axis, "\n".join(fill(text, 40) for text in words if text), fontsize=TEXT)
     return figure
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from rmlib.packed import unpack_bits
+from rmlib.study.names import PLAIN
 from rmlib.study.report import costs, groups, stats
-from rmlib.study.report.groups import DEFAULTS, PLAIN, Method
+from rmlib.study.report.groups import DEFAULTS, Method
 from rmlib.study.report.values import Table, average, by_run, difference, span
 
 ACCURACY = "metrics.accuracy"
@@ -77,14 +78,18 @@ class Comparison:
 def compared(group) -> list[Comparison]:
     """The comparisons of an experiment, those with plain training first.
 
-    Every other method is compared with it. Then come methods of the same loss: mixers with each
-    other and with the doubled loss, and a variant (k=4) with its mixer's default. Last comes each
-    method with itself under another loss.
+    Every other method is compared with it, and mixers with the clean loss with the plain training
+    of equal compute. Then come methods of the same loss: mixers with each other and with the
+    doubled loss, and a variant (k=4) with its mixer's default. Last comes each method with itself
+    under another loss.
     """
     found = groups.finished(group)
     plain = [method for method in found if method.name == PLAIN]
-    others = [method for method in found if method.name != PLAIN]
-    pairs = [(method, plain[0]) for method in others if plain]
+    longer = [method for method in found if method.longer]
+    others = [method for method in found if method.name != PLAIN and not method.longer]
+    pairs = [(method, plain[0]) for method in others + longer if plain]
+    clean = [method for method in others if method.loss[0] and method.mixer != "none"]
+    pairs += [(method, longer[0]) for method in clean if longer]
     both = list(itertools.combinations(others, 2))
     same = [(a, b) for a, b in both if a.loss == b.loss and _alike(a, b)]
     pairs += [(b, a) if _default(a) else (a, b) for a, b in same]

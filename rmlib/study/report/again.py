@@ -11,7 +11,7 @@ from rmlib.study.runs.records import KINDS
 from rmlib.study.settings import CELL
 
 # where a rerun goes: beside the old record it would be found finished
-AGAIN = "runs/again"
+AGAIN = f"runs/{collection.REPEATED}"
 
 
 def run_name(found, run_id) -> str:

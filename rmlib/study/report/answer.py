@@ -1,9 +1,10 @@
 """The answer of an experiment: which method was best, and by how much."""
 
+from rmlib.study.names import PLAIN
 from rmlib.study.report import completeness, costs, groups, stats
-from rmlib.study.report.groups import PLAIN, Method
+from rmlib.study.report.groups import Method
 from rmlib.study.report.values import span
-from rmlib.study.runs import collection
+from rmlib.study.runs import collection, records
 
 
 def methods(group) -> list[Method]:
@@ -12,11 +13,12 @@ def methods(group) -> list[Method]:
 
 
 def sentences(group) -> list[str]:
-    """The best method, whether it is decided, and its lead over three others; [] for one method.
+    """The best method, whether it is decided, and its lead over others; [] for one method.
 
-    These are plain training (without it no mixing), the next best, and Region Mixup. p of Welch's t
-    is corrected by Holm for all other methods. The same accuracies choose the best one, so its lead
-    is flattered. What the best one costs stands with it, see :func:`costs.relative`.
+    These are plain training (without it no mixing), the next best, Region Mixup, and plain training
+    with as much compute. p of Welch's t is corrected by Holm for all other methods. The same
+    accuracies choose the best one, so its lead is flattered. What the best one costs stands with
+    it, see :func:`costs.relative`.
 
     Args:
         group: the runs of one experiment, see :func:`rmlib.study.report.groups.experiments`.
@@ -40,35 +42,17 @@ def sentences(group) -> list[str]:
     for run_id, time in costs.relative(group).items():
         if run_id in set(best.runs["run_id"]) and best.name != PLAIN:
             told[0] += f", in {time:.1f} times the time of plain training"
-    wanted = [i for i, other in enumerate(others) if other.mixer == "none"]
+    wanted = [i for i, other in enumerate(others) if other.mixer == "none" and not other.longer]
     wanted.sort(key=lambda i: others[i].name != PLAIN)
     if wanted:
         told.append(lead(wanted[0], f"above {others[wanted[0]].name}"))
     if wanted[:1] != [0]:
         told.append(lead(0, f"above the next, {others[0].name},"))
-    regions = [i for i, other in enumerate(others) if other.mixer == "region_mixup"]
-    if regions and regions[0] != 0:
-        told.append(lead(regions[0], f"above {others[regions[0]].name}"))
-    return told
-
-
-def equal_compute(found: collection.Collection, group, experiments) -> list[str]:
-    """The best method's lead over plain training of twice the epochs; [] if that was not run.
-
-    That is what a clean loss beside the mixed one costs. One comparison, its p is uncorrected.
-
-    Args:
-        group, experiments: see :func:`rmlib.study.report.groups.experiments`.
-    """
-    own = completeness.shared(found, group)
-    longer, told = own | {"epochs": 2 * own["epochs"]}, []
-    for other in experiments:
-        of_other = groups.finished(other) if completeness.shared(found, other) == longer else []
-        for plain in (method for method in of_other if method.name == PLAIN):
-            d = stats.welch(methods(group)[0].accuracies, plain.accuracies)
-            known = f" {span(d.low, d.high)}, {stats.state(d.p)}" if d.p == d.p else ""
-            words = f"above plain training of {longer['epochs']} epochs"
-            told.append(f"{words} (n = {len(plain.accuracies)}) by {d.mean:.2f} points{known}")
+    regions = [i for i, other in enumerate(others) if other.mixer == "region_mixup"][:1]
+    equal = [i for i, other in enumerate(others) if other.longer and best.loss[0]]
+    for i in regions + equal:
+        words = ", the same compute," if i in equal else ""
+        told += [lead(i, f"above {others[i].name}{words}")] if i else []
     return told
 
 
@@ -76,10 +60,27 @@ def answers(found: collection.Collection) -> list[str]:
     """For each experiment of two methods or more: its title, whether runs of its plan are still
     missing, and its sentences, in one line.
     """
-    lines, experiments = [], groups.experiments(groups.runs_below(found))
-    for group in experiments:
+    lines = []
+    for group in groups.experiments(groups.runs_below(found)):
         if told := sentences(group):
-            told += equal_compute(found, group, experiments)
             head = [groups.title(group), completeness.interim(found, group)]
             lines.append(f"{'; '.join(filter(None, head))}. {'; '.join(told)}.")
+    return lines
+
+
+def networks(found: collection.Collection) -> list[str]:
+    """For each experiment with an answer whose weights are there: which network to take, that of
+    the best method's run of median accuracy, of an even number the lower one; and how.
+    """
+    lines = []
+    for group in filter(sentences, groups.experiments(groups.runs_below(found))):
+        best = methods(group)[0]
+        run = best.runs.sort_values("metrics.accuracy").iloc[(len(best.runs) - 1) // 2]
+        folder = found.folders[run["run_id"]]
+        if (folder / records.WEIGHTS).exists():
+            lines.append(
+                f"The network to use, of median accuracy among those of {best.name}: seed"
+                f" {run['config.seed']}, {folder}. To export it: python -c 'from rmlib.study.runs"
+                f' import networks; networks.export("{folder}", "network.pt2")\''
+            )
     return lines

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from rmlib.study.names import LABELS
+from rmlib.study.names import label
 from rmlib.study.report import stats
 from rmlib.study.report.values import Table, by_run, difference
 
@@ -49,9 +49,10 @@ class Claim:
 
 
 def side_name(side: tuple[str, float]) -> str:
-    """'Mixup, clean_weight=1': one side of a claim."""
+    """'Mixup, clean_weight=1', 'plain training': one side of a claim."""
     mixer, clean_weight = side
-    return f"{LABELS[mixer]}, clean_weight={clean_weight:g}"
+    name = label({"mixer": mixer, "clean_weight": clean_weight, "average": False})
+    return name if mixer == "none" else f"{name}, clean_weight={clean_weight:g}"
 
 
 def fit_protocol(runs, protocol: dict):

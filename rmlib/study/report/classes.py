@@ -6,7 +6,11 @@ from rmlib.study.report import answer, groups
 from rmlib.study.report.values import Table, average
 from rmlib.study.runs import collection
 
+MOST = 10  # rows of the table of confusions
 NOTE = "percent of the images of each class that are named right, the hardest class first"
+CONFUSED = (
+    "percent of the images of a class that are taken for another, the largest over all methods"
+)
 
 
 def matrix(confusions: list[dict]) -> tuple[list[str], np.ndarray]:
@@ -41,19 +45,26 @@ def _sizes(confusion):
     return [(name, sum(row.values())) for name, row in confusion.items()]
 
 
-def table(found: collection.Collection, group) -> Table | None:
-    """A row for every class, a column for every method; None where no record counts classes."""
+def table(found: collection.Collection, group, confused: bool = False) -> Table | None:
+    """A row for every class, or for each of the MOST largest confusions, a column for every method;
+    None where no record counts classes, or nothing is confused.
+    """
     methods = counted(found, group)
     if not methods:
         return None
+    matrices = [matrix(list(own.values())) for _, own in methods]
+    names, images = matrices[0][0], matrices[0][1].sum(1) // len(methods[0][1])
+    # shares of the images of a class, summed over methods
+    shares = sum(counts / np.maximum(counts.sum(1, keepdims=True), 1) for _, counts in matrices)
+    places = [(a, b) for a, b in np.ndindex(shares.shape) if images[a] and (a != b) == confused]
+    places.sort(key=lambda place: shares[place] * (-1 if confused else 1))
     rows = []
-    sizes = _sizes(next(iter(methods[0][1].values())))
-    for name, images in (pair for pair in sizes if pair[1]):
-        row, shares = {"class": name, "images": images}, []
+    for a, b in [place for place in places if shares[place] > 0][:MOST] if confused else places:
+        row: dict = {"class": names[a]} | ({"taken for": names[b]} if confused else {})
+        row["images"] = int(images[a])
         for method, own in methods:
-            right = {run_id: 100 * x[name].get(name, 0) / images for run_id, x in own.items()}
-            row[method] = average(right)
-            shares.append(row[method].mean)
-        rows.append((sum(shares), row))
-    hardest = [row for _, row in sorted(rows, key=lambda pair: pair[0])]
-    return Table(hardest, f"{groups.title(group)}; {NOTE}; mean ± sample standard deviation")
+            right = {run_id: x[names[a]].get(names[b], 0) for run_id, x in own.items()}
+            row[method] = average({run_id: 100 * n / images[a] for run_id, n in right.items()})
+        rows.append(row)
+    note = f"{CONFUSED if confused else NOTE}; mean ± sample standard deviation"
+    return Table(rows, f"{groups.title(group)}; {note}") if rows else None

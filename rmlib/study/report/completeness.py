@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from rmlib.params import config_id
-from rmlib.study.names import LABELS, experiment
+from rmlib.study.names import experiment, longer
 from rmlib.study.report import groups
 from rmlib.study.runs import collection, records, schema
 
@@ -42,16 +42,15 @@ def read_plan(path: Path) -> dict | None:
         return None
 
 
-def shared(found: collection.Collection, group) -> dict:
-    """What the runs of an experiment share, see :func:`rmlib.study.names.experiment`."""
-    return experiment(found.records[group["run_id"].iloc[0]].config)
-
-
 def interim(found: collection.Collection, group) -> str:
     """'interim, 20 of 55 planned runs': of an experiment whose plan is not done yet, else ''."""
-    plans, own = [plan for plan in map(read_plan, found.plans) if plan], shared(found, group)
+    own = experiment(found.records[group["run_id"].iloc[0]].config)
+    plans = [plan for plan in map(read_plan, found.plans) if plan]
     cells = [run for plan in plans for run in plan["cells"] if "config" in run]
-    planned = {run["run_id"] for run in cells if experiment(run["config"]) == own}
+    configs = {run["run_id"]: run["config"] for run in cells}
+    planned = {run_id for run_id, config in configs.items() if experiment(config) == own}
+    twins = [twin for run_id in planned for twin in longer(configs[run_id])]
+    planned |= configs.keys() & set(map(config_id, twins))
     there = planned & found.records.keys()
     return f"interim, {len(there)} of {len(planned)} planned runs" if there < planned else ""
 
@@ -126,9 +125,9 @@ def _of_experiment(found, group):
     lines: list[str] = []
     labels: dict[str, str] = {}
     seeds = sorted(set(group["config.seed"]))
-    for columns, runs in groups.methods(group):
+    for _, runs in groups.methods(group):
         runs = runs.sort_values("config.seed")
-        label = _label(columns)
+        label = groups.name_of(runs, group)
         own = dict(zip(runs["config.seed"], runs["run_id"]))
         labels |= {run_id: f"{label}, seed {seed}" for seed, run_id in own.items()}
         diverged = runs.loc[runs["status"] == "diverged", "config.seed"]
@@ -146,10 +145,3 @@ def _of_experiment(found, group):
             if len(lacking) < len(alike):
                 lines += _list(f"{kind}: missing", lacking, len(alike))
     return lines
-
-
-def _label(columns):
-    """A method in words, by its columns in a table: 'Mixup, clean_weight=0'."""
-    others = [(name, value) for name, value in columns.items() if name != "mixer"]
-    texts = [(name, f"{x:g}" if isinstance(x, float) else x) for name, x in others]
-    return ", ".join([LABELS[columns["mixer"]], *(f"{name}={text}" for name, text in texts)])

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
+from rmlib.study.names import PLAIN
 from rmlib.study.report import groups
-from rmlib.study.report.groups import PLAIN
 from rmlib.study.report.values import Table, Value, average, by_run
 
 CAPTION = (
@@ -15,8 +15,8 @@ CAPTION = (
 )
 KINDS = ("training", "measurements")
 RELATIVE = (
-    "time: training per image over that of plain training with the same seed, the median over"
-    " seeds; a clean loss beside the mixed one is a second pass, and what else a machine does"
+    "time: of a training, by its speed, over that of plain training with the same seed, the median"
+    " over seeds; a clean loss beside the mixed one is a second pass, and what else a machine does"
     " distorts it"
 )
 
@@ -34,7 +34,8 @@ def relative(group) -> dict[str, float]:
         return {}
     times = {}
     for method in found:
-        ratios = (speeds[PLAIN] / speeds[method.name]).dropna().sort_values()
+        epochs = method.runs["config.epochs"].iloc[0] / group["config.epochs"].min()
+        ratios = (epochs * speeds[PLAIN] / speeds[method.name]).dropna().sort_values()
         if len(ratios):
             seed = ratios.index[(len(ratios) - 1) // 2]
             times[method.runs.loc[seed, "run_id"]] = ratios[seed]

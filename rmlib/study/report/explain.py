@@ -23,8 +23,8 @@ from rmlib.study.runs.records import RECORD
 
 # notebook that measures a kind
 NOTEBOOK = {"attacks": "03_robustness", "corruptions": "03_robustness", "cam": "04_cam"}
-# values explained at once
-SHOWN = 8
+# values explained at once, and runs described in full
+SHOWN, IN_FULL = 8, 3
 HOW = {
     "mean": "mean and sample standard deviation of {count} values, one for each network:",
     "difference": "mean of {0} minus mean of {1}, over these runs:",
@@ -40,7 +40,7 @@ def explain(words: list[str], column: str | None = None, everything: bool = Fals
             number as it is printed, or the kind of a table followed by words that select its rows:
             a whole entry, "clean_weight=0", or a part of an entry or caption.
         column: heading of the column; default: every value of the row.
-        everything: also every parameter of the runs.
+        everything: every run in full, with every parameter.
 
     Raises:
         UserError: nothing fits; names what would.
@@ -85,6 +85,9 @@ def _explain(found, words, column, everything):
     values = [value for place in chosen for value in place.values.values()]
     runs = dict.fromkeys(run_id for value in values for run_id in value.runs)
     told = [place_text(found, place) for place in chosen]
+    if len(runs) > IN_FULL and not everything:
+        one = next(iter(runs))
+        return "\n\n".join([*told, f"one of the runs: rmlib explain {found.folder} {one}"])
     return "\n\n".join([*told, *(run_text(found, run_id, everything) for run_id in runs)])
 
 

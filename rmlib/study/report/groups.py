@@ -6,12 +6,11 @@ import pandas as pd
 
 from rmlib import UserError
 from rmlib.params import MIXERS, TrainParams
-from rmlib.study.names import METHOD, experiment, method_name
+from rmlib.study.names import METHOD, PLAIN, experiment, label, method_name
 from rmlib.study.runs import collection
 
 DEFAULTS = TrainParams().config
 HELD_OUT = "images held out of the training set"
-PLAIN, DOUBLED = "plain training", "no mixing, doubled loss (a control)"
 
 # parameters that a caption leaves out: they stand in the rows or in the numbers of images
 TOLD = ("mixer", "seed", "train_images", "test_images", "eval_every")
@@ -35,15 +34,27 @@ def runs_below(root) -> pd.DataFrame:
 
 def experiments(runs) -> list:
     """The runs in groups that one table may compare: equal in everything but method and seed;
-    largest networks first.
+    largest networks first. To methods with the clean loss belongs plain training of twice the
+    epochs, which computes as much (see :func:`rmlib.study.names.longer`).
     """
     config = [f"config.{name}" for name in experiment(DEFAULTS)]
+    found = {tuple(map(str, group[config].iloc[0])): group for group in equal(runs, config)}
+    epochs = config.index("config.epochs")
+    for key in sorted(found, key=lambda key: int(key[epochs])):
+        twice = (*key[:epochs], str(2 * int(key[epochs])), *key[epochs + 1 :])
+        if key in found and twice in found and _plain(found[twice]) and not _plain(found[key]):
+            found[key] = pd.concat([found[key], found.pop(twice)])
 
     def order(group):
         first = group.iloc[0]
         return -first["config.width"], -first["config.epochs"], first["config.dataset"]
 
-    return sorted(equal(runs, config), key=order)
+    return sorted(found.values(), key=order)
+
+
+def _plain(group) -> bool:
+    """Whether all runs are plain training."""
+    return set(zip(group["config.mixer"], group["config.clean_weight"])) == {("none", 0)}
 
 
 def equal(runs, columns: list[str]) -> list:
@@ -57,20 +68,39 @@ def methods(group, repeated: bool = False) -> list:
     network counts once: of runs that differ only in parameters without effect on it, the latest;
     ``repeated`` gives all of them.
     """
-    config = [f"config.{name}" for name in METHOD]
+    config = [f"config.{name}" for name in (*METHOD, "epochs")]
     varying = [name for name in METHOD[1:] if group[f"config.{name}"].map(str).nunique() > 1]
 
     def order(runs):
         first = runs.iloc[0]
         place = MIXERS.index(first["config.mixer"])
         texts = [str(first[name]) for name in config]
-        return bool(first["config.average"]), -first["config.clean_weight"], place, texts
+        loss = bool(first["config.average"]), -first["config.clean_weight"]
+        return *loss, place, first["config.epochs"], texts
 
     found = []
     for runs in sorted(equal(group, config), key=order):
-        columns = {name: runs[f"config.{name}"].iloc[0] for name in ("mixer", *varying)}
+        first = _method(runs)
+        columns = {"method": label(first) + _epochs(runs, group), "mixer": first["mixer"]}
+        columns |= {name: first[name] for name in varying}
         found.append((columns, runs if repeated else _latest(runs)))
     return found
+
+
+def name_of(runs, group) -> str:
+    """The name of a method's runs in an experiment, such as 'plain training, 120 epochs'."""
+    return method_name(_method(runs)) + _epochs(runs, group)
+
+
+def _method(runs) -> dict:
+    first = runs.iloc[0].to_dict()
+    return {name: first[f"config.{name}"] for name in METHOD}
+
+
+def _epochs(runs, group) -> str:
+    """', 120 epochs' of longer runs than those of the experiment, else ''."""
+    epochs = runs["config.epochs"].iloc[0]
+    return f", {epochs} epochs" if epochs > group["config.epochs"].min() else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,22 +128,20 @@ class Method:
         """The mean accuracy."""
         return self.accuracies.mean()
 
+    @property
+    def longer(self) -> bool:
+        """Whether it is plain training with the compute of a clean loss."""
+        return self.name.startswith(f"{PLAIN}, ")
+
 
 def finished(group) -> list[Method]:
-    """The methods of an experiment that have a finished run, in the order of :func:`methods`.
-
-    No mixing is :data:`PLAIN` training, or with the loss of the clean batch twice the control.
-    """
+    """The methods of an experiment that have a finished run, in the order of :func:`methods`."""
     found = []
     for _, runs in methods(group):
         done = runs[runs["status"] == "done"].set_index("config.seed", drop=False).sort_index()
         if len(done):
-            first = done.iloc[0].to_dict()
-            settings = {name: first[f"config.{name}"] for name in METHOD}
-            name = method_name(settings)
+            settings, name = _method(done), name_of(done, group)
             loss = settings.pop("clean_weight"), settings.pop("average")
-            if settings["mixer"] == "none" and not loss[1]:
-                name = {0: PLAIN, 1: DOUBLED}.get(loss[0], name)
             found.append(
                 Method(name, settings["mixer"], loss, settings, done, len(runs) - len(done))
             )
@@ -170,10 +198,11 @@ def title(group) -> str:
 
 def caption(group) -> str:
     """What all runs of an experiment share: configuration, images, seeds, time, hardware."""
+    own = group[group["config.epochs"] == group["config.epochs"].min()]
     config = {
-        name.removeprefix("config."): group[name].iloc[0]
-        for name in group.columns
-        if name.startswith("config.") and group[name].map(str).nunique() == 1
+        name.removeprefix("config."): own[name].iloc[0]
+        for name in own.columns
+        if name.startswith("config.") and own[name].map(str).nunique() == 1
     }
     first = ("dataset", "width", "epochs", "batch_size", "schedule", "lr")
     words = [f"{name} {config[name]}" for name in first if name in config]

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from rmlib.packed import unpack_values
-from rmlib.study.names import LABELS, MAPS, METHOD, method_name
+from rmlib.study.names import LABELS, MAPS, PLAIN
 from rmlib.study.report import groups, stats
 from rmlib.study.report.values import CONTROL, Table, Value, average, difference, span
 
@@ -57,8 +57,8 @@ def results_of(group, cams, measure: str) -> dict | None:
     for _, runs in groups.methods(group):
         own = runs[runs["run_id"].isin(results)].sort_values("config.seed")
         if len(own):
-            label = method_name({name: own[f"config.{name}"].iloc[0] for name in METHOD})
-            found[label] = dict(zip(own["config.seed"], own["run_id"].map(results.get)))
+            run_ids = own["run_id"].map(results.get)
+            found[groups.name_of(own, group)] = dict(zip(own["config.seed"], run_ids))
     return found
 
 
@@ -187,7 +187,8 @@ def removal(found: dict) -> list:
 
 def mixer_of(label: str) -> str:
     """The mixer behind the name of a method, such as 'Region Mixup, k=4': its colour in figures."""
-    return next(mixer for mixer, name in LABELS.items() if label.split(",")[0] == name)
+    mixers = {name: mixer for mixer, name in LABELS.items()}
+    return mixers.get(label.split(",")[0], "none")
 
 
 def _mean(numbers):
@@ -275,5 +276,8 @@ def _difference(found, key, name, pair, seeds) -> dict:
 
 
 def _loss(label):
-    """The parts of a method's name that say how the clean batch counts."""
-    return [part for part in label.split(", ")[1:] if part.startswith(("clean_weight", "average"))]
+    """The parts of a method's name that say how the clean batch counts, and how long."""
+    if label == PLAIN:
+        return ["clean_weight=0"]
+    told = ("clean_weight", "average", "epochs")
+    return [part for part in label.split(", ")[1:] if any(word in part for word in told)]

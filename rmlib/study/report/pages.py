@@ -20,7 +20,7 @@ from pygments.formatters import HtmlFormatter
 
 from rmlib.paths import below
 from rmlib.study import figures
-from rmlib.study.names import LABELS, METHOD
+from rmlib.study.names import METHOD
 from rmlib.study.playground import page as playground
 from rmlib.study.report import answer, classes, completeness, groups, report
 from rmlib.study.runs import collection, records
@@ -66,10 +66,11 @@ def build(root, folder: Path, tables: dict | None = None, missing: list[str] | N
     pages = {path.parent.name: book.page for path, book in books.items() if path.stem == CELL}
     heads, rows = _runs(runs, pages)
     title = f"Report: {root.resolve().name}"
-    extra = {"classes": _confusions(found, experiments)}
+    extra = {"confusions": _confusions(found, experiments)}
     body = _template("index").render(
         title=title,
         answers=answer.answers(found),
+        networks=answer.networks(found),
         figure=_figure(experiments),
         first=_html(tables["accuracy"]),
         of_paper=bool(tables["paper"]),
@@ -138,7 +139,7 @@ def _confusions(found, experiments):
     images = []
     for group in experiments:
         for method, runs in classes.counted(found, group)[:1]:
-            title = f"{groups.title(group)}\n{method}, n = {len(runs)}, summed"
+            title = f"{groups.title(group)}; {method}, n = {len(runs)}, summed"
             figure = figures.confusion(*classes.matrix(list(runs.values())), title)
             alt = html.escape(f"confusions of the classes, {title}")
             images.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{_svg(figure)}">')
@@ -204,13 +205,13 @@ def _runs(runs, pages):
     varying = [name for name in names if runs[f"config.{name}"].map(str).nunique() > 1]
     rows = []
     for group in groups.experiments(runs):
-        for _, method in groups.methods(group, repeated=True):
+        for columns, method in groups.methods(group, repeated=True):
             for run in method.sort_values("config.seed").to_dict("records"):
                 scores = [run["status"], ""]
                 if run["status"] == "done":
                     scores = [f"{run['metrics.accuracy']:.2f}", f"{run['metrics.nll']:.3f}"]
                 settings = [run[f"config.{name}"] for name in ("seed", *varying)]
-                entries = [LABELS[run["config.mixer"]], *settings, *scores]
+                entries = [columns["method"], *settings, *scores]
                 entries += [f"{run['seconds']:.0f}", run["run_id"]]
                 rows.append((pages.get(run["run_id"]), entries))
     heads = ["method", "seed", *varying, "accuracy (%)", "NLL (nats)", "seconds", "run"]

@@ -10,7 +10,7 @@ from rmlib.study.names import METHOD
 from rmlib.study.report.values import Table, Value, decimals_of, heading
 
 # columns that name a row by their text alone, and with their name
-NAMING = {"mixer", "method", "map", "measure", "difference", "claim", "class"}
+NAMING = {"method", "map", "measure", "difference", "claim", "class", "taken for"}
 NAMING |= {"dataset", "experiment"}
 KEYS = NAMING | {*METHOD, "clean loss", "shuffled", "eps", "in"}
 

@@ -31,7 +31,8 @@ from rmlib.study.runs import collection, records
 HEADINGS = {
     "accuracy": "What was run",
     "differences": "Differences with their intervals",
-    "classes": "Accuracy per class, and what is taken for what",
+    "classes": "Accuracy per class",
+    "confusions": "What is taken for what",
     "robustness": "Under attack and under corruptions",
     "checks": "Can FGSM be believed?",
     "localization": "Where the networks look",
@@ -130,6 +131,7 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
         "accuracy": lambda: [noted(accuracy.summary(group), group) for group in experiments],
         "differences": lambda: [noted(accuracy.differences(group), group) for group in experiments],
         "classes": lambda: [classes.table(root, group) for group in experiments],
+        "confusions": lambda: [classes.table(root, group, confused=True) for group in experiments],
         "paper": lambda: reproduction.tables(runs, attacks) if of_paper else [],
         "claims": lambda: [reproduction.claims(runs, attacks)] if of_paper else [],
         "small": lambda: [small.claims(runs, attacks)],

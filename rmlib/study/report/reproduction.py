@@ -4,6 +4,7 @@ from fractions import Fraction
 
 from scipy.stats import ttest_ind_from_stats
 
+from rmlib.study.names import LABELS
 from rmlib.study.report import paper, stats
 from rmlib.study.report.claims import (
     EPS,
@@ -63,6 +64,7 @@ def tables(runs, attacks) -> list[Table]:
         return {
             "dataset": paper.DATASETS[dataset],
             **({"clean loss": loss} if loss else {}),
+            "method": LABELS[mixer],
             "mixer": mixer,
             "paper": _told(reported),
             "ours": ours,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from rmlib.study.names import LABELS, METHOD
+from rmlib.study.names import METHOD
 from rmlib.study.report.stats import Difference, mean_std
 
 CONTROL = "another image's map"
@@ -17,11 +17,10 @@ CONTROL = "another image's map"
 # decimals of columns that hold plain numbers
 PLACES = {CONTROL: 1, "r": 2, "p": 4, "p (Holm)": 4}
 # columns for figures and CSV alone
-HIDDEN = ("diverged", "of", "low", "high", "paired_low", "paired_high")
+HIDDEN = ("diverged", "mixer", "of", "low", "high", "paired_low", "paired_high")
 
 # heading and decimals of a column; the others keep their name, and have one decimal
 HEADS = {
-    "mixer": ("method", 1),
     "accuracy": ("accuracy (%)", 2),
     "nll": ("NLL (nats)", 3),
     "ece": ("ECE (%)", 1),
@@ -212,8 +211,6 @@ def _is_number(frame, name):
 
 
 def _plain(name, entry):
-    if name == "mixer":
-        return LABELS[entry]
     if entry is None or entry != entry:
         return "–"
     if name in PLACES and not isinstance(entry, str):

@@ -95,6 +95,15 @@ class Checkpoints:
         self.previous.unlink(missing_ok=True)
 
 
+def epochs_done(folder) -> int:
+    """How many epochs of a run its last checkpoint has behind it; 0 without one."""
+    try:
+        state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True, mmap=True)
+        return json.loads(state["progress"])["epoch"]
+    except Exception:  # torch raises many kinds for a broken file
+        return 0
+
+
 def interactive() -> bool:
     """Whether somebody watches: a terminal, or a notebook in Jupyter, not papermill or nbval."""
     return sys.stdout.isatty() or "JPY_SESSION_NAME" in os.environ

@@ -11,12 +11,16 @@ from rmlib.paths import AGAIN, walk
 from rmlib.study.runs import records
 from rmlib.study.runs.records import KINDS, PLAN, RECORD, Measurements, Record
 
+# folder of runs that were made again, as `rmlib explain` says how
+REPEATED = "again"
+
 
 @dataclass
 class Collection:
     """What lies below a folder, every file read once; see :func:`gather`.
 
-    Of a run stored twice the copy that finished last counts, with what was measured next to it.
+    Of a run stored twice the copy that finished last counts, with what was measured next to it; one
+    in a folder REPEATED only where there is no other.
 
     Args:
         folder: that was searched.
@@ -110,10 +114,11 @@ def gather(root) -> Collection:
         there = [(kind, path) for kind, path in paths if path.name in files]
         read = {kind: (path, good(records.read_measurements, path, record)) for kind, path in there}
         measured = {kind: each for kind, each in read.items() if each[1]}
-        copies.append((record.finished, folder.as_posix(), record, measured))
+        original = folder.parent.name != REPEATED
+        copies.append((original, record.finished, folder.as_posix(), record, measured))
     gathered = Collection(Path(root), {}, {}, {kind: {} for kind in KINDS}, plans, problems)
     # of equal times the last path, so that it is always the same
-    for _, place, record, measured in sorted(copies, key=lambda copy: copy[:2]):
+    for *_, place, record, measured in sorted(copies, key=lambda copy: copy[:3]):
         gathered.records[record.run_id] = record
         gathered.folders[record.run_id] = Path(place)
         for kind, found in measured.items():

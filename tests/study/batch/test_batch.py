@@ -53,7 +53,7 @@ def test_failures_are_kept_apart_named_and_repeatable(at_once):
     assert error.splitlines()[0] == "AssertionError: seed 1 does not work"
     mend()
     assert run(lines := [], workers=2, only_failed=True) == counts(3)
-    assert "1 done already, 2 to run" in lines[0]
+    assert "1 done already, 2 to go" in lines[0]
     assert began() == {0: 1, 1: 2, 5: 2} and sorted(noted("recorded.txt")) == ["0", "1", "5"]
     assert run()["done"] == 3 and began().total() == 5, "a finished run is not run again"
 
@@ -155,7 +155,7 @@ def test_an_interrupted_run_says_what_it_goes_on_from(at_once, monkeypatch, ther
 
     monkeypatch.setattr(executors, "work", interrupt)
     assert run(lines := []) == counts(0, stopped=1)
-    assert lines[-1].endswith(f"stopped region_mixup: {words}")
+    assert lines[-1].endswith(f"stopped Region Mixup: {words}")
     (params.folder / records.RECORD).unlink(missing_ok=True)
     assert batch().plan()[0][0] == "stopped"
 
@@ -313,7 +313,7 @@ def test_what_does_not_fit_is_named_before_any_kernel_starts(
     write(project, yaml.safe_dump({"grid": [*grids, grids[0] | {"seed": 8} | block]}), "grid.yaml")
     with pytest.raises(UserError, match=words) as error:
         run()
-    assert "\n" not in str(error.value) and str(error.value).startswith("region_mixup ")
+    assert "\n" not in str(error.value) and str(error.value).startswith("Region Mixup, ")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_runs_that_die_are_named_in_one_line_each_and_begin_once(project, monkey
     failed = [line for line in lines if "] failed " in line]
     assert not any("\n" in line for line in failed)
     for seed, words in faults.items():
-        assert sum(f"seed={seed}: " in line and words in line for line in failed) == 1, failed
+        assert sum(f"seed {seed}: " in line and words in line for line in failed) == 1, failed
     assert not list(Path("out").glob("*/.record*")), "no half-written file"
     began = Counter(int(line.split()[0]) for line in noted("began.txt"))
     assert began == dict.fromkeys((*faults, 0), 1), "what fails is not tried again by itself"

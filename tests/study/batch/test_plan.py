@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 from made import make_record
 from standins import grid, write
 
@@ -30,7 +31,8 @@ grid:
     assert len(batch.runs) == 12 + 1, "k = 2, seed 0 is in both blocks and counts once"
     assert {run.lr for run in batch.runs} == {0.01}, "YAML reads 1e-2 as text"
     assert all(run.snapshots == [2, 4] for run in batch.runs), "a list that is one value"
-    assert batch.label(batch.runs[0]) == "mixup seed=0"
+    assert batch.label(batch.runs[0]) == "Mixup, seed 0"
+    assert batch.label(batch.runs[3]) == "Mixup, clean_weight=0, seed 0"
     assert {run.folder.parent for run in batch.runs} == {tmp_path / "out"}
 
 
@@ -138,18 +140,21 @@ def test_the_plan_keeps_what_the_command_line_set_without_paths(project):
 
 
 def test_the_batch_for_somebodys_own_images(tmp_path):
-    """Eight methods, seed by seed. No test image is used; no image of the training is left out."""
+    """Nine methods, seed by seed. No test image is used; no image of the training is left out."""
     path = project_root() / "notebooks/batches/my-images.yaml"
     batch = read_batch(path, tmp_path, [f"dataset=folder:{tmp_path}/pets"])
     runs = batch.runs
-    methods = {(run.mixer, run.clean_weight) for run in runs[:8]}
-    assert methods == {(mixer, weight) for mixer in MIXERS for weight in (0, 1)}
-    assert [run.seed for run in runs] == [seed for seed in range(5) for _ in range(8)]
+    methods = {(run.mixer, run.clean_weight, run.epochs) for run in runs[:9]}
+    both = {(mixer, weight, 60) for mixer in MIXERS for weight in (0, 1)}
+    assert methods == both | {("none", 0, 120)}, "and plain training of equal compute"
+    assert [run.seed for run in runs] == [seed for seed in range(5) for _ in range(9)]
     assert all(run.holdout and run.train_images is None for run in runs)
     assert not any(run.robustness for run in runs) and list(batch.notebooks) == ["05_results"]
     chosen = ["dataset=folder:pets", "holdout=false", "mixer=[none, cutmix]", "clean_weight=0"]
     last = read_batch(path, tmp_path, chosen).runs
     assert len(last) == 10 and not any(run.holdout for run in last)
+    longer = read_batch(path, tmp_path, [chosen[0], "epochs=7", "seed=0"]).runs
+    assert [run.epochs for run in longer if run.epochs != 7] == [14]
 
 
 ALIASES = "a0: &a0 [1, 2]\n" + "".join(
@@ -258,10 +263,24 @@ grid: [{seed: [0, 1, 2, 3]}, {clean_weight: 0}, {epochs: 8}, {width: 9}]
     assert found[longer] == pytest.approx(30 + 140 * 2, abs=1), "twice the epochs, one start"
     assert wider not in found
     text = costs.describe(batch, 2, EVERYTHING)
-    assert "7 runs: 3 done, 4 to run, 2 at a time; about 7 min by earlier ones on this mach" in text
-    assert "this machine, for those known; time of 1 unknown, since nothing like them" in text
-    assert re.search(rf"new +{fourth}  .*  3 min\n", text)
-    assert re.search(rf"new +{wider}  .*  time unknown\n", text)
+    assert "7 runs: 3 done, 4 to go, 2 at a time; about 7 min by earlier ones on this mach" in text
+    assert (
+        "machine (between 5 min and 9 min), for those known; time of 1 unknown, since nothing like them"
+        in text
+    )
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[:3] == [
+        "done Mixup, seeds 0, 1, 2",
+        "new Mixup, seed 3 3 min",
+        "new Mixup, clean_weight=0, seed 0 2 min",
+    ]
+    assert lines[4] == "new Mixup, width=9, seed 0 time unknown"
+    for run, content in ((batch.runs[5], 6), (batch.runs[4], None)):
+        run.folder.mkdir()
+        state = {"progress": json.dumps({"epoch": content})}
+        torch.save(state if content else "damaged", run.folder / records.CHECKPOINT)
+    assert seconds_of(batch)[longer] == pytest.approx(found[longer] / 4, abs=1), "6 of 8 epochs"
+    assert seconds_of(batch)[plain] == found[plain], "of a damaged checkpoint nothing is known"
     stray = batch.runs[0].folder / "record.json"
     stray.write_text(stray.read_text().replace('"seconds": 100.0', '"seconds": null'))
     assert seconds_of(batch)[fourth] == 190, "a foreign record costs its part alone"
@@ -272,15 +291,15 @@ def test_what_another_machine_did_counts_where_this_one_did_nothing(tmp_path, no
     batch = planned(tmp_path, "grid: [{mixer: mixup, seed: [0, 1, 2]}]")
     one, two, three = batch.runs
     ended(one, 500.0, here=False)
-    assert costs.costs(batch)[three.run_id] == (pytest.approx(500), False, False)
+    assert costs.costs(batch)[three.run_id][:3] == (pytest.approx(500), False, False)
     text = costs.describe(batch, 1, EVERYTHING)
     assert "by earlier ones on other hardware, counting trainings alone: not before " in text
     ended(two, 50.0, notebook=10)
-    assert costs.costs(batch)[three.run_id] == (pytest.approx(50), True, False)
+    assert costs.costs(batch)[three.run_id][:3] == (pytest.approx(50), True, False)
     executed(two.folder / "02_training.ipynb", two, 70, robustness=True)
     assert not costs.costs(batch)[three.run_id].whole, "attacks are another thing"
     executed(two.folder / "02_training.ipynb", two, 70)
-    assert costs.costs(batch)[three.run_id] == (pytest.approx(70), True, True)
+    assert costs.costs(batch)[three.run_id][:3] == (pytest.approx(70), True, True)
 
 
 def test_a_trial_on_the_same_images_tells_what_a_batch_of_all_of_them_takes(tmp_path, monkeypatch):
@@ -318,13 +337,15 @@ def test_the_plan_says_what_notebooks_will_take(tmp_path, no_other_runs):
     executed(tmp_path / "out" / "04_cam.ipynb", maps, 50, runs="elsewhere")
     assert seconds_of(batch)["04_cam"] == 100, "four networks instead of two"
     words = costs.describe(batch, 2, EVERYTHING)
-    assert "2 to run, 2 at a time; about 4 min by" in words, "100 s of runs, 100 of maps, then 40"
+    assert "4 runs and 2 notebooks: 2 done, 4 to go, 2 at a time; about 4 min by" in words, (
+        "100 s of runs, 100 of maps, then 40"
+    )
 
 
 def test_the_plan_knows_what_waits_for_what(tmp_path):
     text = "grid: [{seed: [0, 1]}]\nnotebooks: {01_method: , 03_robustness: , 05_results: }"
     lines = costs.describe(planned(tmp_path, text), 1, EVERYTHING).splitlines()
-    assert [re.sub("^new +|  time unknown$", "", line) for line in lines[2:5]] == [
+    assert [re.sub("^new +|  time unknown$", "", line) for line in lines[1:4]] == [
         "01_method",
         "03_robustness  after 2 runs",
         "05_results  after 2 runs, 03_robustness",

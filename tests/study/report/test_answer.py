@@ -1,16 +1,19 @@
 """The answer of a report: the best method and its lead."""
 
+import ast
 import json
+import shlex
 
 import pytest
 from made import make_record, save
 from scipy import stats
 
-from rmlib.study.report import answer, groups, pages, report
+from rmlib.study.report import accuracy, answer, groups, pages, report
+from rmlib.study.runs import collection, records
 
 
-def experiment(root, **accuracies):
-    """One experiment: name of a method -> accuracies over seeds."""
+def store(root, **accuracies):
+    """Records: name of a method -> accuracies over seeds."""
     kinds = {
         "plain": {"mixer": "none", "clean_weight": 0.0},
         "doubled": {"mixer": "none"},
@@ -19,6 +22,11 @@ def experiment(root, **accuracies):
     }
     for name, values in accuracies.items():
         save(root, *(make_record(x, seed=seed, **kinds[name]) for seed, x in enumerate(values)))
+
+
+def experiment(root, **accuracies):
+    """One experiment of such records."""
+    store(root, **accuracies)
     (group,) = groups.experiments(groups.runs_below(root))
     return group
 
@@ -57,7 +65,7 @@ def test_an_interval_without_zero_can_be_unresolved_and_says_why(tmp_path):
 @pytest.mark.parametrize("other", ["doubled", "region"])
 def test_without_plain_training_the_control_is_named_as_one(tmp_path, other):
     group = experiment(tmp_path, cutmix=[75.0], **{other: [70.0]})
-    name = {"doubled": "no mixing, doubled loss (a control)", "region": "the next, Region Mixup,"}
+    name = {"doubled": "clean loss twice (control)", "region": "the next, Region Mixup,"}
     assert answer.sentences(group)[1:] == [
         f"above {name[other]} by 5.00 points; without more runs that has no interval"
     ]
@@ -72,18 +80,50 @@ def test_region_mixup_has_its_place_also_where_it_is_neither_first_nor_next(tmp_
     assert len(answer.sentences(best)) == 2, "the best is not above itself"
 
 
-def test_plain_training_of_equal_compute_has_its_place(tmp_path):
-    """Twice the epochs, as a clean loss costs; longer or shorter ones are another experiment."""
+def test_plain_training_of_equal_compute_stands_in_the_same_table_and_answer(tmp_path):
+    """Twice the epochs, as a clean loss costs; three times the epochs are another experiment."""
     best, plain, longer = [75.0, 75.4, 75.2], [70.0, 70.4, 70.2], [74.0, 74.4, 74.1]
-    experiment(tmp_path, plain=plain, cutmix=best)
     epochs = make_record().config["epochs"]
     for factor, values in ((2, longer), (3, [80.0])):
         more = {"mixer": "none", "clean_weight": 0.0, "epochs": factor * epochs}
         save(tmp_path, *(make_record(x, seed=seed, **more) for seed, x in enumerate(values)))
+    assert len(groups.experiments(groups.runs_below(tmp_path))) == 2, "nothing to compare with yet"
+    region = [74.5, 74.4, 74.9]
+    store(tmp_path, plain=plain, cutmix=best, region=region)
+    other, group = groups.experiments(groups.runs_below(tmp_path))
+    assert set(other["config.epochs"]) == {3 * epochs}
+    name = f"plain training, {2 * epochs} epochs"
+    rows = {row["method"]: row for row in accuracy.summary(group).rows}
+    assert list(rows) == ["CutMix", "Region Mixup", "plain training", name]
+    assert rows[name]["accuracy"].text(2) == "74.17 ± 0.21" and rows[name]["n"] == 3
+    assert rows[name]["time"].text(2) == "2.00", "by the epochs, at the same speed"
+    assert f"{epochs} epochs" in groups.title(group) and f"epochs {epochs}," in groups.caption(
+        group
+    )
+    assert {each.label for each in accuracy.compared(group) if name in each.label} == {
+        f"{name} - plain training",
+        f"CutMix - {name}",
+        f"Region Mixup - {name}",
+    }
+    *_, last = answer.sentences(group)
     low, high = stats.ttest_ind(best, longer, equal_var=False).confidence_interval()
-    words = f"above plain training of {2 * epochs} epochs (n = 3) by 1.03 points"
-    (line,) = report.markdown(tmp_path, "answer").splitlines()
-    assert line.endswith(f"{words} [{low:+.2f}, {high:+.2f}], resolved.")
+    words = f"above {name}, the same compute, by 1.03 points"
+    assert last.startswith(f"{words} [{low:+.2f}, {high:+.2f}], ")
+
+
+def test_the_network_to_use_is_the_median_one_of_the_best_method(tmp_path):
+    """By folder, and by a command that is right as printed; nothing without the weights."""
+    group = experiment(tmp_path, plain=[70.0, 71.0], cutmix=[77.0, 74.0, 79.0, 76.0])
+    found = collection.gather(tmp_path)
+    assert answer.networks(found) == []
+    chosen = group[(group["config.mixer"] == "cutmix") & (group["config.seed"] == 3)]["run_id"]
+    folder = tmp_path / chosen.item()
+    (folder / records.WEIGHTS).write_bytes(b"")
+    (line,) = answer.networks(found)
+    assert f"those of CutMix: seed 3, {folder}." in line
+    code = shlex.split(line.split("To export it: ")[1])[2]
+    assert ast.parse(code) and f'networks.export("{folder}", "network.pt2")' in code
+    assert line.split("To export")[0] in pages.build(tmp_path, tmp_path / "report").read_text()
 
 
 def test_images_held_out_of_the_training_set_are_no_test_images(tmp_path):
@@ -109,15 +149,16 @@ def test_what_is_planned_and_not_there_yet_makes_it_an_interim_look(tmp_path):
         for seed in range(3)
         for place, method in enumerate((plain, best))
     }
-    cells = [*records.values(), make_record(80.0, width=64)]
+    last = records[1, 2]
+    longer = make_record(mixer="none", clean_weight=0.0, epochs=2 * last.config["epochs"])
+    cells = [*records.values(), make_record(80.0, width=64), longer]
     rows = [{"run_id": each.run_id, "label": "x", "config": each.config} for each in cells]
     plan = {"schema_version": 1, "cells": [row | {"robustness": False} for row in rows]}
-    last = records.pop((1, 2))
-    save(tmp_path, *records.values())
+    save(tmp_path, *(each for each in records.values() if each is not last))
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     for kind in ("answer", "accuracy", "differences"):
-        assert "; interim, 5 of 6 planned runs" in report.markdown(tmp_path, kind)
-    save(tmp_path, last)
+        assert "; interim, 5 of 7 planned runs" in report.markdown(tmp_path, kind)
+    save(tmp_path, last, longer)
     assert "interim" not in report.markdown(tmp_path, "answer")
 
 

@@ -62,12 +62,26 @@ def test_confusions_are_summed_over_the_seeds(some):
     assert counts.tolist() == [[9000, 1000, 0], [2000, 6000, 0], [0, 0, 2000]]
 
 
+def test_the_largest_confusions_come_first_with_every_method(some):
+    found = collection.gather(some)
+    (group,) = groups.experiments(found.runs)
+    table = classes.table(found, group, confused=True)
+    pairs = [(row["class"], row["taken for"]) for row in table.rows]
+    # the sums over methods: 125, 100, 100, 25 and 10 percent of the images of a class
+    ant, moon, cat = NAMES
+    assert pairs == [(moon, cat), (cat, ant), (cat, moon), (moon, ant), (ant, moon)]
+    shares = [table.text(0, name) for name in ("CutMix", "plain training", "Mixup")]
+    assert shares == ["0.0 ± 0.0", "50.0", "75.0"]
+    assert table.text(4, "CutMix") == "10.0 ± 14.1"
+
+
 def test_the_page_has_table_and_confusion_and_the_names_are_text(some):
     page = pages.build(some, some / "report").read_text()
-    section = page.split("what is taken for what</summary>")[1].split("</details>")[0]
+    section = page.split("What is taken for what</summary>")[1].split("</details>")[0]
     assert "<td>b|$e$</td>" in section and "<td>&lt;i&gt;cat</td>" in section
     assert section.count("<img alt=") == 1 and "CutMix, n = 2" in section
-    assert (some / "report" / "tables" / "classes.csv").exists()
+    for kind in ("classes", "confusions"):
+        assert (some / "report" / "tables" / f"{kind}.csv").exists()
 
 
 def test_a_class_is_explained(some, capsys):
@@ -80,4 +94,4 @@ def test_a_class_is_explained(some, capsys):
 def test_without_counts_there_is_no_table(tmp_path):
     save(tmp_path, make_record(80.0))
     assert report.tables(tmp_path)["classes"] == []
-    assert "what is taken for what" not in pages.build(tmp_path, tmp_path / "report").read_text()
+    assert "What is taken for what" not in pages.build(tmp_path, tmp_path / "report").read_text()

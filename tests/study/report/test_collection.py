@@ -338,9 +338,9 @@ def test_what_other_methods_have_is_missed(tmp_path):
         *(make_record(seed=seed, mixer="cutmix", clean_weight=0) for seed in (2, 3)),
     )
     assert completeness.missing(collection.gather(tmp_path)) == [
-        "Mixup, clean_weight=1: seed 1 is missing (not run)",
-        "Mixup, clean_weight=1: seed 2 is missing (not run)",
-        "Mixup, clean_weight=1: seed 3 is missing (not run)",
+        "Mixup: seed 1 is missing (not run)",
+        "Mixup: seed 2 is missing (not run)",
+        "Mixup: seed 3 is missing (not run)",
         "CutMix, clean_weight=0: seed 1 diverged",
     ]
     (tmp_path / failed.run_id).mkdir()
@@ -349,12 +349,12 @@ def test_what_other_methods_have_is_missed(tmp_path):
     for record in runs[4:6]:
         measured(tmp_path, record, "attacks", FGSM)
     assert completeness.missing(collection.gather(tmp_path))[1:] == [
-        "Mixup, clean_weight=1: seed 2 is missing (status failed: OutOfMemoryError: 8 GiB)",
-        "Mixup, clean_weight=1: seed 3 is missing (its record is left out)",
+        "Mixup: seed 2 is missing (status failed: OutOfMemoryError: 8 GiB)",
+        "Mixup: seed 3 is missing (its record is left out)",
         "CutMix, clean_weight=0: seed 1 diverged",
         (
-            "attacks: missing for 3 of 5 runs: Mixup, clean_weight=1, seed 0; Region Mixup,"
-            " clean_weight=1, seed 2; Region Mixup, clean_weight=1, seed 3"
+            "attacks: missing for 3 of 5 runs: Mixup, seed 0; Region Mixup, seed 2;"
+            " Region Mixup, seed 3"
         ),
     ]
 

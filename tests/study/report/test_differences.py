@@ -105,9 +105,9 @@ def test_differences_over_seeds_and_images_come_from_the_verdicts_of_equal_seeds
         table.loc["Region Mixup - CutMix", "seeds and images"] == "–"
         and table.loc["Region Mixup - CutMix", "state"] == "unresolved"
     )
-    assert (
-        table.loc["Region Mixup - no mixing, doubled loss (a control)", "seeds and images"] == "–"
-    ), "the same verdicts: no spread"
+    assert table.loc["Region Mixup - clean loss twice (control)", "seeds and images"] == "–", (
+        "the same verdicts: no spread"
+    )
     alone = table["n"].str.contains("1")
     assert alone.sum() == 5 and table.loc[alone, "seeds to resolve"].isna().all(), (
         "one seed has no spread"
@@ -149,7 +149,7 @@ def compared(root, *names):
 
 def test_every_method_is_compared_with_plain_training_first(tmp_path):
     """Then with its equals; Region Mixup need not be among them."""
-    control = "no mixing, doubled loss (a control)"
+    control = "clean loss twice (control)"
     assert compared(tmp_path, "plain", "control", "mixup", "cutmix", "cutmix alone") == [
         f"{control} - plain training",
         "Mixup - plain training",
@@ -163,7 +163,7 @@ def test_every_method_is_compared_with_plain_training_first(tmp_path):
 
 
 def test_without_plain_training_the_control_is_named_as_one(tmp_path):
-    assert compared(tmp_path, "control", "mixup") == ["Mixup - no mixing, doubled loss (a control)"]
+    assert compared(tmp_path, "control", "mixup") == ["Mixup - clean loss twice (control)"]
 
 
 def test_a_variant_is_compared_with_its_own_default_alone(tmp_path):

@@ -276,6 +276,29 @@ def test_a_difference_names_the_runs_of_both_sides(capsys):
     assert "Region Mixup: " in capsys.readouterr().out
 
 
+def test_of_many_runs_there_is_a_line_each_and_in_full_one_by_one(tmp_path):
+    for mixer in ("mixup", "cutmix"):
+        save(tmp_path, *(make_record(80 + seed, seed=seed, mixer=mixer) for seed in range(4)))
+    words = [str(tmp_path), "differences", "CutMix - Mixup"]
+    text = explain.explain(words)
+    assert len(listed(text)) == 8 and len(text.splitlines()) < 20 and "  record " not in text
+    (run,) = (line.split()[-1] for line in text.splitlines() if line.startswith("one of the runs"))
+    assert "  record " in explain.explain([str(tmp_path), run])
+    assert explain.explain(words, everything=True).count("  record ") == 8
+
+
+def test_a_run_that_was_made_again_is_not_taken_for_the_original(tmp_path):
+    """A copy made to check it finished later, and yet it is the first that counts."""
+    save(
+        tmp_path / "mine",
+        make_record(80.0).model_copy(update={"finished": "2026-01-01T00:00:00+00:00"}),
+    )
+    again = make_record(81.0).model_copy(update={"finished": "2026-02-01T00:00:00+00:00"})
+    save(tmp_path / "again", again)
+    assert f"{tmp_path}/mine/" in explain.explain([str(tmp_path), again.run_id])
+    assert "81" in explain.explain([str(tmp_path / "again"), again.run_id])
+
+
 def test_experiments_of_one_title_are_told_apart(tmp_path, capsys):
     """Width, epochs and images are the same, the learning rate is not: every row names the runs of
     its own table.

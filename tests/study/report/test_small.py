@@ -118,8 +118,8 @@ def test_the_papers_direction_stands_beside_ours(tmp_path):
         return lambda seed: value + 0.1 * (seed % 3)
 
     accuracies(tmp_path, region_mixup=at(56), mixup=at(58), cutmix=at(55), none=at(50))
-    others = ("Mixup", "CutMix", "No mixing")
-    found = [row(tmp_path, f"minus {name}, clean_weight=1") for name in others]
+    others = ("Mixup, clean_weight=1", "CutMix, clean_weight=1", "clean loss twice (control)")
+    found = [row(tmp_path, f"minus {name}") for name in others]
     told = [(each["paper"], each["beside it"]) for each in found]
     assert told == [("larger", "opposite"), ("larger", "same direction"), ("–", "–")]
     assert "of 8 claims" in caption(tmp_path) and "another experiment" in caption(tmp_path)

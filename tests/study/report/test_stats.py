@@ -1,6 +1,7 @@
 """Intervals against independent recomputation and against simulation."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -33,6 +34,18 @@ def test_welch_by_hand():
         pytest.approx(-d.high),
         pytest.approx(-d.low),
     )
+
+
+@pytest.mark.parametrize("even", [[100.0] * 3, [80.1, 80.1 + 2e-14, 80.1 - 2e-14]])
+def test_a_side_without_spread_is_no_cause_for_a_warning(even):
+    other = np.array([90.0, 91.0, 92.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = [stats.welch(even, other), stats.welch(other, even)]
+    half = scipy_stats.t.ppf(0.975, 2) / math.sqrt(3)
+    for d, sign in zip(found, (1, -1)):
+        assert d.mean == pytest.approx(sign * (even[0] - 91))
+        assert (d.high - d.low) / 2 == pytest.approx(half), "the spread of the other side alone"
 
 
 def test_paired_is_the_interval_of_the_differences():

@@ -49,13 +49,14 @@ def test_a_sum_and_what_cannot_be_checked():
 
 def test_a_table_prints_values_and_plain_entries():
     row = {
+        "method": "Region Mixup",
         "mixer": "region_mixup",
         "n": 2,
         "diverged": 1,
         "accuracy": average({"a": 1.0, "b": 2.0}),
     }
-    table = Table([row, {"mixer": "mixup", "n": 0, CONTROL: 3.0}], "what it is")
-    assert table.names() == ["mixer", "n", "accuracy", CONTROL]
+    table = Table([row, {"method": "Mixup", "mixer": "mixup", "n": 0, CONTROL: 3.0}], "what it is")
+    assert table.names() == ["method", "n", "accuracy", CONTROL]
     assert table.markdown() == (
         f"| method | n | accuracy (%) | {CONTROL} |\n"
         "| --- | ---: | ---: | ---: |\n"
@@ -64,7 +65,7 @@ def test_a_table_prints_values_and_plain_entries():
     )
     assert table.values(0) == {"accuracy": row["accuracy"]} and table.values(1) == {}
     frame = table.frame()
-    assert list(frame) == ["mixer", "n", "diverged", "accuracy", "accuracy_std", CONTROL]
+    assert list(frame) == ["method", "mixer", "n", "diverged", "accuracy", "accuracy_std", CONTROL]
 
 
 def test_an_interval_that_is_not_known_is_a_dash():
