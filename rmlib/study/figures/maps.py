@@ -37,7 +37,7 @@ def cam_grid(images, titles, rows, masks=None):
         for i, axis in enumerate(line):
             shown = show_map(axis, images[i], grids[i], notes[i])
         look = {"fontsize": TEXT, "color": colour, "fontweight": "bold"}
-        line[0].set_ylabel(label.replace(", ", ",\n"), **look)
+        line[0].set_ylabel(textwrap.fill(label, 16), **look)
     if masks is not None:
         for line in axes:
             for mask, axis in zip(masks, line):
