@@ -100,11 +100,14 @@ def test_a_long_sentence_is_found():
 @each_document
 def test_links_lead_somewhere(name):
     targets = re.findall(r"\]\(([^)\s]+)\)", text_of(name))
-    missing = [
-        target
-        for target in targets
-        if not target.startswith("http") and not ((ROOT / name).parent / target).exists()
-    ]
+    missing = []
+    for target in (each for each in targets if not each.startswith("http")):
+        path, _, anchor = target.partition("#")
+        found = (ROOT / name).parent / path if path else ROOT / name
+        headings = re.findall(r"^#+ (.*)", found.read_text(), re.M) if anchor else []
+        anchors = [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings]
+        if not found.exists() or (anchor and anchor not in anchors):
+            missing.append(target)
     assert not missing
 
 
