@@ -74,7 +74,7 @@ MODULES = {"grad-cam": "pytorch_grad_cam", "pyyaml": "yaml", "pillow": "PIL"}
 # without them all but the notebooks in a browser works
 BROWSER = {"jupyterlab", "ipywidgets"}
 # they come with nbconvert, papermill and ipykernel
-BROUGHT = {"nbclient", "pygments", "traitlets", "zmq"}
+BROUGHT = {"IPython", "nbclient", "pygments", "traitlets", "zmq"}
 
 
 def modules(texts):

@@ -69,7 +69,6 @@ def every_figure():
     yield figures.class_accuracy(["a", "b"], np.array([[3, 1], [0, 2]]), "mixup")
     yield figures.confusion(["a", "b"], np.array([[3, 1], [0, 2]]))
     yield figures.forest([("one", compared)])
-    yield figures.told_twice(steps, [("one", compared)])
     values = {name: [1.0, 2.0] for name in ("accuracy", "nll", "ece")}
     yield figures.against_softness([("mixup", "Mixup", 0.29, values)])
 
