@@ -3,7 +3,7 @@
 from rmlib.study.names import PLAIN
 from rmlib.study.report import completeness, costs, groups, stats
 from rmlib.study.report.groups import Method
-from rmlib.study.report.values import span
+from rmlib.study.report.values import span, spread
 from rmlib.study.runs import collection, records
 
 
@@ -39,9 +39,10 @@ def sentences(group) -> list[str]:
     told = [f"Best in the mean: {best.name}, {best.mean:.2f} % (n = {len(best.accuracies)})"]
     if not any(p < 0.05 for p in corrected):
         told[0] = f"Undecided, as no lead of the best method is resolved. {told[0]}"
-    for run_id, time in costs.relative(group).items():
-        if run_id in set(best.runs["run_id"]) and best.name != PLAIN:
-            told[0] += f", in {time:.1f} times the time of plain training"
+    times = costs.relative(group)
+    own = [times[run_id] for run_id in best.runs["run_id"] if run_id in times]
+    if own and best.name != PLAIN:
+        told[0] += f", in {spread(*stats.mean_std(own), 1)} times the time of plain training"
     wanted = [i for i, other in enumerate(others) if other.mixer == "none" and not other.longer]
     wanted.sort(key=lambda i: others[i].name != PLAIN)
     if wanted:

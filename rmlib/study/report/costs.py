@@ -15,15 +15,14 @@ CAPTION = (
 )
 KINDS = ("training", "measurements")
 RELATIVE = (
-    "time: of a training, by its speed, over that of plain training with the same seed, the median"
-    " over seeds; a clean loss beside the mixed one is a second pass, and what else a machine does"
-    " distorts it"
+    "time: of a training, by its speed, over that of plain training with the same seed, mean ±"
+    " spread over seeds; a clean loss beside the mixed one is a second pass, and what else a"
+    " machine does distorts it"
 )
 
 
 def relative(group) -> dict[str, float]:
-    """run_id -> time in that of plain training with the same seed, of one run of each method: the
-    median over seeds, of an even number the smaller.
+    """run_id -> time of a training in that of plain training with the same seed.
 
     Runs of one seed mostly ran one after the other, under the same load. {} without plain training,
     or where not all methods were trained on the same devices.
@@ -32,13 +31,11 @@ def relative(group) -> dict[str, float]:
     speeds = {m.name: m.runs["images_per_second"] * m.runs["together"] for m in found}
     if PLAIN not in speeds or len({groups.hardware(method.runs) for method in found}) > 1:
         return {}
-    times = {}
+    times: dict[str, float] = {}
     for method in found:
         epochs = method.runs["config.epochs"].iloc[0] / group["config.epochs"].min()
-        ratios = (epochs * speeds[PLAIN] / speeds[method.name]).dropna().sort_values()
-        if len(ratios):
-            seed = ratios.index[(len(ratios) - 1) // 2]
-            times[method.runs.loc[seed, "run_id"]] = ratios[seed]
+        ratios = (epochs * speeds[PLAIN] / speeds[method.name]).dropna()
+        times |= {method.runs.loc[seed, "run_id"]: ratio for seed, ratio in ratios.items()}
     return times
 
 

@@ -42,7 +42,7 @@ def test_the_lead_is_over_plain_training_and_over_the_next(tmp_path):
     group = experiment(tmp_path, **values)
     best, over_plain, over_next = answer.sentences(group)
     assert best == (
-        "Best in the mean: CutMix, 75.20 % (n = 3), in 1.0 times the time of plain training"
+        "Best in the mean: CutMix, 75.20 % (n = 3), in 1.0 ± 0.0 times the time of plain training"
     )
     test = stats.ttest_ind(values["cutmix"], values["plain"], equal_var=False)
     low, high = test.confidence_interval()
@@ -96,7 +96,7 @@ def test_plain_training_of_equal_compute_stands_in_the_same_table_and_answer(tmp
     rows = {row["method"]: row for row in accuracy.summary(group).rows}
     assert list(rows) == ["CutMix", "Region Mixup", "plain training", name]
     assert rows[name]["accuracy"].text(2) == "74.17 ± 0.21" and rows[name]["n"] == 3
-    assert rows[name]["time"].text(2) == "2.00", "by the epochs, at the same speed"
+    assert rows[name]["time"].text(2) == "2.00 ± 0.00", "by the epochs, at the same speed"
     assert f"{epochs} epochs" in groups.title(group) and f"epochs {epochs}," in groups.caption(
         group
     )

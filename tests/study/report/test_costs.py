@@ -59,10 +59,10 @@ def test_costs_by_hand(tmp_path):
 
 
 def times(root, **of_plain):
-    """Method -> its printed time. CutMix has half the speed; other work slows one of its runs, both
-    runs of another seed, and a seed that plain training does not have.
+    """Method -> its printed time. CutMix has half the speed; other work slows one of its runs by
+    half, both runs of another seed, and a seed that plain training does not have.
     """
-    speeds = {"none": [200.0, 200.0, 50.0], "cutmix": [3.0, 100.0, 25.0, 1.0]}
+    speeds = {"none": [200.0, 200.0, 50.0], "cutmix": [50.0, 100.0, 25.0, 1.0]}
     made = []
     for mixer, own in speeds.items():
         change = of_plain if mixer == "none" else {}
@@ -76,7 +76,7 @@ def times(root, **of_plain):
 
 
 def test_the_time_of_a_method_is_in_that_of_plain_training(tmp_path):
-    """By pairs of equal seeds, which ran under the same load, and their median."""
-    assert times(tmp_path) == {"none": "1.00", "cutmix": "2.00"}
+    """By pairs of equal seeds, which ran under the same load: ratios 4, 2 and 2."""
+    assert times(tmp_path) == {"none": "1.00 ± 0.00", "cutmix": "2.67 ± 1.15"}
     other = {"hardware": {"device": "cpu", "cpu": "another", "cores": 2}}
     assert times(tmp_path / "other", **other) == {}, "another machine is no measure"

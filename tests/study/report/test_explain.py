@@ -442,3 +442,18 @@ def test_diverged_runs_are_told(tmp_path):
 def test_nothing_to_explain(tmp_path):
     with pytest.raises(UserError, match="there is no record"):
         explain.explain([str(tmp_path), "accuracy"])
+
+
+def test_the_examples_of_the_help_work(monkeypatch, capsys, quick):
+    from rmlib.study.report import report
+
+    monkeypatch.chdir(project_root())
+    monkeypatch.setattr(report, "tables", lambda *_: quick[1])
+    with pytest.raises(SystemExit):
+        main(["explain", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    examples = text.partition("examples: ")[2].split(" | ")
+    assert len(examples) == 4
+    for example in examples:
+        assert main(shlex.split(example)[1:]) == 0
+        assert "run b10fafa1f592" in capsys.readouterr().out or "clean_weight=0" in example
