@@ -320,9 +320,14 @@ def run_lesson(options) -> int:
     elif options.action == "build" or not given:
         raise Usage("rmlib lesson: expected build [FOLDER], or check NOTEBOOK ...")
     for path in given if options.action == "check" else ():
-        lines = list(exercises.verdicts(path))
+        try:
+            lines = list(exercises.verdicts(path))
+        except UserError as error:
+            _say(error)
+            failed = True
+            continue
         passed = sum(f": {PASSED}." in line for line in lines)
-        print(*lines, f"{path}: {passed} of {len(lines)} passed", sep="\n")
+        _say(*lines, f"{path}: {passed} of {len(lines)} passed", sep="\n")
         failed |= passed < len(lines)
     return int(failed)
 

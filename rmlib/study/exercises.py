@@ -1,7 +1,8 @@
 """Exercises: the student's copy of a notebook, and the verdicts of its checks.
 
 An exercise is a notebook with its solution. Cells tagged ``solution`` hold the answers, cells
-tagged ``check`` judge them by :func:`rmlib.study.lesson.check`. The copy has blanks for answers.
+tagged ``check`` judge them by :func:`rmlib.study.lesson.check`. The copy has blanks for answers,
+and no cell tagged ``source``.
 """
 
 import ast
@@ -9,7 +10,9 @@ import contextlib
 import io
 import os
 import re
+import signal
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -18,10 +21,14 @@ from rmlib import UserError
 from rmlib.params import nearest
 from rmlib.paths import project_root
 from rmlib.study.batch.notebooks import KERNEL
+from rmlib.study.guarded import handling
 from rmlib.study.lesson import NOT_YET
 from rmlib.study.runs.records import DAMAGE, atomic_write
 
 BLANK_TEXT = "*Write your reason here.*"
+TITLE = re.compile(r'lesson\.check\(\s*"(.*?)",')
+# seconds that a cell may take when it is checked
+LIMIT = 60
 
 
 def blank(source: str) -> str:
@@ -50,6 +57,7 @@ def students_copy(path: Path) -> nbformat.NotebookNode:
     """A notebook without its solutions and outputs."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "rmlib": {"exercise": path.stem}})
+    notebook.cells = [c for c in notebook.cells if "source" not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
         code = cell.cell_type == "code"
         if "solution" in cell.metadata.get("tags", []):
@@ -78,24 +86,60 @@ def verdicts(path: Path) -> Iterator[str]:
     """Run the cells of a student's notebook here, with the project's checks; yields their lines."""
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (*DAMAGE, nbformat.ValidationError) as error:
+        nbformat.validate(notebook)
+        name = notebook.metadata.get("rmlib", {}).get("exercise", path.stem)
+    except (*DAMAGE, OSError, nbformat.ValidationError) as error:
         raise UserError(f"{path} is no notebook ({str(error).splitlines()[0]})") from None
-    name = notebook.metadata.get("rmlib", {}).get("exercise", path.stem)
     if name not in solutions():
         raise UserError(f"{path}: unknown exercise {name!r}: {nearest(name, solutions())}")
     source = nbformat.read(solutions()[name], as_version=4)
     checks = {c.id: c.source for c in source.cells if "check" in c.metadata.get("tags", [])}
+    # the check of an answer stands below it
+    check_of = {above.id: below.id for above, below in pairwise(source.cells) if below.id in checks}
     os.environ["MPLBACKEND"] = "agg"  # no window opens
     names = {"__name__": "__main__", "display": print}
+    stopped = set()
     for number, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), 1):
-        # lines for IPython alone are left out
-        code = re.sub(r"^[%!].*", "", checks.get(cell.get("id"), cell.source), flags=re.MULTILINE)
-        said = io.StringIO()
+        own = cell.get("id")
+        if own in stopped:
+            continue
+        place = f"{path.name}, code cell {number}"
+        said, failure = _run(checks.get(own, cell.source), place, names)
+        if own in checks:
+            yield from said.splitlines()
+        if failure:
+            check = check_of.get(own, own)
+            stopped.add(check)
+            task = _title(checks[check]) if check in checks else f"code cell {number}"
+            yield f"{task}: {NOT_YET}. {failure}"
+            checks.pop(check, None)
+        checks.pop(own, None)
+    for check in checks.values():
+        yield f"{_title(check)}: {NOT_YET}. Its check is missing here: build it anew"
+
+
+def _title(check):
+    """The task that a check judges."""
+    return TITLE.findall(check)[0]
+
+
+def _run(source, place, names):
+    """Run a cell's code; what it printed, and how it failed."""
+
+    def stop(*_):
+        raise TimeoutError(f"no end within {LIMIT} s")
+
+    # lines for IPython alone are left out
+    code = re.sub(r"^[%!].*", "", source, flags=re.MULTILINE)
+    said = io.StringIO()
+    with handling((signal.SIGALRM,), stop):
+        # again and again, as an answer may catch the first one
+        signal.setitimer(signal.ITIMER_REAL, LIMIT, LIMIT)
         try:
             with contextlib.redirect_stdout(said):
-                exec(compile(code, f"{path.name}, code cell {number}", "exec"), names)
+                exec(compile(code, place, "exec"), names)
         except (Exception, SystemExit) as error:  # whatever the student wrote
-            yield f"code cell {number}: {NOT_YET}. It stops with {type(error).__name__}: {error}"
-        if checks.pop(cell.get("id"), None):
-            yield from said.getvalue().splitlines()
-    yield from [f"a task: {NOT_YET}. Its check is missing here: build it anew"] * len(checks)
+            return said.getvalue(), f"It stops with {type(error).__name__}: {error}"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    return said.getvalue(), None

@@ -27,6 +27,12 @@ def check(task: str, judge: Callable, *answers) -> None:
     print(f"{task}: {' '.join(line.split())}")
 
 
+def in_percent(*values) -> None:
+    """The hint for a share where percent is asked."""
+    for value in values:
+        assert not 0 < value < 1, f"In percent, please: {100 * value:g} rather than {value:g}."
+
+
 def _answered(answer):
     """An answer that is no blank; a function is asked when it is called."""
     if answer is ...:

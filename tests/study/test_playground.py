@@ -134,7 +134,10 @@ def test_the_page_works_by_keys_and_pointer(opened, width):
     for method in METHODS:
         opened.open(f"{FILE.as_uri()}#method={method}&k=4&bug=1&lam=0.01&x=31", width)
         assert opened.js("document.documentElement.scrollWidth") <= width, method
+    opened.open(f"{FILE.as_uri()}#k=3&seed=4", width)
+    assert "without its own tiles" in opened.js("$('plotText').textContent")
     opened.open(f"{FILE.as_uri()}#seed=1", width)
+    assert "own tiles" not in opened.js("$('plotText').textContent")
     lam = opened.js("state.hand.lam")
     opened.js("document.querySelector('#tiles [role=slider]').focus()")
     opened.press("ArrowUp")

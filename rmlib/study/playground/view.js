@@ -88,6 +88,11 @@ function renderBox(plan) {
   });
 }
 
+/** Whether image `row` is its own partner in some tile. */
+function meetsItself(plan, row) {
+  return plan.partners.some((order) => order[row] === row);
+}
+
 /** The bars of the target, and what they say. */
 function renderTarget(plan, row) {
   const weights = labelWeights(plan);
@@ -117,7 +122,7 @@ function renderTarget(plan, row) {
     words += `Striped: the label claims ${text(claimed[state.shown])}. `;
     words += error < 0.005 ? "Here both agree." : `It is wrong by ${text(error)}.`;
   }
-  if (plan.partners.some((order) => order[row] === row)) {
+  if (meetsItself(plan, row)) {
     words += " Here the image meets itself, which a random order allows.";
   }
   $("verdict").textContent = words;
@@ -141,7 +146,7 @@ function againstPixels({ lam }, plan) {
   return [lam.length ? total(lam) / lam.length : 1, labelWeights(plan)[0]];
 }
 
-function renderPlot(plan) {
+function renderPlot(plan, row) {
   const canvas = $("plot");
   const side = canvas.clientWidth;
   const ratio = window.devicePixelRatio || 1;
@@ -190,7 +195,8 @@ function renderPlot(plan) {
     pen.stroke();
   }
   const mean = (number) => text(total(points.map(number)) / DRAWS);
-  let words = `Ring: this batch, drawn ${text(present[0])}, kept ${text(present[1])}. `;
+  const own = meetsItself(plan, row) ? ", without its own tiles" : "";
+  let words = `Ring: this batch, drawn ${text(present[0])}, kept ${text(present[1])}${own}. `;
   words += `Means of ${DRAWS} draws: ${mean(([x]) => x)} drawn, ${mean(([, y]) => y)} kept`;
   const cutmix = state.method === "cutmix";
   words += cutmix ? `, ${mean(([x, y]) => Math.abs(x - y))} apart.` : ".";
@@ -247,7 +253,7 @@ function render() {
   renderTiles(plan, row);
   renderBox(plan);
   renderTarget(plan, row);
-  renderPlot(plan);
+  renderPlot(plan, row);
   renderBatch(batch, plan);
   clearTimeout(waiting);
   waiting = setTimeout(() => history.replaceState(null, "", address()), 200);
