@@ -67,15 +67,12 @@ def test_the_values_listed_give_every_mean(kind, quick):
     for place in chosen:
         text, value = explain.place_text(found, place), place.entry
         numbers = listed(text)
-        assert len(numbers) == (1 if place.name == "time" else 3) and {
-            run for _, run in numbers
-        } == set(value.runs)
+        assert len(numbers) == 3 and {run for _, run in numbers} == set(value.runs)
         assert "as in the table" in text
         row = place.table.frame().iloc[place.row]
         assert statistics.fmean(x for x, _ in numbers) == pytest.approx(row[place.name], abs=1e-6)
-        if len(numbers) > 1:
-            spread = statistics.stdev(x for x, _ in numbers)
-            assert spread == pytest.approx(row[f"{place.name}_std"], abs=1e-6)
+        spread = statistics.stdev(x for x, _ in numbers)
+        assert spread == pytest.approx(row[f"{place.name}_std"], abs=1e-6)
         for number, run in numbers:
             folder = QUICK / run
             if kind == "accuracy":
