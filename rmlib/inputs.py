@@ -129,9 +129,9 @@ def images_and_labels(sample: Any, labels_getter: Any) -> tuple[Any, Any]:
     large = [leaf for leaf in _leaves(sample) if leaf is not labels and _is_large(leaf)]
     if len(large) != 1:
         got = [f"{type(leaf).__name__} {tuple(getattr(leaf, 'shape', ()))}" for leaf in large]
-        remedy = (
-            "take out what cannot be mixed, or mix by mixer.draw and mixer.apply; did you batch?"
-        )
+        remedy = "take out what cannot be mixed, or mix by mixer.draw and mixer.apply"
+        if not large:
+            remedy = "is it (images, labels), in this order, and did you batch?"
         raise UserError(f"expected one 4-d tensor of images beside labels, got {got}: {remedy}")
     return large[0], labels
 

@@ -13,7 +13,7 @@ the image ``partners[t]`` gets the rest. Outside every tile the original stays a
     Region Mixup    k x k tiles, each with its own lam and partners           Saha & Garain 2024
 
 The label weights follow the pixels mixed: they hold for clipped boxes and tiles of unequal size.
-This file needs inputs.py and torch alone: copy both to use it elsewhere.
+This file needs inputs.py and torch alone: copy both into a package of yours.
 """
 
 import math

@@ -151,6 +151,7 @@ def masks(count=5):
         (lambda x, y: NoMix(4)({"image": x, "target": y}), "'target'.*give their key"),
         (lambda x, y: NoMix(4, labels_getter="y")({"image": x, "t": y}), "labels_getter='y'"),
         (lambda x, y: NoMix(4)({"image": x, "label": y, "label2": y}), "'label2'"),
+        (lambda x, y: NoMix(4)(y, x), "in this order"),
         (lambda x, y: NoMix(4)(y, y), "did you batch"),
         (lambda x, y: NoMix(4)(x, y, generator=3), "generator=3: expected a torch.Generator"),
         (lambda x, y: NoMix(4).draw((1, 2, 3, 4, 5, 6)), "did you batch"),
