@@ -157,10 +157,8 @@ def _bench_options(parser):
 
 
 def _lesson_options(parser):
-    add, text = (
-        parser.add_argument,
-        "build: the students' copies; check: what the answers are worth",
-    )
+    add = parser.add_argument
+    text = "build: the students' copies; check: what the answers are worth"
     add("action", choices=("build", "check"), help=text)
     text = "build: folder of the copies (default: exercises/ in runs/); check: notebooks"
     add("paths", nargs="*", type=_path, metavar="PATH", help=text)

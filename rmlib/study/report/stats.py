@@ -216,7 +216,7 @@ def crossed(values) -> Difference:
     parts.append((max(by_image.var(ddof=1) / images - rest, 0.0), images - 1))
 
     def half(level):
-        # scipy.stats.t.isf without its checks, which take most of a report's time
+        # scipy.stats.t.isf without its checks, which took a fifth of a report's time
         squares = [part * special.stdtrit(degrees, level / 2) ** 2 for part, degrees in parts]
         return math.sqrt(sum(squares))
 
