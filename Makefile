@@ -9,7 +9,7 @@ COMPILE = $(if $(shell command -v c++),--compile)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb notebooks/exercises/*.ipynb)
 FAST = mixers mixer_use models evaluate params train documents floors
 
-.PHONY: study test check gpu grid notebooks readme lab lock clean env
+.PHONY: study test check gpu grid notebooks readme book lab lock clean env
 
 study: env  ## the whole study on the built-in images: five notebooks, a grid of 18 trainings, tables and an HTML report
 	$(BIN) -m rmlib batch $(BATCHES)/quick.yaml
@@ -40,6 +40,9 @@ readme: env  ## make picture and tables of all documents anew, from records
 	$(BIN) -m rmlib.study.figures results/mixers.png
 	$(BIN) -m rmlib.study.playground notebooks/playground.html
 	git grep -lz '^<!-- report ' -- '*.md' | xargs -0 -n 1 $(BIN) -m rmlib report --into
+
+book: env  ## the book of the committed notebooks and records, in runs/book
+	$(BIN) -m rmlib report results/cifar10-small --book --out runs/book
 
 lab: env  ## JupyterLab on the notebooks
 	$(BIN) -m jupyter lab notebooks

@@ -4,24 +4,16 @@ import importlib.util
 
 from rmlib import UserError
 
-# of the extra "study": what tables and figures need, and what runs and notebooks do
-_TABLES = ("jinja2", "latex2mathml", "matplotlib", "pandas", "scipy", "seaborn", "statsmodels")
-_RUNS = (
-    "filelock",
-    "ipykernel",
-    "nbconvert",
-    "nbformat",
-    "papermill",
-    "psutil",
-    "safetensors",
-    "typing_extensions",
-)
+# of the extra "study": what tables and figures, pages, and runs need
+_TABLES = ("matplotlib", "pandas", "scipy", "seaborn", "statsmodels")
+_PAGES = ("furo", "jinja2", "latex2mathml", "myst_nb", "sphinx")
+_RUNS = ("filelock", "ipykernel", "nbformat", "papermill", "psutil", "safetensors")
 # what an extra of pyproject.toml installs, as the names that are imported
 EXTRAS = {
     "datasets": ("PIL", "joblib", "pooch", "torchvision", "tqdm"),
     "robustness": ("PIL", "matplotlib", "scipy", "torchattacks"),
     "maps": ("pytorch_grad_cam", "scipy", "torchvision"),
-    "study": (*_TABLES, *_RUNS, "yaml"),
+    "study": (*_TABLES, *_PAGES, *_RUNS, "typing_extensions", "yaml"),
     "ray": ("ray",),
 }
 

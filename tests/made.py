@@ -1,12 +1,13 @@
 """Records, measurements and small trained runs for the tests."""
 
 import base64
+import re
 
 import numpy as np
 
 from rmlib.params import TrainParams
-from rmlib.study.report import paper
-from rmlib.study.runs import environment, records, schema
+from rmlib.study.report import completeness, pages, paper, report
+from rmlib.study.runs import collection, environment, records, schema
 from rmlib.study.runs.records import Record
 
 
@@ -46,6 +47,15 @@ def make_record(accuracy=80.0, seed=0, status="done", checksum=None, **config) -
 def save(root, *made):
     for record in made:
         records.write(record, root / record.run_id)
+
+
+def index_of(root, folder):
+    """The first page of a report before it becomes HTML; its sources come into ``folder``."""
+    found = collection.gather(root)
+    tables, missing = report.tables(found), completeness.missing(found)
+    pages.write_sources(folder, found, "Report", tables, missing, False)
+    # in what names hold, nothing is Markdown
+    return re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", (folder / "index.md").read_text())
 
 
 def measured(root, record, kind, *rows):

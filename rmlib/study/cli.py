@@ -125,8 +125,10 @@ def _batch_options(parser):
 def _report_options(parser):
     add = parser.add_argument
     add("folder", nargs="?", type=_path, help="folder of records (default: runs/)")
-    text = "folder of tables and site (default: report/ in the folder of records)"
+    text = "folder of tables and pages (default: report/ in the folder of records)"
     add("--out", type=_path, help=text)
+    text = "with the lessons, exercises, guide and cards of the project"
+    add("--book", action="store_true", help=text)
     text = "fill the <!-- report FOLDER [KIND] --> blocks of Markdown"
     add("--into", metavar="FILE", type=_path, help=text)
 
@@ -216,7 +218,7 @@ def run_batch(options) -> int:
     counts = batches.run_batch(batch, chosen, _say)
     print(f"\n{', '.join(f'{count} {state}' for state, count in counts.items())}\n")
     if any(batch.state(run) == "done" for run in batch.runs):
-        make_report(batch.out, batch.out / "report")
+        make_report(batch.out, batch.out / "report", book=bool(batch.notebooks))
     unlimited = counts["left"] and not counts["stopped"] and options.max_minutes is None
     if counts["failed"] or unlimited:
         return 1
@@ -245,8 +247,8 @@ def run_report(options) -> int:
     """``rmlib report``."""
     if not options.into:
         root = options.folder or paths.runs_dir()
-        return 1 if make_report(root, options.out or root / "report") else 0
-    if options.folder or options.out:
+        return 1 if make_report(root, options.out or root / "report", options.book) else 0
+    if options.folder or options.out or options.book:
         raise Usage("rmlib report: --into takes its folders from the document: give it alone")
     from rmlib.study.report import report
     from rmlib.study.runs import records
@@ -261,8 +263,9 @@ def run_report(options) -> int:
     return 0
 
 
-def make_report(root: Path, folder: Path) -> int:
-    """Print answer, table of accuracy and what is missing; write all tables and the HTML site.
+def make_report(root: Path, folder: Path, book: bool) -> int:
+    """Print answer, table of accuracy and what is missing; write all tables and the pages, with
+    ``book`` those of the project, too.
 
     Returns how many files had to be left out, each named on stderr.
     """
@@ -278,7 +281,8 @@ def make_report(root: Path, folder: Path) -> int:
     print(report.markdown(found))
     missing = completeness.missing(found)
     print("\n".join(f"missing: {line}" for line in missing) or "complete", end="\n\n")
-    print(f"all tables and the notebooks as HTML: {pages.build(found, folder, tables, missing)}")
+    index = pages.build(found, folder, tables, missing, book)
+    print(f"all tables and the notebooks as HTML: {index}")
     return len(found.problems)
 
 
@@ -335,7 +339,7 @@ COMMANDS = {
     "data": (run_data, _data_options, "fetch, decode and check a dataset"),
     "train": (run_train, _train_options, "train one run; a stopped one goes on"),
     "batch": (run_batch, _batch_options, "run a grid of notebooks; finished runs are skipped"),
-    "report": (run_report, _report_options, "make tables and an HTML site from records"),
+    "report": (run_report, _report_options, "make tables and a book of HTML pages from records"),
     "explain": (run_explain, _explain_options, "say where a number of a table comes from"),
     "bench": (run_bench, _bench_options, "measure speed, beside public implementations"),
     "lesson": (run_lesson, _lesson_options, "make exercises for students, check their answers"),

@@ -70,11 +70,11 @@ def test_torchattacks_is_the_version_that_lives_beside_jupyterlab():
     assert Requirement("requests>=2.31").specifier.contains(metadata.version("requests"))
 
 
-MODULES = {"grad-cam": "pytorch_grad_cam", "pyyaml": "yaml", "pillow": "PIL"}
+MODULES = {"grad-cam": "pytorch_grad_cam", "pyyaml": "yaml", "pillow": "PIL", "myst-nb": "myst_nb"}
 # without them all but the notebooks in a browser works
 BROWSER = {"jupyterlab", "ipywidgets"}
-# they come with nbconvert, papermill and ipykernel
-BROUGHT = {"IPython", "nbclient", "pygments", "traitlets", "zmq"}
+# they come with sphinx, papermill and ipykernel
+BROUGHT = {"IPython", "docutils", "nbclient", "traitlets", "zmq"}
 
 
 def modules(texts):
@@ -147,6 +147,8 @@ def test_types_are_shipped():
     assert "py.typed" in data and (ROOT / "rmlib/py.typed").exists()
     installed = {path for pattern in data for path in (ROOT / "rmlib").glob(pattern)}
     others = {
-        path for path in (ROOT / "rmlib").rglob("*.*") if path.suffix in (".html", ".js", ".typed")
+        path
+        for path in (ROOT / "rmlib").rglob("*.*")
+        if path.suffix in (".css", ".html", ".js", ".typed")
     }
     assert installed == others, "what is no Python file is installed only if it is named"

@@ -27,7 +27,7 @@ def use_style():
 def show(figure, words: str):
     """Show a figure in a notebook at twice its resolution, with words for who does not see it.
 
-    They are stored as the picture's ``alt``, from which nbconvert and the HTML report take them.
+    They are stored as the picture's ``alt``, from which Jupyter and the HTML pages take them.
     """
     from IPython.display import Image, display
 

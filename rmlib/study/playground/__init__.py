@@ -36,7 +36,7 @@ def page() -> str:
     html = template.render(data=json.dumps(_data(drawn)), still=_still(drawn), **text)
     for kind in ("script", "style"):
         parts = re.findall(f"<{kind}>(.*?)</{kind}>", html, re.DOTALL)
-        html = html.replace(f"'hash of {kind}'", " ".join(map(_hash, parts)))
+        html = html.replace(f"'hash of {kind}'", " ".join(map(hashed, parts)))
     return html
 
 
@@ -64,5 +64,6 @@ def _still(drawn):
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _hash(text):
+def hashed(text: str) -> str:
+    """How a content policy names a script or a style that may be used."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,218 +1,253 @@
-"""The HTML site of a study: its executed notebooks, its tables, and an index page. It needs neither
-network nor, but for the playground, JavaScript.
+"""The pages of a report: its answer, tables, runs and executed notebooks. As a book it also has
+what the project offers to readers, teachers and practitioners.
 """
 
-import base64
-import copy
 import html
-import io
 import re
-from dataclasses import dataclass
+import shutil
+import tempfile
 from pathlib import Path
 
-import jinja2
 import matplotlib.pyplot as plt
 import nbformat
-from latex2mathml.converter import convert
-from nbconvert import HTMLExporter
-from nbconvert.filters import markdown2html
-from pygments.formatters import HtmlFormatter
+import pandas as pd
 
-from rmlib.paths import below
-from rmlib.study import figures
+from rmlib import paths
+from rmlib.study import figures, playground
 from rmlib.study.names import METHOD
-from rmlib.study.playground import page as playground
-from rmlib.study.report import answer, classes, completeness, groups, report
+from rmlib.study.report import answer, book, classes, completeness, groups, report
 from rmlib.study.runs import collection, records
 from rmlib.study.settings import CELL, NOTEBOOKS
 
+CIRCLES = (
+    "A circle is a run, the bar a method's mean with its 95 % interval over seeds (Student's t)."
+    " The best method was chosen by the same accuracies, which flatters its lead. p is corrected by"
+    " Holm for all other methods."
+)
+CLEAN_WEIGHT = (
+    "**clean_weight** is the weight of the loss of the clean batch beside that of the mixed one: 1"
+    " as the paper trains, 0 for the mixed batch alone. Without mixing, 0 is plain training, and 1"
+    " the same batch twice, a control for the doubled loss."
+)
+TABLES = (
+    'The same tables as Markdown and CSV: <a href="tables/tables.md">tables/</a>. Where a number'
+    " comes from: `rmlib explain`."
+)
+PAPER = (
+    "The paper: Saha & Garain, [Region Mixup](https://arxiv.org/abs/2409.15028), ICLR 2024 Tiny"
+    " Papers. Its numbers are typed from it."
+)
+DAMAGED = (
+    "These files are damaged or do not belong where they lie. Nothing on these pages comes from"
+    " them."
+)
+PICTURE = "![One image under Mixup, CutMix and Region Mixup](results/mixers.png)"
+NOTHING = "Nothing: what was planned, or what other runs of an experiment have, is there."
+# files of the project that a book has, by their headings
+PROJECT = {
+    "Lessons": ["notebooks/0*.ipynb"],
+    "Exercises": ["notebooks/exercises/*.ipynb"],
+    "Teaching": ["notebooks/*.md"],
+    "Reference": ["rmlib/**/README.md", "notebooks/batches/README.md", "results/**/*.md"],
+    "Pictures": ["results/**/*.png"],
+}
+# how MyST-NB shows cells of exercises
+SHOWN = {"solution": "hide-cell", "check": "hide-input", "source": "remove-cell"}
 
-def _template(name):
-    return jinja2.Template(Path(__file__).with_name(f"{name}.html").read_text(encoding="utf-8"))
 
-
-def build(root, folder: Path, tables: dict | None = None, missing: list[str] | None = None) -> Path:
-    """Write the site of everything below ``root`` (a folder, or a
+def build(root, folder: Path, tables=None, missing=None, whole: bool = False) -> Path:
+    """Write the pages of everything below ``root`` (a folder, or a
     :class:`rmlib.study.runs.collection.Collection` of it) into ``folder``; returns the index page.
-    ``tables`` and ``missing``: of :func:`rmlib.study.report.report.tables` and
-    :func:`rmlib.study.report.completeness.missing`, if they were made already.
+    Beside them lies tables/ (see :func:`rmlib.study.report.report.write_tables`).
 
-    The folder gets index.html, a page for each executed notebook and tables/ (see
-    :func:`rmlib.study.report.report.write_tables`). Formulas become MathML, figures lie in the
-    pages: a page can be mailed or opened from a disk.
+    Args:
+        tables, missing: of :func:`rmlib.study.report.report.tables` and
+            :func:`rmlib.study.report.completeness.missing`, if they were made already.
+        whole: a book, with the lessons, exercises, guide and cards of the project.
 
     Raises:
         UserError: there is no record below root, or the folder cannot be written.
     """
     found = collection.gather(root)
-    root, runs = found.folder, groups.runs_below(found)
-    experiments = groups.experiments(runs)
     tables = report.tables(found) if tables is None else tables
+    missing = completeness.missing(found) if missing is None else missing
     report.write_tables(tables, found, folder / "tables")
-    # no machine path where it can be helped
-    problems = [line.replace(f"{root}/", "") for line in found.problems]
-    books = _books(root, problems)
-    lessons = {path: book for path, book in books.items() if path.stem != CELL}
-    links = [("report", "index.html"), *((book.title, book.page) for book in lessons.values())]
-    links.append(("playground", "playground.html"))
-    records.atomic_write(folder / "playground.html", playground().encode())
-    targets = {f"{path.stem}.ipynb": book.page for path, book in lessons.items()}
-    targets[f"{CELL}.ipynb"] = "index.html#runs"
-    for book in books.values():
-        body = book.body
-        for file, target in targets.items():
-            body = body.replace(f'href="{file}"', f'href="{target}"')
-        records.atomic_write(folder / book.page, _page(book.title, links, body).encode())
-    pages = {path.parent.name: book.page for path, book in books.items() if path.stem == CELL}
-    heads, rows = _runs(runs, pages)
-    title = f"Report: {root.resolve().name}"
-    extra = {"confusions": _confusions(found, experiments)}
-    body = _template("index").render(
-        title=title,
-        answers=answer.answers(found),
-        networks=answer.networks(found),
-        figure=_figure(experiments),
-        first=_html(tables["accuracy"]),
-        of_paper=bool(tables["paper"]),
-        more=[
-            (heading, _html(tables[kind]) + extra.get(kind, ""))
-            for kind, heading in report.HEADINGS.items()
-            if tables[kind] and kind != "accuracy"
-        ],
-        problems=problems,
-        missing=completeness.missing(found) if missing is None else missing,
-        lessons=[(book.page, path.stem, book.question) for path, book in lessons.items()],
-        heads=heads,
-        cells=rows,
-    )
-    records.atomic_write(folder / "index.html", _page(title, links, body).encode())
+    title = "Region Mixup, studied" if whole else f"Report: {found.folder.resolve().name}"
+    with tempfile.TemporaryDirectory() as made:
+        write_sources(Path(made), found, title, tables, missing, whole)
+        book.build(Path(made), folder, title)
+    records.atomic_write(folder / "notebooks" / "playground.html", playground.page().encode())
     return folder / "index.html"
 
 
-@dataclass
-class Book:
-    """An executed notebook and its page."""
+def write_sources(sources: Path, found, title: str, tables, missing, whole: bool) -> None:
+    """Write what the pages are made from into a folder, with index.md in front.
 
-    title: str
-    question: str
-    body: str  # HTML
-    page: str  # name of the file
-
-
-def _books(root, problems):
-    """Every executed notebook below a folder: path -> :class:`Book`. What cannot be shown gets a
-    line in ``problems``.
+    Files lie there as in the project, so that the links between them hold.
     """
-    books = {}
-    for path in below(root, "*.ipynb"):
-        if path.stem not in NOTEBOOKS:
-            continue
-        inside = path.relative_to(root)
-        try:
-            book = nbformat.read(path, as_version=4)
-            page = "-".join(inside.with_suffix(".html").parts)
-            books[path] = Book(_title(path, book), _question(book), notebook_html(book), page)
-        except (*records.DAMAGE, OSError, nbformat.ValidationError):
-            # its process was killed while it was written, or it is no notebook
-            problems.append(
-                f"{inside} is damaged: it has no page; its record, if any, counts all the same"
-            )
-    return books
+    # no machine path where it can be helped
+    problems = [line.replace(f"{found.folder}/", "") for line in found.problems]
+    experiments = groups.experiments(groups.runs_below(found))
+    parts = _project(sources) if whole else {}
+    cells = _executed(sources, found.folder, problems)
+    # the playground itself takes the place of this page
+    _write(sources / "notebooks" / "playground.md", "# Playground")
+    lessons = [f"notebooks/{name}.ipynb" for name in NOTEBOOKS]
+    lessons = [name for name in lessons if (sources / name).exists()]
+    parts["Lessons"] = [*lessons, "notebooks/playground.md"]
+    parts["Results"] = [f"tables/{kind}.md" for kind in report.HEADINGS if tables[kind]]
+    for name in parts["Results"]:
+        kind = Path(name).stem
+        more = [PAPER] if kind in ("paper", "claims") else []
+        if kind == "confusions":
+            more = _confusions(sources / "tables", found, experiments)
+        _write(sources / name, f"# {report.HEADINGS[kind]}", *map(_table, tables[kind]), *more)
+    _write(sources / "runs.md", "# Runs", *_runs(experiments, cells))
+    parts["Results"].append("runs.md")
+
+    body = [f"# {_literal(title)}", *_answer(sources, found, experiments)]
+    body += [PICTURE] if (sources / "results" / "mixers.png").exists() else []
+    body += [*map(_table, tables["accuracy"]), CLEAN_WEIGHT, TABLES]
+    body += ["## Left out", DAMAGED, _bullets(problems)] if problems else []
+    body += ["## What is missing", _bullets(missing) if missing else NOTHING]
+    order = ("Lessons", "Exercises", "Teaching", "Results", "Reference")
+    body += [_contents(parts[each], f":caption: {each}") for each in order if each in parts]
+    _write(sources / "index.md", *body)
 
 
-def _html(tables):
-    """Tables under their captions; what a record or a folder is called is text, never HTML."""
-    texts = [f"{table.caption}:\n\n{table.markdown()}" for table in tables]
-    # a dollar sign in a name begins no formula
-    return markdown2html(html.escape("\n".join(texts), quote=False).replace("$", "&#36;"))
+def _write(path, *paragraphs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(paragraphs) + "\n", encoding="utf-8")
 
 
-def _figure(experiments):
-    """The accuracies of all methods as SVG in base64; "" where no two can be compared."""
+def _contents(names, *options):
+    """A table of contents that stands in the sidebar alone."""
+    return "\n".join(["```{toctree}", ":hidden:", *options, "", *names, "```"])
+
+
+def _literal(text):
+    """Text in which nothing is Markdown."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", str(text))
+
+
+def _bullets(lines):
+    return "\n".join(f"- {_literal(line)}" for line in lines)
+
+
+def _table(table):
+    """A table under its caption; what a record or a folder is called is text, never markup."""
+    text = f"{table.caption}:\n\n{table.markdown()}"
+    return re.sub(r"[&<>${*_[\]]", lambda found: f"&#{ord(found[0])};", text)
+
+
+def _answer(sources, found, experiments):
+    """What the index begins with: the answer in sentences, and its figure."""
+    first, *more = map(_literal, [*answer.answers(found), *answer.networks(found), ""])
+    told = [f"**{first}**", *more] if first else []
     panels = [(groups.title(group), answer.methods(group)) for group in experiments]
-    panels = [(title, found) for title, found in panels if len(found) > 1]
-    return _svg(figures.methods(panels)) if panels else ""
+    panels = [(title, methods) for title, methods in panels if len(methods) > 1]
+    if panels:
+        _save(figures.methods(panels), sources / "accuracy.svg")
+        told += ["![accuracy of every run, by method](accuracy.svg)", CIRCLES]
+    return told
 
 
-def _confusions(found, experiments):
+def _confusions(sources, found, experiments):
     """For each experiment whose records count classes: what its best method takes for what."""
-    images = []
+    images: list[str] = []
     for group in experiments:
         for method, runs in classes.counted(found, group)[:1]:
             title = f"{groups.title(group)}; {method}, n = {len(runs)}, summed"
-            figure = figures.confusion(*classes.matrix(list(runs.values())), title)
-            alt = html.escape(f"confusions of the classes, {title}")
-            images.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{_svg(figure)}">')
-    return "\n".join(images)
+            name = f"confusions-{len(images)}.svg"
+            _save(figures.confusion(*classes.matrix(list(runs.values())), title), sources / name)
+            images.append(f"![confusions of the classes, {_literal(title)}]({name})")
+    return images
 
 
-def _svg(figure):
-    """A figure as SVG in base64."""
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
+def _save(figure, path):
+    figure.savefig(path, format="svg", metadata={"Date": None})
     plt.close(figure)
-    return base64.b64encode(file.getvalue()).decode()
 
 
-def notebook_html(notebook) -> str:
-    """The body of a notebook's page: Markdown with MathML, code, outputs with their figures."""
-    notebook = copy.deepcopy(notebook)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = _with_mathml(cell.source)
-    prompts = {"exclude_input_prompt": True, "exclude_output_prompt": True}
-    return HTMLExporter(template_name="basic", **prompts).from_notebook_node(notebook)[0]
-
-
-def _with_mathml(text):
-    """Markdown whose $formulas$ are MathML, which browsers show without any script; code spans stay
-    as they are.
-    """
-
-    def formula(match):
-        if match["code"]:
-            return match["code"]
-        if match["block"]:
-            return f'<div class="formula">{convert(match["block"], display="block")}</div>'
-        return convert(match["inline"])
-
-    pattern = r"(?P<code>`[^`]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$"
-    return re.sub(pattern, formula, text, flags=re.DOTALL)
-
-
-def _page(title, links, body):
-    style = HtmlFormatter(style="default").get_style_defs(".highlight")
-    return _template("page").render(title=title, links=links, body=body, pygments=style)
-
-
-def _title(path, notebook):
-    """'1. The method' of a notebook's first heading, cut at the colon, or its name."""
-    first = notebook.cells[0].source
-    heading = re.match(r"# (.+)", first)
-    return heading[1].split(":")[0] if heading else path.stem
-
-
-def _question(notebook):
-    found = re.search(r"\*\*Question\.\*\* (.+)", notebook.cells[0].source)
-    return found[1] if found else ""
-
-
-def _runs(runs, pages):
-    """Headings and rows (page or None, values) of the table of single runs. ``pages``: run_id ->
-    page of its notebook.
-    """
+def _runs(experiments, cells):
+    """The table of single runs, and the list of their notebooks. ``cells``: see _executed."""
+    runs = pd.concat(experiments)
     names = ("dataset", "width", "epochs", *METHOD[1:])
     varying = [name for name in names if runs[f"config.{name}"].map(str).nunique() > 1]
-    rows = []
-    for group in groups.experiments(runs):
+    heads = ["method", "seed", *varying, "accuracy (%)", "NLL (nats)", "seconds", "run"]
+    rows, pages = [heads, ["---"] * len(heads)], []
+    for group in experiments:
         for columns, method in groups.methods(group, repeated=True):
             for run in method.sort_values("config.seed").to_dict("records"):
                 scores = [run["status"], ""]
                 if run["status"] == "done":
                     scores = [f"{run['metrics.accuracy']:.2f}", f"{run['metrics.nll']:.3f}"]
-                settings = [run[f"config.{name}"] for name in ("seed", *varying)]
-                entries = [columns["method"], *settings, *scores]
-                entries += [f"{run['seconds']:.0f}", run["run_id"]]
-                rows.append((pages.get(run["run_id"]), entries))
-    heads = ["method", "seed", *varying, "accuracy (%)", "NLL (nats)", "seconds", "run"]
-    return heads, rows
+                first, *more = [
+                    columns["method"],
+                    *(run[f"config.{x}"] for x in ("seed", *varying)),
+                ]
+                row = [first, *more, *scores, f"{run['seconds']:.0f}", run["run_id"]]
+                row = list(map(_literal, row))
+                if page := cells.get(run["run_id"]):
+                    pages.append(f"{first}, seed {run['config.seed']} <{page}>")
+                    row[0] = f"[{row[0]}]({page}.ipynb)"
+                rows.append(row)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return ["Each is notebook 02_training with its own parameters.", table, _contents(pages)]
+
+
+def _project(sources):
+    """Copy what a book has of the project; its files by their headings."""
+    root, parts = paths.project_root(), {}
+    for heading, patterns in PROJECT.items():
+        files = [path for pattern in patterns for path in sorted(root.glob(pattern))]
+        parts[heading] = [path.relative_to(root).as_posix() for path in files]
+        for name in parts[heading]:
+            _copy(root / name, sources / name)
+    return parts
+
+
+def _executed(sources, root, problems):
+    """Copy every executed notebook below a folder; returns the pages of single runs by run id.
+    What cannot be shown gets a line in ``problems``.
+    """
+    cells = {}
+    for path in paths.below(root, "*.ipynb"):
+        if path.stem in NOTEBOOKS:
+            name = f"notebooks/{path.stem}"
+            if path.stem == CELL:
+                name = cells[path.parent.name] = f"notebooks/run-{path.parent.name}"
+            try:
+                _copy(path, sources / f"{name}.ipynb")
+            except (*records.DAMAGE, OSError, nbformat.ValidationError):
+                # its process was killed while it was written, or it is no notebook
+                cells.pop(path.parent.name, None)
+                inside = path.relative_to(root)
+                problems.append(
+                    f"{inside} is damaged: it has no page; its record, if any, counts all the same"
+                )
+    return cells
+
+
+def _copy(path, target):
+    """Copy a file; in a notebook solutions are folded, and figures keep their words and size."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        shutil.copy(path, target)
+        return
+    # a link to a page leads through its source
+    text = path.read_text(encoding="utf-8").replace("](playground.html", "](playground.md")
+    if path.suffix == ".md":
+        target.write_text(text, encoding="utf-8")
+        return
+    notebook = nbformat.reads(text, as_version=4)
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata["tags"] = tags + [SHOWN[tag] for tag in tags if tag in SHOWN]
+        for output in cell.get("outputs", ()):
+            look = output.get("metadata", {}).get("image/png", {})
+            if "alt" in look:
+                named = [f'{key}="{html.escape(str(look[key]))}"' for key in ("alt", "width")]
+                source = f"data:image/png;base64,{output.data.pop('image/png')}"
+                output.data["text/html"] = f'<img {" ".join(named)} src="{source}">'
+    nbformat.write(notebook, target)

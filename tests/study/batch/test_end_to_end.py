@@ -46,8 +46,8 @@ def test_a_grid_and_the_notebooks_on_its_networks(block, tmp_path, capsys):
         text = notebook.read_text()
         assert notebook.stat().st_size < 1_000_000 and "widget-view" not in text
         assert os.path.expanduser("~") + "/" not in text
-    pages = {f"{name.replace('/', '-')}.html" for name in names}
-    assert pages <= {page.name for page in (out / "report").iterdir()}
+    for name in [f"run-{record.run_id}", *notebooks]:
+        assert (out / "report" / "notebooks" / f"{name}.html").exists()
     stored = records.measurements(out / record.run_id, "attacks").measurements
     assert sorted((row.settings["attack"], row.settings["eps"]) for row in stored) == [
         ("fgsm", "0"),

@@ -1,10 +1,10 @@
 """Accuracy per class, and confusions: from records alone."""
 
 import pytest
-from made import make_record, save
+from made import index_of, make_record, save
 
 from rmlib.study.cli import main
-from rmlib.study.report import classes, groups, pages, report
+from rmlib.study.report import classes, groups, report
 from rmlib.study.runs import collection
 
 NAMES = ["ant", "b|$e$", "<i>cat"]
@@ -76,12 +76,14 @@ def test_the_largest_confusions_come_first_with_every_method(some):
 
 
 def test_the_page_has_table_and_confusion_and_the_names_are_text(some):
-    page = pages.build(some, some / "report").read_text()
-    section = page.split("What is taken for what</summary>")[1].split("</details>")[0]
-    assert "<td>b|$e$</td>" in section and "<td>&lt;i&gt;cat</td>" in section
-    assert section.count("<img alt=") == 1 and "CutMix, n = 2" in section
+    index_of(some, some / "pages")
+    page = (some / "pages" / "tables" / "confusions.md").read_text()
+    assert "# What is taken for what" in page and "b\\|&#36;e&#36;" in page
+    assert "&#60;i&#62;cat" in page and "<i>" not in page and "$e" not in page
+    assert page.count("![confusions") == 1 and r"CutMix\, n \= 2" in page
+    report.write_tables(report.tables(some), some, some / "written")
     for kind in ("classes", "confusions"):
-        assert (some / "report" / "tables" / f"{kind}.csv").exists()
+        assert (some / "written" / f"{kind}.csv").exists()
 
 
 def test_a_class_is_explained(some, capsys):
@@ -94,4 +96,4 @@ def test_a_class_is_explained(some, capsys):
 def test_without_counts_there_is_no_table(tmp_path):
     save(tmp_path, make_record(80.0))
     assert report.tables(tmp_path)["classes"] == []
-    assert "What is taken for what" not in pages.build(tmp_path, tmp_path / "report").read_text()
+    assert "confusions" not in index_of(tmp_path, tmp_path / "pages")

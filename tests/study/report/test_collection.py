@@ -7,14 +7,14 @@ import shutil
 
 import pandas as pd
 import pytest
-from made import make_record, measured, save
+from made import index_of, make_record, measured, save
 
 from rmlib import UserError
 from rmlib.packed import pack_values
 from rmlib.params import config_id
 from rmlib.paths import project_root
 from rmlib.study.cli import main
-from rmlib.study.report import completeness, pages, report
+from rmlib.study.report import completeness, report
 from rmlib.study.runs import collection, records
 
 # settings and result of an attack, a measure of maps, and of corruptions
@@ -257,7 +257,7 @@ def test_bad_files_stop_nothing_and_are_named(tmp_path, capsys):
     )
     assert len(pd.read_csv(tmp_path / "report" / "tables" / "runs.csv")) == 3
     save(tmp_path / "good", make_record(80))
-    assert "Left out" not in pages.build(tmp_path / "good", tmp_path / "out").read_text()
+    assert "Left out" not in index_of(tmp_path / "good", tmp_path / "out")
 
 
 def test_nothing_but_bad_files(tmp_path):

@@ -1,98 +1,124 @@
-"""The HTML site of a study."""
+"""The HTML pages of a report."""
 
 import re
 import subprocess
 from html.parser import HTMLParser
 
 import nbformat
+import pytest
 from browser import BROWSER, needs_browser
 from made import make_record, save
 
 from rmlib.study.report import pages
 
+BAD = "<script>document.body.title = 'run'</script>"
+HOSTILE = f"x{BAD}{{math}}`x` $x$ [a](b)"
+LESSON = (
+    "# 1. The method: a lesson\n\n**Question.** What is $x^2 < 3$?\n\n$$\\sum_{j=1}^{k^2}"
+    " \\lambda_j$$\n\n`$HOME` and [next](02_training.ipynb)"
+)
+INCLUDE = "```{include} /etc/hostname\n```\n\n```{raw} html\n:file: /etc/hostname\n```"
+
 
 class Links(HTMLParser):
-    """Targets of all links, and everything that a page would load from elsewhere."""
+    """Targets of all links, and what a page would load."""
 
-    def __init__(self, text):
+    def __init__(self, path):
         super().__init__()
-        self.links, self.loaded, self.headings = [], [], []
-        self.feed(text)
+        self.links, self.loaded = [], []
+        self.feed(path.read_text())
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         if tag == "a":
             self.links.append(attributes.get("href", ""))
-        if tag in ("script", "link", "iframe") or (
-            tag == "img" and not attributes["src"].startswith("data:")
-        ):
-            self.loaded.append(str(attributes))
+        loaded = attributes.get("href") if tag == "link" else attributes.get("src")
+        if loaded and not loaded.startswith("data:"):
+            self.loaded.append(loaded)
 
 
-def write_notebook(path, text):
-    """A notebook with a Markdown cell, and code with two outputs."""
-    table = {"text/markdown": "| a | b |\n|---|---|\n| 1 | 2 |"}
-    outputs = [
-        nbformat.v4.new_output("stream", text="42 <b>\n"),
-        nbformat.v4.new_output("display_data", table),
-    ]
-    code = nbformat.v4.new_code_cell("print(6 * 7)", outputs=outputs)
+def notebook(path, text, source="print(6 * 7)", outputs=(), **metadata):
+    """A notebook with a Markdown cell, and a code cell with outputs."""
+    code = nbformat.v4.new_code_cell(source, outputs=list(outputs), metadata=metadata)
     cells = [nbformat.v4.new_markdown_cell(text), code]
+    path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
 
 
-def test_the_site_is_whole(tmp_path):
-    """Every page is linked from the index, every link leads somewhere, nothing is loaded from
-    elsewhere, formulas are MathML.
+def display(data, **metadata):
+    return nbformat.v4.new_output("display_data", data, metadata=metadata)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of a report: runs of two methods whose dataset and machine have hostile names, two
+    executed notebooks with all kinds of outputs, and one that was cut off.
     """
-    root = tmp_path / "quick"
-    record = make_record(81.25)
-    save(root, record)
-    lesson = (
-        "# 1. The method: a lesson\n\n**Question.** What is $x^2 < 3$?\n\n$$\\sum_{j=1}^{k^2}"
-        " \\lambda_j$$\n\n`$HOME` and [next](02_training.ipynb)"
-    )
-    for path, text in (
-        (root / "01_method.ipynb", lesson),
-        (root / record.run_id / "02_training.ipynb", "# 2. Training\n\n[back](01_method.ipynb)"),
-    ):
-        write_notebook(path, text)
+    root = tmp_path_factory.mktemp("site") / "quick"
+    hardware = {"device": "cpu", "cpu": HOSTILE, "cores": 2}
+    for seed, mixer in enumerate(("mixup", "cutmix")):
+        record = make_record(81.25 + seed, mixer=mixer, dataset=f"folder:{HOSTILE}")
+        save(root, record.model_copy(update={"hardware": hardware}))
+    outputs = [
+        nbformat.v4.new_output("stream", text="42 <b>\n"),
+        display({"text/markdown": "| a | b |\n|---|---|\n| 1 | 2 |"}),
+        display({"image/png": "AAAA"}, **{"image/png": {"alt": "two <curves>", "width": 40}}),
+        display({"text/html": f"<p>shown</p><img src='data:,' onerror='run()'>{BAD}"}),
+    ]
+    notebook(root / "01_method.ipynb", LESSON, outputs=outputs)
+    text = f"# 2. Training\n\n[back](01_method.ipynb)\n\n{INCLUDE}"
+    notebook(root / record.run_id / "02_training.ipynb", text)
+    (root / "04_cam.ipynb").write_text('{"cells": [')
     index = pages.build(root, root / "report")
-    found = {path.name: Links(path.read_text()) for path in (root / "report").glob("*.html")}
-    # tests/study/test_playground.py sees that it loads nothing
-    del found["playground.html"]
-    assert set(found) == {"index.html", "01_method.html", f"{record.run_id}-02_training.html"}
-    for page in found.values():
-        assert not page.loaded
-        for link in page.links:
-            assert (
-                link.startswith(("https://", "#"))
-                or (root / "report" / link.split("#")[0]).exists()
-            ), link
-    linked = set(found["index.html"].links)
-    assert {"01_method.html", f"{record.run_id}-02_training.html", "tables/tables.md"} <= linked
-    assert "playground.html" in linked & set(found["01_method.html"].links)
-    text, method = index.read_text(), (root / "report" / "01_method.html").read_text()
-    assert "81.25" in text and "not run" not in text and "What is $x^2 &lt; 3$?" in text
+    assert index == pages.build(root, root / "report")
+    return root / "report", f"notebooks/run-{record.run_id}.html"
+
+
+def test_every_page_is_reached_and_every_link_leads_somewhere(site):
+    folder, run = site
+    reached, left = {}, ["index.html"]
+    while left:
+        name = left.pop()
+        reached[name] = Links(folder / name)
+        for link in reached[name].links + reached[name].loaded:
+            target = link.split("#")[0].split("?")[0]
+            if target and not target.startswith("https://"):
+                path = ((folder / name).parent / target).resolve()
+                assert path.exists(), (name, link)
+                inside = path.relative_to(folder.resolve()).as_posix()
+                if inside.endswith(".html") and inside not in [*reached, *left]:
+                    left.append(inside)
+    made = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}
+    assert made == set(reached)
+    assert {run, "notebooks/01_method.html", "notebooks/playground.html", "runs.html"} <= made
+    assert "tables/tables.md" in reached["index.html"].links
+    for page in reached.values():
+        assert not [link for link in page.loaded if "//" in link], "no other host"
+
+
+def test_a_notebook_comes_with_formulas_outputs_and_words_of_its_figures(site):
+    folder, run = site
+    text = (folder / "notebooks" / "01_method.html").read_text()
+    assert text.count("<math") == 2 and "$$" not in text and "$HOME" in text
+    assert "42 &lt;b&gt;" in text and re.search(r"<td[^>]*>(<p>)?2(</p>)?</td>", text)
+    assert re.search(r'<img alt="two &lt;curves&gt;" width="40" src="data:image/png;', text)
+    assert 'href="01_method.html"' in (folder / run).read_text(), "a link between two notebooks"
+    index = (folder / "index.html").read_text()
+    assert "82.25" in index and "not run" not in index
+    assert "04_cam.ipynb is damaged: it has no page" in index
+
+
+def test_names_are_text_and_no_page_brings_in_a_file_of_the_machine(site):
+    folder, run = site
+    for path in (folder / "index.html", folder / "tables" / "accuracy.html"):
+        text = path.read_text()
+        assert BAD not in text and "&lt;script&gt;document.body" in text and "<math" not in text
+        # of the caption; the answer shows the name of the folder alone
+        assert "{math}x $x$ [a](b)" in re.sub("<[^>]*>", "", text)
+    with open("/etc/hostname") as file:
+        host = file.read().strip()
     assert (
-        method.count("<math") == 2
-        and "$$" not in method
-        and "$HOME" in method
-        and "42 &lt;b&gt;" in method
-        and "<td>2</td>" in method
-    )
-    assert "01_method.html" in found[f"{record.run_id}-02_training.html"].links, (
-        "links between notebooks lead to their pages"
-    )
-    assert (
-        pages.build(root, root / "report") == index
-        and len(list((root / "report").glob("*.html"))) == 4
-    ), "made again, nothing piles up"
-    whole = next(root.rglob("02_training.ipynb"))
-    whole.write_text(whole.read_text()[:500])  # its process was killed while it was written
-    assert (
-        "02_training.ipynb is damaged: it has no page"
-        in pages.build(root, root / "report").read_text()
+        host not in (folder / run).read_text().partition("<article")[2].partition("</article>")[0]
     )
 
 
@@ -103,29 +129,16 @@ def seen(path):
 
 
 @needs_browser
-def test_what_a_notebook_brings_along_does_not_run(tmp_path):
+def test_what_a_notebook_brings_along_does_not_run(site):
     """The same output does run in a page without the policy, so the test can tell."""
-    root = tmp_path / "quick"
-    save(root, make_record(81.25))
-    script = "<img src='data:,' onerror=\"document.body.title = 'run'\">"
-    script += "<script>document.body.title = 'run'</script>"
-    output = nbformat.v4.new_output("display_data", {"text/html": f"<p>shown</p>{script}"})
-    cells = [nbformat.v4.new_markdown_cell("# 1. A"), nbformat.v4.new_code_cell(outputs=[output])]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "01_method.ipynb")
-    page = pages.build(root, root / "report").with_name("01_method.html")
+    page = site[0] / "notebooks" / "01_method.html"
     dom = seen(page)
     assert "shown" in dom and 'title="run"' not in dom
-    policy = re.search(r"<meta http-equiv=[^>]*>\n", page.read_text())[0]
-    page.write_text(page.read_text().replace(policy, ""))
-    assert 'title="run"' in seen(page)
-
-
-def test_a_figure_keeps_its_words_and_its_size():
-    look = {"alt": "two <curves>", "width": 40, "height": 30}
-    output = nbformat.v4.new_output(
-        "display_data", {"image/png": "AAAA"}, metadata={"image/png": look}
-    )
-    cell = nbformat.v4.new_code_cell("show()", outputs=[output])
-    text = pages.notebook_html(nbformat.v4.new_notebook(cells=[cell]))
-    (picture,) = re.findall(r"<img[^>]*>", text)
-    assert 'alt="two &lt;curves&gt;"' in picture and 'width="40"' in " ".join(picture.split())
+    assert "data-theme" in dom, "the theme's own script runs"
+    policy = re.search(r"<meta http-equiv=[^>]*>", page.read_text())[0]
+    free = page.with_name("free.html")
+    free.write_text(page.read_text().replace(policy, ""))
+    try:
+        assert 'title="run"' in seen(free)
+    finally:
+        free.unlink()
