@@ -224,5 +224,5 @@ def test_sliders_show_the_plan_where_somebody_watches(monkeypatch):
             _, weights, _, picture = (axis.images[0].get_array() for axis in table.axes)
             assert torch.equal(torch.tensor(weights), plan.weight_map()[0])
             assert torch.equal(torch.tensor(picture.data), mixed[0].permute(1, 2, 0))
-            shares = torch.tensor([part.get_width() for part in bar.axes[0].patches])
+            shares = torch.tensor([part.get_width() for part in bar.axes[0].patches]).float()
             assert torch.allclose(shares, targets[0].sort(descending=True).values)
