@@ -1,7 +1,5 @@
 """The playground in JupyterLab, with the mixers and figures of the lesson."""
 
-import matplotlib.pyplot as plt
-
 from rmlib.data import stream
 from rmlib.mixers import CutMix, Mixup, NoMix, RegionMixup
 from rmlib.study import figures
@@ -28,9 +26,9 @@ def sliders(images, labels, classes):
         plan = mixer.draw(images.shape, stream(seed, "playground"))
         target = mixer.apply(images, labels, plan)[1][0]
         table = figures.mixing_table(images, labels, classes, {method: plan}, {method: mixer})
-        figures.show(table, f"The first image under {LABELS[method]}: W, partners and result.")
+        _bar(table.add_axes((0.05, -0.15, 0.9, 0.15)), target, classes, figures.COLOURS[method])
         words = figures.target_text(target, classes)
-        figures.show(_bar(target, classes, figures.COLOURS[method]), f"Its target: {words}.")
+        figures.show(table, f"The first image under {LABELS[method]}; its target: {words}.")
 
     known = [(label, name) for name, label in LABELS.items()]
     ranges = {"k": (1, 4), "alpha": (0.1, 4.0, 0.1), "seed": (0, 20)}
@@ -41,9 +39,8 @@ def sliders(images, labels, classes):
     return box
 
 
-def _bar(target, classes, colour):
+def _bar(axis, target, classes, colour):
     """A soft target as one bar: each class a part of it, the largest first."""
-    figure, axis = plt.subplots(figsize=(7.2, 0.7), layout="constrained")
     left = 0.0
     for place in target.argsort(descending=True):
         share = float(target[place])
@@ -53,4 +50,3 @@ def _bar(target, classes, colour):
         axis.text(left + share / 2, 0, words, **look)
         left += share
     axis.set(xlim=(0, 1), yticks=[])
-    return figure
