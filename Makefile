@@ -37,7 +37,7 @@ notebooks: env  ## run every notebook with its defaults and store the outputs in
 	$(BIN) -m rmlib.study.batch.notebooks refresh $(NOTEBOOKS)
 
 readme: env  ## make picture and tables of all documents anew, from records
-	$(BIN) -m rmlib.study.figures results/mixers.png
+	$(BIN) -m rmlib.study.figures results
 	$(BIN) -m rmlib.study.playground notebooks/playground.html
 	git grep -lz '^<!-- report ' -- '*.md' | xargs -0 -n 1 $(BIN) -m rmlib report --into
 

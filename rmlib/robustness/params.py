@@ -21,7 +21,7 @@ class RobustnessParams(NetworksParams):
     """Parameters of 03_robustness."""
 
     images: Limit = Field(
-        128,
+        200,
         ge=1,
         description=(
             "test images under FGSM, Square and corruptions, drawn by the seed; None or all:"

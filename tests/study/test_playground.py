@@ -8,8 +8,10 @@ import torch
 from browser import browser, needs_browser  # noqa: F401
 
 from rmlib import mixers
+from rmlib.data import stream
 from rmlib.paths import project_root
-from rmlib.study.playground import page
+from rmlib.study.playground import page, widget
+from rmlib.study.runs import checkpoint
 
 FILE = project_root() / "notebooks" / "playground.html"
 METHODS = ("none", "mixup", "cutmix", "region_mixup")
@@ -197,3 +199,30 @@ def test_without_scripts_there_is_a_picture(opened):
             opened("DOM.getBoxModel", nodeId=nodes[1])
     finally:
         opened("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_sliders_show_the_plan_where_somebody_watches(monkeypatch):
+    import matplotlib
+
+    matplotlib.use("agg")
+    images = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    batch = images, torch.arange(5), tuple("abcde")
+    monkeypatch.setattr(checkpoint, "interactive", lambda: False)
+    assert widget.sliders(*batch) is None
+    monkeypatch.setattr(checkpoint, "interactive", lambda: True)
+    shown = []
+    monkeypatch.setattr(widget.figures, "show", lambda figure, words: shown.append(figure))
+    sliders = {each.description: each for each in widget.sliders(*batch).children[:-1]}
+    asked = (("region_mixup", mixers.RegionMixup(5, 3)), ("cutmix", mixers.CutMix(5)))
+    for method, mixer in asked:
+        sliders["k"].value, sliders["method"].value = 3, method
+        for seed in (4, 5):
+            sliders["seed"].value = seed
+            plan = mixer.draw(images.shape, stream(seed, "playground"))
+            mixed, targets = mixer.apply(*batch[:2], plan)
+            *pictures, bar = shown[-1].axes
+            _, weights, _, picture = (axis.images[0].get_array() for axis in pictures)
+            assert torch.equal(torch.tensor(weights), plan.weight_map()[0])
+            assert torch.equal(torch.tensor(picture.data), mixed[0].permute(1, 2, 0))
+            shares = torch.tensor([part.get_width() for part in bar.patches]).float()
+            assert torch.allclose(shares, targets[0].sort(descending=True).values)

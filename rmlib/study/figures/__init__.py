@@ -28,5 +28,6 @@ from rmlib.study.figures.training import (
     confidence,
     confusion,
     learning_curves,
+    reference_curves,
     schedules,
 )

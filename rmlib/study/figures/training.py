@@ -16,6 +16,15 @@ from rmlib.study.figures.style import (
     titled,
 )
 from rmlib.study.names import LABELS
+from rmlib.study.report import groups
+from rmlib.study.runs.collection import gather
+
+# of an epoch in a record, by the words of the axis
+PARTS = {
+    "loss of clean batches (nats)": "clean_loss",
+    "loss of mixed batches (nats)": "mixed_loss",
+    "accuracy on clean images (%)": "clean_accuracy",
+}
 
 
 def learning_curves(history, mixer: str, floor: float, ceiling: float, chance: float):
@@ -52,6 +61,55 @@ def learning_curves(history, mixer: str, floor: float, ceiling: float, chance: f
         axis.legend(fontsize=TEXT, ncols=2, **look)
     figure.suptitle(LABELS[mixer], color=colour, fontsize=TEXT + 1)
     return figure
+
+
+def reference_curves(folders):
+    """Loss and accuracy over the epochs of stored runs: mean and spread over the seeds of a method.
+
+    Only the methods without other settings are shown.
+
+    Args:
+        folders: of records; each of their experiments is a row of panels.
+    """
+    stored = [gather(folder) for folder in folders]
+    found = [(each.records, group) for each in stored for group in groups.experiments(each.runs)]
+    size = (8.6, 0.5 + 2.9 * len(found))
+    figure, axes = plt.subplots(len(found), 3, figsize=size, squeeze=False, layout="constrained")
+    for line, (records, group) in zip(axes, found):
+        methods = [each for each in groups.finished(group) if "," not in each.name]
+        for number, method in enumerate(methods):
+            histories = [records[run_id].history for run_id in method.runs["run_id"]]
+            look: Any = {"color": COLOURS[method.mixer], "marker": "osD^v"[number], "ms": 4}
+            look |= {"ls": "--" if method.loss[0] == 0 else "-", "markevery": (number, 5)}
+            line[0].plot([], [], label=method.name, **look)
+            for axis, part in zip(line, PARTS.values()):
+                _mean_and_spread(axis, histories, part, method.mixer, look)
+            test: Any = {"color": look["color"], "fmt": "o", "mfc": "white", "ms": 5, "capsize": 2}
+            place = len(histories[0]) * (1.06 + 0.065 * number)
+            line[2].errorbar(place, method.mean, method.accuracies.std(), **test)
+        for axis, words in zip(line, PARTS):
+            axis.set(xlabel="epoch", ylabel=words, ylim=(0, None))
+        line[2].set_ylim(0, 102)
+        chance_line(line[2], 100 / group["data.classes"].iloc[0])
+        counts = sorted({len(method.accuracies) for method in methods})
+        seeds = " to ".join(map(str, {counts[0]: 0, counts[-1]: 0}))
+        titled(line[0], f"{groups.title(group)}; {seeds} seeds each", fontsize=TEXT, loc="left")
+        titled(line[2], "circles: test, last epoch", fontsize=TEXT, loc="right")
+    legend_below(figure, axes[0, 0])
+    return figure
+
+
+def _mean_and_spread(axis, histories, part, mixer, look):
+    """A curve of a part of the history, and the band of its standard deviation over runs."""
+    if mixer == "none":
+        # its mixed batches are clean ones; plain training has no others
+        part = part.replace("clean", "mixed") if "clean" in part else ""
+    if part in histories[0][0]:
+        values = np.array([[row[part] for row in history] for history in histories])
+        epochs, mean = range(1, len(values[0]) + 1), values.mean(0)
+        axis.plot(epochs, mean, **look)
+        band = np.array([-1, 1])[:, None] * values.std(0, ddof=int(len(values) > 1))
+        axis.fill_between(epochs, *(mean + band), color=look["color"], alpha=0.15, lw=0)
 
 
 def confidence(curves: dict, colour: str):

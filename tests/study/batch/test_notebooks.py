@@ -149,7 +149,8 @@ def test_refresh_stores_outputs_and_nothing_of_the_machine(tmp_path, monkeypatch
     assert stored.metadata["rmlib"][FRESH] != source_hash(stored), "an edit is noticed"
 
 
-def test_the_picture_of_the_readme_is_made_by_the_code():
+@pytest.mark.parametrize("name, dpi", [("mixers.png", 110), ("curves.png", 180)])
+def test_the_pictures_of_the_documents_are_made_by_the_code(name, dpi):
     import io
 
     import matplotlib
@@ -159,13 +160,18 @@ def test_the_picture_of_the_readme_is_made_by_the_code():
     matplotlib.use("agg")
     from rmlib.study import figures
 
+    results = project_root() / "results"
     with matplotlib.rc_context():
         figures.use_style()
+        if name == "mixers.png":
+            figure = figures.overview()
+        else:
+            figure = figures.reference_curves([results / "quick", results / "cifar10-small"])
         buffer = io.BytesIO()
-        figures.overview().savefig(buffer, dpi=110, metadata={"Software": None})
+        figure.savefig(buffer, dpi=dpi)
     committed, made = (
         np.asarray(Image.open(file).convert("RGB"), dtype=float)
-        for file in (project_root() / "results/mixers.png", buffer)
+        for file in (results / name, buffer)
     )
     assert committed.shape == made.shape and np.abs(committed - made).mean() < 2, (
         "run `make readme`"

@@ -1,8 +1,12 @@
 """Figures of results show the numbers of their tables."""
 
+import numpy as np
 import pandas as pd
+import pytest
 
+from rmlib.paths import results_dir
 from rmlib.study import figures
+from rmlib.study.runs import records
 
 
 def drawn(figure):
@@ -64,3 +68,31 @@ def test_the_forest_shows_what_the_table_says(tmp_path):
     ), "no interval, no line"
     figure = figures.forest([("one", pd.DataFrame([other]))])
     assert figure.axes[0].get_title(loc="left") == "one (one run each)"
+
+
+def test_reference_curves_show_the_records_over_their_seeds():
+    import matplotlib
+
+    matplotlib.use("agg")
+    folder = results_dir() / "quick"
+    own = {}
+    for record in map(records.read, folder.glob("*/")):
+        if record.config["mixer"] == "mixup":
+            own[record.config["seed"]] = record
+    figure = figures.reference_curves([folder])
+    orange = figures.COLOURS["mixup"]
+    last = []
+    for axis in figure.axes:
+        lines = [each for each in axis.lines if len(each.get_xdata()) == 20]
+        # plain training and the control have no mixed batch
+        assert len(lines) == (3 if axis is figure.axes[1] else 5)
+        last += [line.get_ydata()[-1] for line in lines if line.get_color() == orange]
+    parts = ("clean_loss", "mixed_loss", "clean_accuracy")
+    ends = [[record.history[-1][part] for record in own.values()] for part in parts]
+    assert len(own) == 3 and last == pytest.approx(np.mean(ends, axis=1))
+    (test,) = (
+        each.get_ydata()[0]
+        for each in figure.axes[2].lines
+        if each.get_color() == orange and len(each.get_xdata()) == 1 and each.get_marker() == "o"
+    )
+    assert test == pytest.approx(np.mean([record.metrics["accuracy"] for record in own.values()]))

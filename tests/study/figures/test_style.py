@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from rmlib.paths import results_dir
 from rmlib.study import figures
 
 
@@ -69,6 +70,7 @@ def every_figure():
     yield figures.class_accuracy(["a", "b"], np.array([[3, 1], [0, 2]]), "mixup")
     yield figures.confusion(["a", "b"], np.array([[3, 1], [0, 2]]))
     yield figures.forest([("one", compared)])
+    yield figures.reference_curves([results_dir() / "quick"])
     values = {name: [1.0, 2.0] for name in ("accuracy", "nll", "ece")}
     yield figures.against_softness([("mixup", "Mixup", 0.29, values)])
 
