@@ -189,16 +189,9 @@ def test_mcnemar_by_hand():
         np.array([0] * 9 + [1] * 2 + [1] * 5, dtype=bool),
     )
     found = stats.mcnemar(a, b)
-    assert (found.only_a, found.only_b, found.images) == (
-        9,
-        2,
-        16,
-    ) and found.points == pytest.approx(100 * (a.mean() - b.mean()))
+    assert found.points == pytest.approx(100 * (a.mean() - b.mean()))
     assert found.p == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)
     assert stats.mcnemar(a, a).p == 1 and stats.mcnemar(~a, ~b).p == found.p
-    for wrong in (([1], [1, 0]), ([], [])):
-        with pytest.raises(ValueError, match="expected as many"):
-            stats.mcnemar(*wrong)
 
 
 def test_mcnemar_is_right_about_networks_and_wrong_about_methods():
