@@ -1,7 +1,6 @@
 """Figures of 03_robustness: accuracy under attacks and corruptions."""
 
 from fractions import Fraction
-from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -21,7 +20,7 @@ from rmlib.study.figures.style import (
 from rmlib.study.report.stats import interval
 
 
-def accuracy_against_eps(curves: dict, stronger: dict, chance: float | None = None):
+def accuracy_against_eps(curves: dict, stronger: dict, chance: float):
     """Accuracy after two attacks over eps, on an axis that doubles from 1/255 on.
 
     Args:
@@ -50,7 +49,7 @@ def accuracy_against_eps(curves: dict, stronger: dict, chance: float | None = No
     return figure
 
 
-def accuracy_over(steps, curves: dict, label: str, chance: float | None = None):
+def accuracy_over(steps, curves: dict, label: str, chance: float):
     """Accuracy of several methods over something that grows, such as queries or severities.
 
     Args:
@@ -82,15 +81,11 @@ def intervals(groups: dict, chance: float):
         chance: accuracy in percent of a network that guesses, a dotted line.
     """
     count, rows = len(groups), list(dict.fromkeys(each for own in groups.values() for each in own))
-    look: Any = {"margin": 1.2, "sharey": True, "layout": "constrained"}
-    figure, axes = panels(count, count, 2.1, 0.9 + 0.34 * len(rows), **look)
+    figure, axes = panels(count, count, 2.1, 0.9 + 0.34 * len(rows), margin=1.2, sharey=True)
     for axis, (title, methods) in zip(axes[0], groups.items()):
         for method, values in methods.items():
-            place, colour = rows.index(method), COLOURS[method[0]]
-            ends = interval(values)
-            dots_and_interval(
-                axis, (place - 0.12, place + 0.14), values, *ends, colour=colour, size=5
-            )
+            colour = COLOURS[method[0]]
+            dots_and_interval(axis, rows.index(method), values, *interval(values), colour)
         axis.set_title(title, fontsize=TEXT)
         axis.set(xlabel="accuracy (%)", xlim=(0, 100))
         axis.axvline(chance, color=GREY, lw=1, ls=":")
