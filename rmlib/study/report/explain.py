@@ -5,7 +5,6 @@ A value knows the runs that it was made from (:mod:`rmlib.study.report.values`);
 makes it again from them.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -45,15 +44,14 @@ def explain(words: list[str], column: str | None = None, everything: bool = Fals
     Raises:
         UserError: nothing fits; names what would.
     """
-    first, *others = records_folders(words)
+    folders, problems = records_folders(words), []
     words = words[1:] if Path(words[0]).is_dir() else words
-    try:
-        return _below(first, words, column, everything)
-    except UserError:
-        for folder in others:
-            with contextlib.suppress(UserError):
-                return _below(folder, words, column, everything)
-        raise
+    for folder in folders:
+        try:
+            return _below(folder, words, column, everything)
+        except UserError as error:
+            problems.append(error)
+    raise problems[0]
 
 
 def _below(folder, words, column, everything):
@@ -154,26 +152,17 @@ def _value(found, name, value, with_name):
     lines = [f"  {name}: {how}" if with_name else f"  {how}"]
     for side, numbers in value.sides.items():
         if side:
-            mean, std = mean_std(list(numbers.values()))
-            lines.append(f"  {side}: {spread(mean, std, 4)}, n = {len(numbers)}")
+            lines.append(f"  {side}: {spread(*mean_std(numbers.values()), 4)}, n = {len(numbers)}")
         for run_id in sorted(numbers, key=lambda run_id: found.records[run_id].config["seed"]):
             lines.append(f"    {numbers[run_id]:<12.8g} {run_name(found, run_id)}  run {run_id}")
     again = value.again()
     if again == again and value.runs:
-        lines.append(f"  recomputed: {_recomputed(value, again)}")
+        texts = {"difference": f"{again:+.4f}", "sum": f"{again:.2f}"}
+        text = texts.get(value.how) or spread(again, value.std, 4)
+        same = abs(value.mean - again) <= 1e-9 * max(1, abs(value.mean))
+        wrong = f"but the table has {value.mean}: a mistake in rmlib, please report it"
+        lines.append(f"  recomputed: {text}, {'as in the table' if same else wrong}")
     return lines
-
-
-def _recomputed(value, again):
-    """The value made again from the numbers listed, and whether it is the one in the table."""
-    if value.how == "mean":
-        _, std = mean_std(list(value.sides[""].values()))
-        text = spread(again, std, 4)
-    else:
-        text = f"{again:+.4f}" if value.how == "difference" else f"{again:.2f}"
-    if abs(value.mean - again) <= 1e-9 * max(1, abs(value.mean)):
-        return f"{text}, as in the table"
-    return f"{text}, but the table has {value.mean}: a mistake in rmlib, please report it"
 
 
 def _measurements(found, value: Value):

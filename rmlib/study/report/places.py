@@ -2,12 +2,13 @@
 by a number that it shows.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 from rmlib import UserError
 from rmlib.params import nearest
 from rmlib.study.names import METHOD
-from rmlib.study.report.values import Table, Value, decimals_of, heading
+from rmlib.study.report.values import Table, Value, heading
 
 # columns that name a row by their text alone, and with their name
 NAMING = {"method", "map", "measure", "difference", "claim", "class", "taken for"}
@@ -140,11 +141,12 @@ def showing(number: str, found: list[Place], folder) -> list[Place]:
         UserError: none; names the nearest number.
     """
     wanted = number.replace("%", "").replace("−", "-").strip().lstrip("+")
-    shown = []
-    for place in found:
-        if isinstance(place.entry, Value):
-            numbers = place.entry.numbers(decimals_of(place.name))
-            shown += [(text.lstrip("+"), place) for text in numbers]
+    shown = [
+        (text.lstrip("+"), place)
+        for place in found
+        if isinstance(place.entry, Value)
+        for text in re.findall(r"[+-]?\d+(?:\.\d+)?(?:e[+-]\d+)?", place.text)
+    ]
     hits = [place for text, place in shown if text == wanted]
     # a sentence may turn a difference round
     hits = hits or [place for text, place in shown if text.strip("-") == wanted.strip("-")]

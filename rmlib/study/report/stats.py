@@ -40,7 +40,7 @@ class Difference:
 
 def mean_std(values) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1) of some runs; NaN where there are too few."""
-    values = np.asarray(values, dtype=float)
+    values = np.asarray(list(values), dtype=float)
     mean = values.mean() if len(values) else math.nan
     return mean, values.std(ddof=1) if len(values) > 1 else math.nan
 
