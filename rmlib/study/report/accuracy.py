@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import pandas as pd
 
 from rmlib.packed import unpack_bits
 from rmlib.study.names import PLAIN
@@ -52,11 +51,6 @@ class Comparison:
     def label(self) -> str:
         """'Region Mixup - plain training'."""
         return f"{self.a.name} - {self.b.name}"
-
-    @property
-    def accuracies(self) -> tuple[pd.Series, pd.Series]:
-        """The accuracies of A and of B, a Series over seeds each."""
-        return self.a.accuracies, self.b.accuracies
 
     @cached_property
     def verdicts(self):
@@ -119,7 +113,8 @@ def differences(group) -> Table | None:
     alpha = 0.05 / max(1, np.isfinite(corrected).sum())
     for row, each, p in zip(rows, comparisons, corrected):
         row["state"] = stats.state(p, row["p (Holm)"])
-        needed = stats.seeds_to_resolve(*each.accuracies, alpha) if p >= 0.05 else np.nan
+        a, b = each.a.accuracies, each.b.accuracies
+        needed = stats.seeds_to_resolve(a, b, alpha) if p >= 0.05 else np.nan
         row |= {"p (Holm)": round(p, 4), "seeds to resolve": needed}
     return Table(rows, f"{groups.title(group)}; {DIFFERENCES}") if rows else None
 
@@ -127,8 +122,8 @@ def differences(group) -> Table | None:
 def _difference(each: Comparison) -> dict:
     """The columns of one comparison, with its p not yet corrected."""
     sides = [(method.name, by_run(method.runs, ACCURACY)) for method in (each.a, each.b)]
-    d = stats.welch(*each.accuracies)
-    pairs = stats.paired(*stats.matched(*each.accuracies))
+    d = stats.welch(each.a.accuracies, each.b.accuracies)
+    pairs = stats.paired(*stats.matched(each.a.accuracies, each.b.accuracies))
     images = "–"
     if each.verdicts is not None:
         own, other = each.verdicts

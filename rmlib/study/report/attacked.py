@@ -5,7 +5,6 @@ from fractions import Fraction
 import pandas as pd
 
 from rmlib.robustness import masking
-from rmlib.study.names import METHOD, method_name
 from rmlib.study.report import groups
 from rmlib.study.report.values import Table, average, by_run
 
@@ -49,7 +48,10 @@ def robustness(group, attacks, corruptions) -> Table | None:
         own = pd.concat([groups.of_runs(each, runs) for each in found])
         if not len(own):
             continue
-        row |= _clean(own, {"attacks": {}, "corruptions": {}})
+        networks = own.drop_duplicates("run_id")
+        clean = by_run(networks, "clean_accuracy")
+        row |= {"n": len(networks), "images": int(networks["images"].min())}
+        row["clean_accuracy"] = average(clean, measured={"attacks": {}, "corruptions": {}})
         for name, attack in kinds.items():
             row[name] = _after(attack, own, row["images"])
         if corruptions is not None:
@@ -68,16 +70,6 @@ def _after(attack, own, images):
     same = own[(own[list(settings)] == pd.Series(settings)).all(axis=1)]
     measured = {"attacks": settings | {"images": images}}
     return average(by_run(same, "accuracy_after"), measured=measured)
-
-
-def _clean(measured, sources) -> dict:
-    """Columns: networks behind some measurements, images of each, and their accuracy before
-    anything was done to the images.
-    """
-    networks = measured.drop_duplicates("run_id")
-    clean = average(by_run(networks, "clean_accuracy"), measured=sources)
-    images = int(networks["images"].min())
-    return {"n": len(networks), "images": images, "clean_accuracy": clean}
 
 
 def checks(group, attacks) -> Table | None:
@@ -199,7 +191,7 @@ def panels(group, attacks, corruptions, sizes) -> dict:
         title = f"{LABELS[attack]} {eps}" if attack else "corrupted (mean)"
         for row, runs in groups.methods(group):
             own = groups.of_runs(rows, runs)["accuracy_after" if attack else "mean_accuracy"]
-            name = method_name({name: runs[f"config.{name}"].iloc[0] for name in METHOD})
             if len(own):
-                found.setdefault(title, {})[row["mixer"], name] = list(own)
+                method = row["mixer"], groups.name_of(runs, group)
+                found.setdefault(title, {})[method] = list(own)
     return found

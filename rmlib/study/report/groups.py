@@ -152,10 +152,8 @@ def finished(group) -> list[Method]:
 def _latest(runs):
     """Of the runs of one method the latest of each seed and precision."""
     same = ["config.seed", "config.precision"]
-    if not runs.duplicated(same).any():
-        return runs
-    latest = runs.sort_values("finished", kind="stable").drop_duplicates(same, keep="last")
-    return latest.sort_index()
+    by_time = runs.sort_values("finished", kind="stable")
+    return by_time.drop_duplicates(same, keep="last").sort_index()
 
 
 def one_sample(group, measured):
