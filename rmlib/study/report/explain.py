@@ -14,7 +14,7 @@ from rmlib import UserError, paths
 from rmlib.params import nearest
 from rmlib.study.report import report
 from rmlib.study.report.again import code_text, device_text, run_name, run_text
-from rmlib.study.report.places import places, select, showing
+from rmlib.study.report.places import places, rows, select, showing
 from rmlib.study.report.stats import mean_std
 from rmlib.study.report.values import Value, spread
 from rmlib.study.runs import collection
@@ -47,24 +47,20 @@ def explain(words: list[str], column: str | None = None, everything: bool = Fals
     folders, problems = records_folders(words), []
     words = words[1:] if Path(words[0]).is_dir() else words
     for folder in folders:
+        found = collection.gather(folder)
         try:
-            return _below(folder, words, column, everything)
+            text = _explain(found, words, column, everything)
         except UserError as error:
             problems.append(error)
+            continue
+        left_out = f"left out as damaged or foreign: {len(found.problems)} of the files"
+        left_out += f" (rmlib report {folder} names them)"
+        return f"{text}\n\n{left_out}" if found.problems else text
     raise problems[0]
 
 
-def _below(folder, words, column, everything):
-    """What is known of the words below one folder."""
-    found = collection.gather(folder)
-    text = _explain(found, words, column, everything)
-    if found.problems:
-        text += f"\n\nleft out as damaged or foreign: {len(found.problems)} of the files"
-        text += f" (rmlib report {folder} names them)"
-    return text
-
-
 def _explain(found, words, column, everything):
+    """What is known of the words below one folder."""
     if not words:
         raise UserError(
             f"explain what of {found.folder}? A run id, a number as it is printed, or a table and"
@@ -170,11 +166,10 @@ def _measurements(found, value: Value):
     lines = []
     for kind, wanted in value.measured.items():
         known: dict = {}
-        for run_id in value.runs:
-            path, content = found.measured[kind].get(run_id, (None, None))
-            for each in content.measurements if content else ():
-                has = each.result | each.settings
-                if all(has.get(name) == entry for name, entry in wanted.items()):
+        stored = found.measured[kind]
+        for path, content in (stored[run_id] for run_id in value.runs if run_id in stored):
+            for each in content.measurements:
+                if wanted.items() <= (each.result | each.settings).items():
                     settings = ", ".join(f"{name} {x}" for name, x in sorted(each.settings.items()))
                     known.setdefault(settings, []).append((path, each))
         for settings, several in known.items():
@@ -205,13 +200,13 @@ def _stands_in(tables, run_id):
     """The values that a run stands behind, a line for each row, or one for a table of many."""
     lines = []
     for kind, several in tables.items():
-        rows: dict = {}
-        for place in places(kind, several):
-            if isinstance(place.entry, Value) and run_id in place.entry.runs:
-                rows.setdefault((place.number, place.row), []).append(place)
-        named = [f"{own[0].of_row}: {', '.join(x.head for x in own)}" for own in rows.values()]
+        named = []
+        for row in rows(kind, several):
+            values = [place for place in row if isinstance(place.entry, Value)]
+            heads = [place.head for place in values if run_id in place.entry.runs]
+            named += [f"{row[0].of_row}: {', '.join(heads)}"] if heads else []
         if len(named) > SHOWN:
-            tables_of = dict.fromkeys(own[0].of_row.split(" | ")[0] for own in rows.values())
+            tables_of = dict.fromkeys(line.split(" | ")[0] for line in named)
             named = [f"{', '.join(tables_of)}: {len(named)} rows"]
         lines += [f"    {line}" for line in named]
     return "\n".join(["  stands behind:", *lines]) if lines else "  stands behind no value"

@@ -147,10 +147,6 @@ class Table:
     rows: list[dict]
     caption: str = ""
 
-    def values(self, row: int) -> dict[str, Value]:
-        """The values of a row by their columns."""
-        return {name: x for name, x in self.rows[row].items() if isinstance(x, Value)}
-
     def frame(self) -> pd.DataFrame:
         """The unrounded numbers, as they stand in CSV (see :meth:`Value.columns`)."""
         rows = []

@@ -61,7 +61,6 @@ def test_a_table_prints_values_and_plain_entries():
         "| Region Mixup | 2 (+ 1 diverged) | 1.50 ± 0.71 | – |\n"
         "| Mixup | 0 | – | 3.0 |\n"
     )
-    assert table.values(0) == {"accuracy": row["accuracy"]} and table.values(1) == {}
     frame = table.frame()
     assert list(frame) == ["method", "mixer", "n", "diverged", "accuracy", "accuracy_std", CONTROL]
 
