@@ -123,7 +123,7 @@ def _difference(each: Comparison) -> dict:
     """The columns of one comparison, with its p not yet corrected."""
     sides = [(method.name, by_run(method.runs, ACCURACY)) for method in (each.a, each.b)]
     d = stats.welch(each.a.accuracies, each.b.accuracies)
-    pairs = stats.paired(*stats.matched(each.a.accuracies, each.b.accuracies))
+    pairs = stats.paired(each.a.accuracies, each.b.accuracies)
     images = "–"
     if each.verdicts is not None:
         own, other = each.verdicts

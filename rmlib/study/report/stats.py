@@ -77,15 +77,10 @@ def welch(a, b) -> Difference:
 
 
 def paired(a, b) -> Difference:
-    """A minus B for runs in pairs, such as equal seeds: the t test of the differences, with the
-    correlation of the pairs.
-
-    Raises:
-        ValueError: a and b have different lengths.
+    """A minus B for the runs of equal seeds, two Series indexed by the seed: the t test of the
+    differences, with the correlation of the pairs.
     """
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} runs are not pairs")
+    a, b = (np.asarray(each, dtype=float) for each in matched(a, b))
     test, correlation = None, math.nan
     if len(a) > 2 and not (_alike(a) or _alike(b)):
         correlation = float(np.corrcoef(a, b)[0, 1])
