@@ -3,7 +3,6 @@
 from fractions import Fraction
 
 import matplotlib.pyplot as plt
-import torch
 
 from rmlib.study.figures.style import (
     COLOURS,
@@ -94,15 +93,14 @@ def intervals(groups: dict, chance: float):
 
 
 def perturbations(images, adversarial, before, after, eps: float):
-    """Images, what an attack added to them (grey is nothing, the scale is +-eps), and the results.
+    """Images, what an attack added to them (grey is nothing, the scale is +-eps > 0), and the
+    results.
 
     Args:
         images, adversarial: (N, 3, H, W) float in [0, 1].
         before, after: titles of the images and of the attacked ones.
     """
-    added = torch.full_like(images, 0.5)
-    if eps:
-        added = (adversarial - images) / (2 * eps) + 0.5
+    added = (adversarial - images) / (2 * eps) + 0.5
     figure, axes = plt.subplots(3, len(images), figsize=(1.35 * len(images), 5.0), squeeze=False)
     for i, column in enumerate(axes.T):
         show_image(column[0], images[i], before[i])

@@ -121,12 +121,10 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
     runs; ``small`` has one where some of the small-data study was run.
     """
     root = collection.opened(root)
-    runs = groups.runs_below(root)
-    measured = {kind: collection.collect_measurements(root, kind) for kind in records.KINDS}
-    attacks, cams = measured["attacks"], measured["cam"]
+    runs, measured = groups.runs_below(root), root.tables
+    experiments, attacks, cams = groups.experiments(runs), measured["attacks"], measured["cam"]
     by_measure = dict(iter(cams.groupby("measure"))) if len(cams) else {}
     sources = defaultdict(pd.DataFrame, measured | by_measure)
-    experiments = groups.experiments(runs)
     of_paper = runs["config.dataset"].isin(paper.DATASETS).any()
     makers = {
         "accuracy": lambda: [noted(accuracy.summary(group), group) for group in experiments],
