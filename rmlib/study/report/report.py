@@ -2,7 +2,6 @@
 
 import functools
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -123,8 +122,7 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
     root = collection.opened(root)
     runs, measured = groups.runs_below(root), root.tables
     experiments, attacks, cams = groups.experiments(runs), measured["attacks"], measured["cam"]
-    by_measure = dict(iter(cams.groupby("measure"))) if len(cams) else {}
-    sources = defaultdict(pd.DataFrame, measured | by_measure)
+    by_measure = {name: rows for name, rows in cams.groupby("measure")} if len(cams) else {}
     of_paper = runs["config.dataset"].isin(paper.DATASETS).any()
     makers = {
         "accuracy": lambda: [noted(accuracy.summary(group), group) for group in experiments],
@@ -145,14 +143,14 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
     def made(kind):
         if kind in makers:
             return makers[kind]()
-        return [_measured(MEASURED[kind], group, sources) for group in experiments]
+        return [_measured(MEASURED[kind], group, measured | by_measure) for group in experiments]
 
     return {kind: [table for table in made(kind) if table] for kind in HEADINGS if kind in kinds}
 
 
 def _measured(of_kind, group, measured):
     """One table of MEASURED for an experiment, with its caption, or None."""
-    behind = [measured[source] for source in of_kind.sources]
+    behind = [measured.get(source, pd.DataFrame()) for source in of_kind.sources]
     table = of_kind.make(group, *behind)
     if table is None:
         return None
