@@ -7,7 +7,6 @@ from functools import cached_property
 import numpy as np
 
 from rmlib.packed import unpack_bits
-from rmlib.study.names import PLAIN
 from rmlib.study.report import costs, groups, stats
 from rmlib.study.report.groups import DEFAULTS, Method
 from rmlib.study.report.values import Table, average, by_run, difference, span
@@ -78,9 +77,9 @@ def compared(group) -> list[Comparison]:
     under another loss.
     """
     found = groups.finished(group)
-    plain = [method for method in found if method.name == PLAIN]
+    plain = [method for method in found if method.plain]
     longer = [method for method in found if method.longer]
-    others = [method for method in found if method.name != PLAIN and not method.longer]
+    others = [method for method in found if not method.plain and not method.longer]
     pairs = [(method, plain[0]) for method in others + longer if plain]
     clean = [method for method in others if method.loss[0] and method.mixer != "none"]
     pairs += [(method, longer[0]) for method in clean if longer]

@@ -124,6 +124,11 @@ class Method:
     lost: int
 
     @property
+    def plain(self) -> bool:
+        """Whether it is plain training of the experiment's own length."""
+        return self.mixer == "none" and self.loss[:2] == (0, False) and not self.longer
+
+    @property
     def accuracies(self) -> pd.Series:
         """The accuracies in percent, a Series over seeds."""
         return self.runs["metrics.accuracy"]
