@@ -2,9 +2,6 @@
 
 import itertools
 import textwrap
-from typing import Any
-
-import matplotlib.pyplot as plt
 
 from rmlib.study.figures.style import (
     COLOURS,
@@ -28,9 +25,8 @@ def cam_grid(images, titles, rows, masks=None):
         rows: list of (label, colour, (N, H, W) maps in [0, 1], N notes).
         masks: (N, H, W) bool of the objects; their outlines are drawn.
     """
-    height, width = 1 + len(rows), len(images)
-    size = (1.3 * width + 0.8, 1.45 * height)
-    figure, axes = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
+    width = len(images)
+    figure, axes = panels(width * (1 + len(rows)), width, 1.3, 1.45, margin=0.8)
     for i, axis in enumerate(axes[0]):
         show_image(axis, images[i], titles[i])
     for line, (label, colour, grids, notes) in zip(axes[1:], rows):
@@ -42,14 +38,14 @@ def cam_grid(images, titles, rows, masks=None):
         for line in axes:
             for mask, axis in zip(masks, line):
                 axis.contour(mask.numpy(), [0.5], colors="white", linewidths=0.9)
-    _bar(figure, shown, axes[1:])
+    _bar(figure, shown, axes[1:], "part of the map's largest value", aspect=30)
     return figure
 
 
-def _bar(figure, shown, axes):
+def _bar(figure, shown, axes, words, aspect=20):
     """The scale of maps at the right of them."""
-    bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=30)
-    bar.set_label("part of the map's largest value", fontsize=TEXT)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=aspect)
+    bar.set_label(words, fontsize=TEXT)
     bar.ax.tick_params(labelsize=TEXT)
 
 
@@ -61,8 +57,7 @@ def grid_points(image, title, rows):
         rows: list of (label, (h, w) map as computed, (H, W) map as a picture in [0, 1]).
     """
     columns = 1 + len(rows)
-    look: Any = {"squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(2, columns, figsize=(1.5 * columns + 0.8, 3.6), **look)
+    figure, axes = panels(2 * columns, columns, 1.5, 1.8, margin=0.8)
     show_image(axes[0, 0], image, title)
     axes[1, 0].axis("off")
     for (label, small, picture), (above, below) in zip(rows, axes.T[1:]):
@@ -71,7 +66,7 @@ def grid_points(image, title, rows):
         above.set_title(title.replace(", ", ",\n"), fontsize=TEXT)
         shown = show_map(below, image, picture)
         above.set(xticks=[], yticks=[])
-    _bar(figure, shown, axes)
+    _bar(figure, shown, axes, "part of the map's largest value", aspect=30)
     return figure
 
 
@@ -84,13 +79,11 @@ def measures(groups: list):
     """
     methods = list(groups[0][1])
     height = 0.7 + 0.34 * len(methods)
-    look: Any = {"margin": 1.2, "sharey": True, "layout": "constrained"}
-    figure, axes = panels(len(groups), 4, 1.75, height, **look)
+    figure, axes = panels(len(groups), 4, 1.75, height, margin=1.2, sharey=True)
     for axis, (title, found) in zip(axes.flat, groups):
         for place, ((mixer, _), (networks, low, high, control)) in enumerate(found.items()):
             axis.plot([control] * 2, [place - 0.35, place + 0.35], color=GREY, lw=1.5, ls="--")
-            places = (place - 0.12, place + 0.14)
-            dots_and_interval(axis, places, networks, low, high, colour=COLOURS[mixer], size=5)
+            dots_and_interval(axis, place, networks, low, high, COLOURS[mixer])
         axis.set_title(textwrap.fill(title, 20), fontsize=TEXT)
     rows_of_methods(axes, methods)
     return figure
@@ -107,8 +100,7 @@ def lines(groups: list, steps: list, label: str, values: str):
     """
     words = isinstance(steps[0], str)
     places = range(len(steps)) if words else steps
-    look: Any = {"sharey": True, "layout": "constrained"}
-    figure, axes = panels(len(groups), len(groups), 3.9, 3.5, **look)
+    figure, axes = panels(len(groups), len(groups), 3.9, 3.5, sharey=True)
     for axis, (title, control, methods) in zip(axes[0], groups):
         looks = zip(itertools.cycle(["-", "--", "-.", ":"]), itertools.cycle("osD^vP*X"))
         for ((mixer, name), curve), (style, marker) in zip(methods.items(), looks):
@@ -131,7 +123,7 @@ def mean_maps(columns: list, k: int):
         columns: list of (name, colour, (H, W) mean map).
     """
     count = len(columns)
-    figure, axes = panels(count, count, 1.75, 2.1, margin=0.6, layout="constrained")
+    figure, axes = panels(count, count, 1.75, 2.1, margin=0.6)
     low = min(float(each.min()) for _, _, each in columns)
     high = max(float(each.max()) for _, _, each in columns)
     for axis, (name, colour, grid) in zip(axes[0], columns):
@@ -141,7 +133,5 @@ def mean_maps(columns: list, k: int):
             axis.axhline(tile * grid.shape[0] / k - 0.5, color="white", lw=0.8)
         axis.set_title(name, fontsize=TEXT, color=colour, fontweight="bold")
         axis.set(xticks=[], yticks=[])
-    bar = figure.colorbar(shown, ax=axes[0], shrink=0.8)
-    bar.set_label("mean map", fontsize=TEXT)
-    bar.ax.tick_params(labelsize=TEXT)
+    _bar(figure, shown, axes, "mean map")
     return figure

@@ -78,21 +78,20 @@ def clear_plan(mixer, shape, seed: int, row: int = 0) -> Plan:
     raise UserError(f"{problem}: take more than {shape[0]} images")
 
 
-def overview(seed: int = 0):
+def overview():
     """The picture of the README: one built-in image under Mixup, CutMix and Region Mixup."""
     data = load("shapes", split="test")
-    places = [int((data.labels == label).nonzero()[seed]) for label in range(len(data.classes))]
+    places = [int((data.labels == label).nonzero()[0]) for label in range(len(data.classes))]
     batch = data[torch.tensor(places)]
     images = to_float(batch.images)
     mixers = {"mixup": Mixup(10), "cutmix": CutMix(10), "region_mixup": RegionMixup(10)}
     star = batch.classes.index("star")
-    plans = {name: clear_plan(mixer, images.shape, seed, star) for name, mixer in mixers.items()}
+    plans = {name: clear_plan(mixer, images.shape, 0, star) for name, mixer in mixers.items()}
     return mixing_table(images, batch.labels, batch.classes, plans, mixers, row=star)
 
 
-def batch_strip(images, titles=None, columns=6, colour=None):
+def batch_strip(images, titles, columns=6, colour=None):
     """A row or more of images (N, 3, H, W) in [0, 1] with titles, framed in a method's colour."""
-    titles = titles or [""] * len(images)
     rows, lines = -(-len(images) // columns), 1 + max(title.count("\n") for title in titles)
     size = (1.35 * columns, (1.35 + 0.2 * lines) * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
@@ -105,7 +104,7 @@ def batch_strip(images, titles=None, columns=6, colour=None):
     return figure
 
 
-def softness(weights: dict, chosen: dict, title="weight of the original label"):
+def softness(weights: dict, chosen: dict):
     """Histograms of the original's label weight, a curve per mixer: name -> array of weights.
 
     Args:
@@ -115,6 +114,6 @@ def softness(weights: dict, chosen: dict, title="weight of the original label"):
     for (name, values), style in zip(weights.items(), ["-", "--", "-.", ":"] * 2):
         colour = COLOURS[chosen[name]]
         histogram(axis, values, 25, "density", label=name, linestyle=style, color=colour, lw=1.8)
-    axis.set(xlabel=title, ylabel="density", xlim=(0, 1))
+    axis.set(xlabel="weight of the original label", ylabel="density", xlim=(0, 1))
     legend_below(figure, axis, 4)
     return figure

@@ -1,10 +1,8 @@
 """Figures of 03_robustness: accuracy under attacks and corruptions."""
 
 from fractions import Fraction
-from typing import Any
 
 import matplotlib.pyplot as plt
-import torch
 
 from rmlib.study.figures.style import (
     COLOURS,
@@ -21,7 +19,7 @@ from rmlib.study.figures.style import (
 from rmlib.study.report.stats import interval
 
 
-def accuracy_against_eps(curves: dict, stronger: dict, chance: float | None = None):
+def accuracy_against_eps(curves: dict, stronger: dict, chance: float):
     """Accuracy after two attacks over eps, on an axis that doubles from 1/255 on.
 
     Args:
@@ -50,7 +48,7 @@ def accuracy_against_eps(curves: dict, stronger: dict, chance: float | None = No
     return figure
 
 
-def accuracy_over(steps, curves: dict, label: str, chance: float | None = None):
+def accuracy_over(steps, curves: dict, label: str, chance: float):
     """Accuracy of several methods over something that grows, such as queries or severities.
 
     Args:
@@ -82,15 +80,11 @@ def intervals(groups: dict, chance: float):
         chance: accuracy in percent of a network that guesses, a dotted line.
     """
     count, rows = len(groups), list(dict.fromkeys(each for own in groups.values() for each in own))
-    look: Any = {"margin": 1.2, "sharey": True, "layout": "constrained"}
-    figure, axes = panels(count, count, 2.1, 0.9 + 0.34 * len(rows), **look)
+    figure, axes = panels(count, count, 2.1, 0.9 + 0.34 * len(rows), margin=1.2, sharey=True)
     for axis, (title, methods) in zip(axes[0], groups.items()):
         for method, values in methods.items():
-            place, colour = rows.index(method), COLOURS[method[0]]
-            ends = interval(values)
-            dots_and_interval(
-                axis, (place - 0.12, place + 0.14), values, *ends, colour=colour, size=5
-            )
+            colour = COLOURS[method[0]]
+            dots_and_interval(axis, rows.index(method), values, *interval(values), colour)
         axis.set_title(title, fontsize=TEXT)
         axis.set(xlabel="accuracy (%)", xlim=(0, 100))
         axis.axvline(chance, color=GREY, lw=1, ls=":")
@@ -99,15 +93,14 @@ def intervals(groups: dict, chance: float):
 
 
 def perturbations(images, adversarial, before, after, eps: float):
-    """Images, what an attack added to them (grey is nothing, the scale is +-eps), and the results.
+    """Images, what an attack added to them (grey is nothing, the scale is +-eps > 0), and the
+    results.
 
     Args:
         images, adversarial: (N, 3, H, W) float in [0, 1].
         before, after: titles of the images and of the attacked ones.
     """
-    added = torch.full_like(images, 0.5)
-    if eps:
-        added = (adversarial - images) / (2 * eps) + 0.5
+    added = (adversarial - images) / (2 * eps) + 0.5
     figure, axes = plt.subplots(3, len(images), figsize=(1.35 * len(images), 5.0), squeeze=False)
     for i, column in enumerate(axes.T):
         show_image(column[0], images[i], before[i])

@@ -37,16 +37,16 @@ def show(figure, words: str):
     display(Image(file.getvalue(), retina=True, alt=" ".join(words.split())))
 
 
-def panels(count: int, columns: int, width: float, height: float, **options):
+def panels(count: int, columns: int, width: float, height: float, margin=0.0, sharey=False):
     """A figure of ``count`` panels in rows of at most ``columns``; the places left over are empty.
 
     Args:
-        width, height: of one panel in inches; options: of plt.subplots, and ``margin``, inches.
+        width, height: of one panel in inches; margin: at the left of all.
     """
     columns = min(columns, count)
     rows = -(-count // columns)
-    size = (options.pop("margin", 0) + width * columns, height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, sharey=sharey, layout="constrained")
+    figure.set_size_inches(margin + width * columns, height * rows)
     for axis in axes.flat[count:]:
         axis.axis("off")
     return figure, axes
@@ -71,10 +71,9 @@ def show_map(axis, image, grid, title=""):
     return axis.imshow(grid, cmap=MAP, vmin=0, vmax=1, alpha=0.6)
 
 
-def chance_line(axis, chance: float | None, **look):
+def chance_line(axis, chance: float):
     """A dotted line at the accuracy in percent of a network that guesses."""
-    if chance is not None:
-        axis.axhline(chance, color=GREY, lw=1, ls=":", label="chance", **look)
+    axis.axhline(chance, color=GREY, lw=1, ls=":", label="chance")
 
 
 def legend_below(figure, axis, columns: int = 3):
@@ -97,18 +96,16 @@ def networks_and_mean(axis, steps, networks, colour, thin="-", **bold):
     axis.plot(steps, np.mean(networks, axis=0), color=colour, **bold)
 
 
-def dots_and_interval(axis, places, values, low, high, **look):
-    """Values as circles at the height ``places[0]``, their mean as a bar at ``places[1]``.
+def dots_and_interval(axis, place, values, low, high, colour):
+    """The values of row ``place`` as circles, below them their mean as a bar with its interval.
 
     Args:
         low, high: of the interval; NaN: none.
-        look: colour, and size of a circle in points.
     """
-    colour, size = look["colour"], look["size"]
     mean = np.mean(values)
     error = None if np.isnan(low) else [[mean - low], [high - mean]]
-    axis.plot(values, [places[0]] * len(values), "o", color=colour, ms=size, mfc="white")
-    axis.errorbar(mean, places[1], xerr=error, fmt="|", color=colour, lw=2, ms=2 * size)
+    axis.plot(values, [place - 0.12] * len(values), "o", color=colour, ms=5, mfc="white")
+    axis.errorbar(mean, place + 0.14, xerr=error, fmt="|", color=colour, lw=2, ms=10)
 
 
 def rows_of_methods(axes, methods: list):

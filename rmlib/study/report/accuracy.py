@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import pandas as pd
 
 from rmlib.packed import unpack_bits
-from rmlib.study.names import PLAIN
 from rmlib.study.report import costs, groups, stats
 from rmlib.study.report.groups import DEFAULTS, Method
 from rmlib.study.report.values import Table, average, by_run, difference, span
@@ -53,11 +51,6 @@ class Comparison:
         """'Region Mixup - plain training'."""
         return f"{self.a.name} - {self.b.name}"
 
-    @property
-    def accuracies(self) -> tuple[pd.Series, pd.Series]:
-        """The accuracies of A and of B, a Series over seeds each."""
-        return self.a.accuracies, self.b.accuracies
-
     @cached_property
     def verdicts(self):
         """The verdicts of the networks of equal seeds of A and of B on the same test images, two
@@ -84,9 +77,9 @@ def compared(group) -> list[Comparison]:
     under another loss.
     """
     found = groups.finished(group)
-    plain = [method for method in found if method.name == PLAIN]
+    plain = [method for method in found if method.plain]
     longer = [method for method in found if method.longer]
-    others = [method for method in found if method.name != PLAIN and not method.longer]
+    others = [method for method in found if not method.plain and not method.longer]
     pairs = [(method, plain[0]) for method in others + longer if plain]
     clean = [method for method in others if method.loss[0] and method.mixer != "none"]
     pairs += [(method, longer[0]) for method in clean if longer]
@@ -119,7 +112,8 @@ def differences(group) -> Table | None:
     alpha = 0.05 / max(1, np.isfinite(corrected).sum())
     for row, each, p in zip(rows, comparisons, corrected):
         row["state"] = stats.state(p, row["p (Holm)"])
-        needed = stats.seeds_to_resolve(*each.accuracies, alpha) if p >= 0.05 else np.nan
+        a, b = each.a.accuracies, each.b.accuracies
+        needed = stats.seeds_to_resolve(a, b, alpha) if p >= 0.05 else np.nan
         row |= {"p (Holm)": round(p, 4), "seeds to resolve": needed}
     return Table(rows, f"{groups.title(group)}; {DIFFERENCES}") if rows else None
 
@@ -127,8 +121,8 @@ def differences(group) -> Table | None:
 def _difference(each: Comparison) -> dict:
     """The columns of one comparison, with its p not yet corrected."""
     sides = [(method.name, by_run(method.runs, ACCURACY)) for method in (each.a, each.b)]
-    d = stats.welch(*each.accuracies)
-    pairs = stats.paired(*stats.matched(*each.accuracies))
+    d = stats.welch(each.a.accuracies, each.b.accuracies)
+    pairs = stats.paired(each.a.accuracies, each.b.accuracies)
     images = "–"
     if each.verdicts is not None:
         own, other = each.verdicts

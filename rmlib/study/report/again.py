@@ -78,11 +78,11 @@ def again(found: collection.Collection, run_id: str) -> list[str]:
         lines.append("with the path of that folder after folder: (a record holds its name alone)")
     for path in found.plans:
         plan = completeness.read_plan(path)
-        if plan and plan.get("file") and run_id in [run["run_id"] for run in plan["cells"]]:
-            words = ["rmlib", "batch", plan["file"], "--out", str(path.parent)]
+        if plan and plan.file and run_id in [run["run_id"] for run in plan.cells]:
+            words = ["rmlib", "batch", plan.file, "--out", str(path.parent)]
             own = f"dataset={record.config['dataset']}"
             named = f"dataset={where.get('dataset', record.config['dataset'])}"
-            words += [named if word == own else word for word in plan.get("options", [])]
+            words += [named if word == own else word for word in plan.options]
             lines.append(f"or all of its batch: {shlex.join(words)}")
     return lines
 

@@ -1,6 +1,5 @@
 """The answer of an experiment: which method was best, and by how much."""
 
-from rmlib.study.names import PLAIN
 from rmlib.study.report import completeness, costs, groups, stats
 from rmlib.study.report.groups import Method
 from rmlib.study.report.values import span, spread
@@ -41,10 +40,10 @@ def sentences(group) -> list[str]:
         told[0] = f"Undecided, as no lead of the best method is resolved. {told[0]}"
     times = costs.relative(group)
     own = [times[run_id] for run_id in best.runs["run_id"] if run_id in times]
-    if own and best.name != PLAIN:
+    if own and not best.plain:
         told[0] += f", in {spread(*stats.mean_std(own), 1)} times the time of plain training"
     wanted = [i for i, other in enumerate(others) if other.mixer == "none" and not other.longer]
-    wanted.sort(key=lambda i: others[i].name != PLAIN)
+    wanted.sort(key=lambda i: not others[i].plain)
     if wanted:
         told.append(lead(wanted[0], f"above {others[wanted[0]].name}"))
     if wanted[:1] != [0]:

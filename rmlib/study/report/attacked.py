@@ -5,7 +5,6 @@ from fractions import Fraction
 import pandas as pd
 
 from rmlib.robustness import masking
-from rmlib.study.names import METHOD, method_name
 from rmlib.study.report import groups
 from rmlib.study.report.values import Table, average, by_run
 
@@ -14,17 +13,20 @@ LABELS = {
     "fgsm_margin": "FGSM on the margin",
     "pgd": "PGD",
     "square": "Square",
-    "square_torchattacks": "torchattacks' Square",
     "autoattack": "AutoAttack",
 }
+
+
+def _settings(attack) -> dict:
+    """What parts attacks on the same images: name, size, and the budget of Square."""
+    settings = {name: attack[name] for name in ("attack", "eps")}
+    return settings | ({"queries": int(attack["queries"])} if attack["attack"] == "square" else {})
 
 
 def name_of(attack) -> str:
     """'FGSM 8/255', 'Square 8/255 (100 queries)': an attack as a heading."""
     words = f"{LABELS[attack['attack']]} {attack['eps']}"
-    if attack["attack"].startswith("square"):
-        words += f" ({int(attack['queries'])} queries)"
-    return words
+    return words + (f" ({int(attack['queries'])} queries)" if attack["attack"] == "square" else "")
 
 
 def robustness(group, attacks, corruptions) -> Table | None:
@@ -32,7 +34,7 @@ def robustness(group, attacks, corruptions) -> Table | None:
     per method; None if nothing was measured.
     """
     if len(attacks):
-        attacks = attacks[attacks["attack"].isin(("fgsm", "square", "square_torchattacks"))]
+        attacks = attacks[attacks["attack"].isin(("fgsm", "square"))]
     attacks = groups.one_sample(group, attacks)
     corruptions = groups.one_sample(group, corruptions)
     found = [each for each in (attacks, corruptions) if each is not None]
@@ -43,41 +45,25 @@ def robustness(group, attacks, corruptions) -> Table | None:
         # eps = 0 is the clean accuracy
         sizes = attacks["eps"].map(Fraction)
         sized = attacks[sizes > 0].assign(size=sizes).sort_values(["attack", "size"])
-        kinds = {name_of(attack): attack for attack in sized.to_dict("records")}
+        kinds = {name_of(attack): _settings(attack) for attack in sized.to_dict("records")}
     rows = []
     for row, runs in groups.methods(group):
         own = pd.concat([groups.of_runs(each, runs) for each in found])
         if not len(own):
             continue
-        row |= _clean(own, {"attacks": {}, "corruptions": {}})
-        for name, attack in kinds.items():
-            row[name] = _after(attack, own, row["images"])
+        networks = own.drop_duplicates("run_id")
+        clean, images = by_run(networks, "clean_accuracy"), int(networks["images"].min())
+        row |= {"n": len(networks), "images": images}
+        row["clean_accuracy"] = average(clean, measured={"attacks": {}, "corruptions": {}})
+        for name, settings in kinds.items():
+            same = own[(own[list(settings)] == pd.Series(settings)).all(axis=1)]
+            measured = {"attacks": settings | {"images": images}}
+            row[name] = average(by_run(same, "accuracy_after"), measured=measured)
         if corruptions is not None:
-            changed = groups.of_runs(corruptions, runs)
-            mean = by_run(changed, "mean_accuracy")
+            mean = by_run(groups.of_runs(corruptions, runs), "mean_accuracy")
             row["corrupted (mean)"] = average(mean, measured={"corruptions": {}})
         rows.append(row)
     return Table(rows)
-
-
-def _after(attack, own, images):
-    """Accuracy after one attack, from the attacks on a method's networks."""
-    settings = {name: attack[name] for name in ("attack", "eps")}
-    if attack["attack"].startswith("square"):
-        settings["queries"] = int(attack["queries"])
-    same = own[(own[list(settings)] == pd.Series(settings)).all(axis=1)]
-    measured = {"attacks": settings | {"images": images}}
-    return average(by_run(same, "accuracy_after"), measured=measured)
-
-
-def _clean(measured, sources) -> dict:
-    """Columns: networks behind some measurements, images of each, and their accuracy before
-    anything was done to the images.
-    """
-    networks = measured.drop_duplicates("run_id")
-    clean = average(by_run(networks, "clean_accuracy"), measured=sources)
-    images = int(networks["images"].min())
-    return {"n": len(networks), "images": images, "clean_accuracy": clean}
 
 
 def checks(group, attacks) -> Table | None:
@@ -199,7 +185,7 @@ def panels(group, attacks, corruptions, sizes) -> dict:
         title = f"{LABELS[attack]} {eps}" if attack else "corrupted (mean)"
         for row, runs in groups.methods(group):
             own = groups.of_runs(rows, runs)["accuracy_after" if attack else "mean_accuracy"]
-            name = method_name({name: runs[f"config.{name}"].iloc[0] for name in METHOD})
             if len(own):
-                found.setdefault(title, {})[row["mixer"], name] = list(own)
+                method = row["mixer"], groups.name_of(runs, group)
+                found.setdefault(title, {})[method] = list(own)
     return found

@@ -7,7 +7,7 @@ import pandas as pd
 
 from rmlib.study.names import label
 from rmlib.study.report import stats
-from rmlib.study.report.values import Table, by_run, difference
+from rmlib.study.report.values import by_run, difference
 
 # the paper names the queries but no eps: 8/255 is the default of torchattacks today, older versions
 # had 0.007
@@ -128,27 +128,21 @@ def measured(metric: str, eps: str = EPS) -> dict:
     return {"attacks": {"attack": metric, "eps": eps}} if metric in ("fgsm", "square") else {}
 
 
-def judged(
-    claims, sides_of, verdict, needs, caption, words: dict, decimals=2, uncorrected=False
-) -> Table:
+def judged(found: list[tuple], verdict, needs, words: dict, decimals=2) -> list[dict]:
     """A row for every claim: A minus B by Welch's t and paired by seed, p of the primary claims
     corrected by Holm, what the records say, and the seeds that would settle what is unresolved.
 
     Args:
-        claims: of :class:`Claim`.
-        sides_of: claim -> what :func:`numbers` found for A and for B, and how many runs diverged.
+        found: (claim, what :func:`numbers` found for A and for B, how many runs diverged).
         verdict: (claim, Welch's difference, A, B, p) -> words, where there are enough runs; p is
             corrected for primary claims.
         needs: claim -> what would have to be run.
         words: metric or dataset -> how the table calls it, where not so.
-        uncorrected: also show p of every claim before the correction.
     """
-    found = []
-    for claim in claims:
-        a, b, gone = sides_of(claim)
-        found.append((claim, stats.welch(a["number"], b["number"]), a, b, gone))
+    tests = [stats.welch(a["number"], b["number"]) for _, a, b, _ in found]
+    primaries = sum(claim.primary for claim, *_ in found)
     rows = []
-    for (claim, welch, a, b, gone), p in zip(found, _holm(found)):
+    for (claim, a, b, gone), welch, p in zip(found, tests, _holm(found, tests)):
         own, other = a["number"], b["number"]
         gap = difference(
             welch,
@@ -161,13 +155,13 @@ def judged(
             measured=measured(claim.metric),
             missing=needs(claim),
         )
-        pairs = stats.paired(*stats.matched(own, other))
+        pairs = stats.paired(own, other)
         state = _lacking(claim, welch.n)
         if not state:
             state = verdict(claim, welch, own, other, p if claim.primary else welch.p)
         needed = math.nan
         if state == "unresolved":
-            level = 0.05 / sum(other.primary for other in claims) if claim.primary else 0.05
+            level = 0.05 / primaries if claim.primary else 0.05
             needed = stats.seeds_to_resolve(own, other, level, claim.margin)
         row = {
             "claim": ("primary: " if claim.primary else "") + claim.text,
@@ -178,12 +172,12 @@ def judged(
             "A - B": gap,
             "paired": difference(pairs, low=pairs.low, high=pairs.high, decimals=decimals).text(),
             "r": round(pairs.correlation, 2),
-            **({"p": round(welch.p, 4)} if uncorrected else {}),
+            "p": round(welch.p, 4),
             "p (Holm)": round(p, 4),
             "seeds to resolve": needed,
         }
         rows.append(row)
-    return Table(rows, caption)
+    return rows
 
 
 def _lacking(claim, counts) -> str:
@@ -194,13 +188,13 @@ def _lacking(claim, counts) -> str:
     return few if min(counts) < claim.runs else ""
 
 
-def _holm(found) -> list[float]:
+def _holm(found, tests) -> list[float]:
     """p of the primary claims, corrected for their number; one without enough runs counts as p = 1
     and has none itself. NaN for the others.
     """
     known, p_values = [], []
-    for claim, welch, *_ in found:
-        known.append(claim.primary and min(welch.n) >= claim.runs and welch.p == welch.p)
+    for (claim, *_), test in zip(found, tests):
+        known.append(claim.primary and min(test.n) >= claim.runs and test.p == test.p)
         unknown = 1.0 if claim.primary else math.nan
-        p_values.append(welch.p if known[-1] else unknown)
+        p_values.append(test.p if known[-1] else unknown)
     return [p if has else math.nan for has, p in zip(known, stats.holm(p_values))]

@@ -2,7 +2,6 @@
 other runs of the same experiment have.
 """
 
-import json
 from pathlib import Path
 
 from rmlib.params import config_id
@@ -22,7 +21,7 @@ def missing(found: collection.Collection) -> list[str]:
                 " what is missing"
             )
             continue
-        planned |= {run["run_id"] for run in plan["cells"]}
+        planned |= {run["run_id"] for run in plan.cells}
         lines += _of_plan(found, plan, path.parent)
     rest = found.runs[~found.runs["run_id"].isin(planned)] if len(found.runs) else found.runs
     experiments = groups.experiments(rest) if len(rest) else []
@@ -32,13 +31,11 @@ def missing(found: collection.Collection) -> list[str]:
     return lines
 
 
-def read_plan(path: Path) -> dict | None:
+def read_plan(path: Path) -> schema.Plan | None:
     """The content of a plan, or None if it cannot be used."""
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        schema.Plan(**plan)
-        return plan
-    except (*records.DAMAGE, OSError):
+        return schema.Plan.model_validate_json(path.read_bytes())
+    except (ValueError, OSError):
         return None
 
 
@@ -46,7 +43,7 @@ def interim(found: collection.Collection, group) -> str:
     """'interim, 20 of 55 planned runs': of an experiment whose plan is not done yet, else ''."""
     own = experiment(found.records[group["run_id"].iloc[0]].config)
     plans = [plan for plan in map(read_plan, found.plans) if plan]
-    cells = [run for plan in plans for run in plan["cells"] if "config" in run]
+    cells = [run for plan in plans for run in plan.cells if "config" in run]
     configs = {run["run_id"]: run["config"] for run in cells}
     planned = {run_id for run_id, config in configs.items() if experiment(config) == own}
     twins = [twin for run_id in planned for twin in longer(configs[run_id])]
@@ -59,9 +56,9 @@ def _of_plan(found, plan, folder):
     """Runs without a record, each with its reason, and runs whose measurements did not come to
     their end.
     """
-    name = plan.get("name", folder.name)
+    name = plan.name or folder.name
     lines, not_run, measured = [], [], []
-    for run in plan["cells"]:
+    for run in plan.cells:
         run_id, label = run["run_id"], run["label"]
         if run_id not in found.records:
             reason = why(folder / run_id)
@@ -73,7 +70,7 @@ def _of_plan(found, plan, folder):
             lines.append(f"{name}: {label} diverged")
         elif run.get("robustness"):
             measured.append(run)
-    lines += _list(f"{name}: not run", not_run, len(plan["cells"]))
+    lines += _list(f"{name}: not run", not_run, len(plan.cells))
     for kind in records.KINDS:
         lacking = [run["label"] for run in measured if not _to_the_end(found, kind, run["run_id"])]
         lines += _list(f"{name}: {kind}: missing", lacking, len(measured))

@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from rmlib.study.names import PLAIN
 from rmlib.study.report import groups
 from rmlib.study.report.values import Table, Value, average, by_run
 
@@ -29,12 +28,13 @@ def relative(group) -> dict[str, float]:
     """
     found = groups.finished(group)
     speeds = {m.name: m.runs["images_per_second"] * m.runs["together"] for m in found}
-    if PLAIN not in speeds or len({groups.hardware(method.runs) for method in found}) > 1:
+    plain = next((speeds[method.name] for method in found if method.plain), None)
+    if plain is None or len({groups.hardware(method.runs) for method in found}) > 1:
         return {}
     times: dict[str, float] = {}
     for method in found:
         epochs = method.runs["config.epochs"].iloc[0] / group["config.epochs"].min()
-        ratios = (epochs * speeds[PLAIN] / speeds[method.name]).dropna()
+        ratios = (epochs * plain / speeds[method.name]).dropna()
         times |= {method.runs.loc[seed, "run_id"]: ratio for seed, ratio in ratios.items()}
     return times
 

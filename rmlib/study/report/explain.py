@@ -5,7 +5,6 @@ A value knows the runs that it was made from (:mod:`rmlib.study.report.values`);
 makes it again from them.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from rmlib import UserError, paths
 from rmlib.params import nearest
 from rmlib.study.report import report
 from rmlib.study.report.again import code_text, device_text, run_name, run_text
-from rmlib.study.report.places import places, select, showing
+from rmlib.study.report.places import places, rows, select, showing
 from rmlib.study.report.stats import mean_std
 from rmlib.study.report.values import Value, spread
 from rmlib.study.runs import collection
@@ -45,28 +44,23 @@ def explain(words: list[str], column: str | None = None, everything: bool = Fals
     Raises:
         UserError: nothing fits; names what would.
     """
-    first, *others = records_folders(words)
+    folders, problems = records_folders(words), []
     words = words[1:] if Path(words[0]).is_dir() else words
-    try:
-        return _below(first, words, column, everything)
-    except UserError:
-        for folder in others:
-            with contextlib.suppress(UserError):
-                return _below(folder, words, column, everything)
-        raise
-
-
-def _below(folder, words, column, everything):
-    """What is known of the words below one folder."""
-    found = collection.gather(folder)
-    text = _explain(found, words, column, everything)
-    if found.problems:
-        text += f"\n\nleft out as damaged or foreign: {len(found.problems)} of the files"
-        text += f" (rmlib report {folder} names them)"
-    return text
+    for folder in folders:
+        found = collection.gather(folder)
+        try:
+            text = _explain(found, words, column, everything)
+        except UserError as error:
+            problems.append(error)
+            continue
+        left_out = f"left out as damaged or foreign: {len(found.problems)} of the files"
+        left_out += f" (rmlib report {folder} names them)"
+        return f"{text}\n\n{left_out}" if found.problems else text
+    raise problems[0]
 
 
 def _explain(found, words, column, everything):
+    """What is known of the words below one folder."""
     if not words:
         raise UserError(
             f"explain what of {found.folder}? A run id, a number as it is printed, or a table and"
@@ -154,26 +148,17 @@ def _value(found, name, value, with_name):
     lines = [f"  {name}: {how}" if with_name else f"  {how}"]
     for side, numbers in value.sides.items():
         if side:
-            mean, std = mean_std(list(numbers.values()))
-            lines.append(f"  {side}: {spread(mean, std, 4)}, n = {len(numbers)}")
+            lines.append(f"  {side}: {spread(*mean_std(numbers.values()), 4)}, n = {len(numbers)}")
         for run_id in sorted(numbers, key=lambda run_id: found.records[run_id].config["seed"]):
             lines.append(f"    {numbers[run_id]:<12.8g} {run_name(found, run_id)}  run {run_id}")
     again = value.again()
     if again == again and value.runs:
-        lines.append(f"  recomputed: {_recomputed(value, again)}")
+        texts = {"difference": f"{again:+.4f}", "sum": f"{again:.2f}"}
+        text = texts.get(value.how) or spread(again, value.std, 4)
+        same = abs(value.mean - again) <= 1e-9 * max(1, abs(value.mean))
+        wrong = f"but the table has {value.mean}: a mistake in rmlib, please report it"
+        lines.append(f"  recomputed: {text}, {'as in the table' if same else wrong}")
     return lines
-
-
-def _recomputed(value, again):
-    """The value made again from the numbers listed, and whether it is the one in the table."""
-    if value.how == "mean":
-        _, std = mean_std(list(value.sides[""].values()))
-        text = spread(again, std, 4)
-    else:
-        text = f"{again:+.4f}" if value.how == "difference" else f"{again:.2f}"
-    if abs(value.mean - again) <= 1e-9 * max(1, abs(value.mean)):
-        return f"{text}, as in the table"
-    return f"{text}, but the table has {value.mean}: a mistake in rmlib, please report it"
 
 
 def _measurements(found, value: Value):
@@ -181,11 +166,10 @@ def _measurements(found, value: Value):
     lines = []
     for kind, wanted in value.measured.items():
         known: dict = {}
-        for run_id in value.runs:
-            path, content = found.measured[kind].get(run_id, (None, None))
-            for each in content.measurements if content else ():
-                has = each.result | each.settings
-                if all(has.get(name) == entry for name, entry in wanted.items()):
+        stored = found.measured[kind]
+        for path, content in (stored[run_id] for run_id in value.runs if run_id in stored):
+            for each in content.measurements:
+                if wanted.items() <= (each.result | each.settings).items():
                     settings = ", ".join(f"{name} {x}" for name, x in sorted(each.settings.items()))
                     known.setdefault(settings, []).append((path, each))
         for settings, several in known.items():
@@ -216,13 +200,13 @@ def _stands_in(tables, run_id):
     """The values that a run stands behind, a line for each row, or one for a table of many."""
     lines = []
     for kind, several in tables.items():
-        rows: dict = {}
-        for place in places(kind, several):
-            if isinstance(place.entry, Value) and run_id in place.entry.runs:
-                rows.setdefault((place.number, place.row), []).append(place)
-        named = [f"{own[0].of_row}: {', '.join(x.head for x in own)}" for own in rows.values()]
+        named = []
+        for row in rows(kind, several):
+            values = [place for place in row if isinstance(place.entry, Value)]
+            heads = [place.head for place in values if run_id in place.entry.runs]
+            named += [f"{row[0].of_row}: {', '.join(heads)}"] if heads else []
         if len(named) > SHOWN:
-            tables_of = dict.fromkeys(own[0].of_row.split(" | ")[0] for own in rows.values())
+            tables_of = dict.fromkeys(line.split(" | ")[0] for line in named)
             named = [f"{', '.join(tables_of)}: {len(named)} rows"]
         lines += [f"    {line}" for line in named]
     return "\n".join(["  stands behind:", *lines]) if lines else "  stands behind no value"

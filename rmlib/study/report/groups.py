@@ -6,7 +6,7 @@ import pandas as pd
 
 from rmlib import UserError
 from rmlib.params import MIXERS, TrainParams
-from rmlib.study.names import METHOD, PLAIN, experiment, label, method_name
+from rmlib.study.names import METHOD, experiment, label, method_name
 from rmlib.study.runs import collection
 
 DEFAULTS = TrainParams().config
@@ -105,18 +105,28 @@ def _epochs(runs, group) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A method with its finished runs, a DataFrame indexed by the seed.
+    """A method with its finished runs.
 
-    ``settings``: the values of METHOD, without those that make the loss: ``clean_weight`` and
-    ``average``. ``lost``: how many of its runs diverged.
+    Args:
+        loss: weight of the clean loss, whether the losses are averaged, epochs.
+        settings: the other values of METHOD.
+        longer: whether it is plain training with the compute of a clean loss.
+        runs: indexed by the seed.
+        lost: how many runs diverged.
     """
 
     name: str
     mixer: str
     loss: tuple
     settings: dict
+    longer: bool
     runs: pd.DataFrame
     lost: int
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is plain training of the experiment's own length."""
+        return self.mixer == "none" and self.loss[:2] == (0, False) and not self.longer
 
     @property
     def accuracies(self) -> pd.Series:
@@ -128,11 +138,6 @@ class Method:
         """The mean accuracy."""
         return self.accuracies.mean()
 
-    @property
-    def longer(self) -> bool:
-        """Whether it is plain training with the compute of a clean loss."""
-        return self.name.startswith(f"{PLAIN}, ")
-
 
 def finished(group) -> list[Method]:
     """The methods of an experiment that have a finished run, in the order of :func:`methods`."""
@@ -140,21 +145,20 @@ def finished(group) -> list[Method]:
     for _, runs in methods(group):
         done = runs[runs["status"] == "done"].set_index("config.seed", drop=False).sort_index()
         if len(done):
-            settings, name = _method(done), name_of(done, group)
-            loss = settings.pop("clean_weight"), settings.pop("average")
-            found.append(
-                Method(name, settings["mixer"], loss, settings, done, len(runs) - len(done))
-            )
+            settings, epochs = _method(done), done["config.epochs"].iloc[0]
+            loss = settings.pop("clean_weight"), settings.pop("average"), epochs
+            longer = epochs > group["config.epochs"].min()
+            lost = len(runs) - len(done)
+            name, mixer = name_of(done, group), settings["mixer"]
+            found.append(Method(name, mixer, loss, settings, longer, done, lost))
     return found
 
 
 def _latest(runs):
     """Of the runs of one method the latest of each seed and precision."""
     same = ["config.seed", "config.precision"]
-    if not runs.duplicated(same).any():
-        return runs
-    latest = runs.sort_values("finished", kind="stable").drop_duplicates(same, keep="last")
-    return latest.sort_index()
+    by_time = runs.sort_values("finished", kind="stable")
+    return by_time.drop_duplicates(same, keep="last").sort_index()
 
 
 def one_sample(group, measured):

@@ -2,12 +2,13 @@
 by a number that it shows.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 from rmlib import UserError
 from rmlib.params import nearest
 from rmlib.study.names import METHOD
-from rmlib.study.report.values import Table, Value, decimals_of, heading
+from rmlib.study.report.values import Table, Value, heading
 
 # columns that name a row by their text alone, and with their name
 NAMING = {"method", "map", "measure", "difference", "claim", "class", "taken for"}
@@ -35,7 +36,8 @@ class Place:
         """The value that stands there, else all values of the row, by their columns."""
         if isinstance(self.entry, Value):
             return {self.name: self.entry}
-        return self.table.values(self.row)
+        row = self.table.rows[self.row]
+        return {name: x for name, x in row.items() if isinstance(x, Value)}
 
     @property
     def text(self) -> str:
@@ -69,68 +71,59 @@ class Place:
         """Its row and its heading."""
         return f"{self.of_row} | {self.head}"
 
+    @property
+    def around(self) -> str:
+        """Its text and the caption of its table, in lower case."""
+        return f"{self.text}\n{self.table.caption}".lower()
+
     def is_called(self, word: str) -> bool:
         """Whether a word (lower case) is this entry, alone or as column=entry."""
         text = self.text.lower()
         return word in (text, f"{self.name}={text}".lower(), f"{self.head}={text}".lower())
 
 
-def places(kind: str, several: list[Table]):
+def rows(kind: str, several: list[Table]) -> list[list[Place]]:
+    """Every row of the tables of a kind, as its entries."""
+    return [
+        [Place(kind, number, table, row, name) for name in table.names()]
+        for number, table in enumerate(several, 1)
+        for row in range(len(table.rows))
+    ]
+
+
+def places(kind: str, several: list[Table]) -> list[Place]:
     """Every entry of the tables of a kind."""
-    for number, table in enumerate(several, 1):
-        for row in range(len(table.rows)):
-            for name in table.names():
-                yield Place(kind, number, table, row, name)
+    return [place for row in rows(kind, several) for place in row]
 
 
 def select(kind: str, several: list[Table], words: list[str], column: str | None) -> list[Place]:
-    """The entries of the rows that fit all words, of one column, or the values of the row.
+    """The values of the rows that fit all words, or their entries of one column, which a word may
+    name, too.
 
     Raises:
         UserError: no row or column is called so; names the nearest.
     """
-    found = list(places(kind, several))
-    heads = {text.lower() for place in found for text in (place.head, place.name)}
-    columns = [column.lower()] if column else []
+    chosen = rows(kind, several)
+    heads = dict.fromkeys(place.head for row in chosen for place in row)
     for word in map(str.lower, words):
-        rows = _rows(place for place in found if place.is_called(word))
-        if not rows and word in heads:
-            columns.append(word)
+        fit = [row for row in chosen if any(place.is_called(word) for place in row)]
+        fit = fit or [row for row in chosen if any(word in place.around for place in row)]
+        if not fit and word in map(str.lower, heads):
+            column = word
             continue
-        rows = rows or _rows(x for x in found if word in f"{x.text}\n{x.table.caption}".lower())
-        if not rows:
-            known = [place.text for place in found if place.is_key]
-            known = list(dict.fromkeys(known + [place.head for place in found]))
-            raise UserError(f"table {kind}: no row has {word!r}: {nearest(word, known)}")
-        found = [place for place in found if (place.number, place.row) in rows]
-    for name in columns:
-        found = _of_column(kind, found, name)
-    return found if columns else _values_of_rows(found)
-
-
-def _rows(found):
-    return {(place.number, place.row) for place in found}
-
-
-def _of_column(kind, found, name):
-    """The entries of the column called ``name`` (lower case), or whose heading has it."""
+        if not fit:
+            keys = dict.fromkeys(place.text for row in chosen for place in row if place.is_key)
+            raise UserError(f"table {kind}: no row has {word!r}: {nearest(word, keys | heads)}")
+        chosen = fit
+    found = [place for row in chosen for place in row]
+    if column is None:
+        return [place for place in found if isinstance(place.entry, Value)]
+    name = column.lower()
     own = [place for place in found if name in (place.head.lower(), place.name.lower())]
     own = own or [place for place in found if name in place.head.lower()]
     if not own:
-        heads = list(dict.fromkeys(place.head for place in found))
         raise UserError(f"table {kind} has no column {name!r}: {nearest(name, heads)}")
     return own
-
-
-def _values_of_rows(found):
-    """The values among some entries; of a row without one its first entry that is no key."""
-    values = [place for place in found if isinstance(place.entry, Value)]
-    rows = _rows(values)
-    others: dict = {}
-    for place in found:
-        if not place.is_key and (place.number, place.row) not in rows:
-            others.setdefault((place.number, place.row), place)
-    return values + list(others.values())
 
 
 def showing(number: str, found: list[Place], folder) -> list[Place]:
@@ -140,11 +133,12 @@ def showing(number: str, found: list[Place], folder) -> list[Place]:
         UserError: none; names the nearest number.
     """
     wanted = number.replace("%", "").replace("−", "-").strip().lstrip("+")
-    shown = []
-    for place in found:
-        if isinstance(place.entry, Value):
-            numbers = place.entry.numbers(decimals_of(place.name))
-            shown += [(text.lstrip("+"), place) for text in numbers]
+    shown = [
+        (text.lstrip("+"), place)
+        for place in found
+        if isinstance(place.entry, Value)
+        for text in re.findall(r"[+-]?\d+(?:\.\d+)?(?:e[+-]\d+)?", place.text)
+    ]
     hits = [place for text, place in shown if text == wanted]
     # a sentence may turn a difference round
     hits = hits or [place for text, place in shown if text.strip("-") == wanted.strip("-")]

@@ -3,8 +3,8 @@
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -45,7 +45,7 @@ HEADINGS = {
     "why": "Small data: tiles, or softer targets?",
     "costs": "What it cost",
 }
-SPREAD = "n networks, mean ± sample standard deviation; "
+SPREAD = "n networks, mean ± sample standard deviation"
 BETTER = (
     "in brackets the 95 % interval over networks and images (over images alone where n is 1; of"
     f" shares Wilson's), in parentheses the same measure with {CONTROL}, explained for another"
@@ -54,21 +54,18 @@ BETTER = (
 )
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """A table that is made for each experiment from measurements on its networks."""
 
     note: str  # what its numbers are
-    make: Callable  # (group, measurements of each source), or (maps of each measure) -> Table, None
-    sources: tuple[str, ...] = ("cam",)  # kinds of measurement
-    measures: tuple[str, ...] = ()  # of the maps
-    spread: str = SPREAD
+    make: Callable  # (group, measurements of each source) -> Table or None
+    sources: tuple[str, ...]  # kinds of measurement, or measures of maps
 
 
 MEASURED = {
     "robustness": Measured(
         "accuracy in percent of `images` test images per network; corrupted: mean over nine"
-        " corruptions at five severities",
+        f" corruptions at five severities; {SPREAD}",
         attacked.robustness,
         ("attacks", "corruptions"),
     ),
@@ -76,7 +73,8 @@ MEASURED = {
         "accuracy in percent of the `images` that all attacks saw; strongest: the worst case"
         " for each image over FGSM, the same step on the margin, PGD with 20 steps, and Square"
         " where it was run at this eps; AutoAttack on fewer images; a warning names what"
-        " contradicts FGSM, or what cannot be told, with the number of networks",
+        " contradicts FGSM, or what cannot be told, with the number of networks"
+        f"; {SPREAD}",
         attacked.checks,
         ("attacks",),
     ),
@@ -84,33 +82,32 @@ MEASURED = {
         f"maps of the true class; {BETTER}; extent: the image's share above half of the map's"
         " maximum; trace of the grid: asymmetry between the quarters of a window around the"
         " middle (k = 2) minus that within the tiles, on the grid points of the layer; an empty map"
-        " (no evidence for the class) has no extent, and elsewhere counts as a flat one",
-        looks.table,
-        measures=("localization",),
+        f" (no evidence for the class) has no extent, and elsewhere counts as a flat one; {SPREAD}",
+        lambda group, cams: looks.table(looks.of_group(group, cams)),
+        ("localization",),
     ),
     "faithfulness": Measured(
         f"maps of the predicted class; {BETTER}; Average Drop and deletion: less is more"
         " faithful; the others: more is; deletion and insertion: area under the curve of the"
         " probability in percent of that on the whole image; ROAD combined, in points of"
-        " probability, over 20, 40, 60 and 80 % of the pixels",
-        looks.table,
-        measures=("faithfulness",),
+        f" probability, over 20, 40, 60 and 80 % of the pixels; {SPREAD}",
+        lambda group, cams: looks.table(looks.of_group(group, cams)),
+        ("faithfulness",),
     ),
     "sanity": Measured(
         "rank correlation in hundredths of the maps of the true class with those of the"
         " network with shuffled weights, from the head down; a map that comes from what was"
         f" learned falls to that with {CONTROL} or below; left out: pairs per network in"
-        " which a map is empty",
-        looks.sanity,
-        measures=("sanity",),
+        f" which a map is empty; {SPREAD}",
+        lambda group, cams: looks.sanity(looks.of_group(group, cams)),
+        ("sanity",),
     ),
     "looks": Measured(
         "differences of n pairs of networks, paired by seed and image, with 95 % intervals over"
         " both (over images alone where n is 1); p corrected by Holm for the rows of this"
         " table, the intervals are not; resolved: p below 0.05",
-        lambda *found: looks.differences(list(found)),
-        measures=("localization", "faithfulness"),
-        spread="",
+        lambda group, *cams: looks.differences([looks.of_group(group, each) for each in cams]),
+        ("localization", "faithfulness"),
     ),
 }
 
@@ -123,9 +120,9 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
     runs; ``small`` has one where some of the small-data study was run.
     """
     root = collection.opened(root)
-    runs = groups.runs_below(root)
-    measured = {kind: collection.collect_measurements(root, kind) for kind in records.KINDS}
-    attacks, experiments = measured["attacks"], groups.experiments(runs)
+    runs, measured = groups.runs_below(root), root.tables
+    experiments, attacks, cams = groups.experiments(runs), measured["attacks"], measured["cam"]
+    by_measure = {name: rows for name, rows in cams.groupby("measure")} if len(cams) else {}
     of_paper = runs["config.dataset"].isin(paper.DATASETS).any()
     makers = {
         "accuracy": lambda: [noted(accuracy.summary(group), group) for group in experiments],
@@ -146,28 +143,20 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
     def made(kind):
         if kind in makers:
             return makers[kind]()
-        return [_measured(MEASURED[kind], group, measured) for group in experiments]
+        return [_measured(MEASURED[kind], group, measured | by_measure) for group in experiments]
 
     return {kind: [table for table in made(kind) if table] for kind in HEADINGS if kind in kinds}
 
 
 def _measured(of_kind, group, measured):
     """One table of MEASURED for an experiment, with its caption, or None."""
-    behind = [measured[source] for source in of_kind.sources]
-    if of_kind.measures:
-        found = [looks.results_of(group, behind[0], measure) for measure in of_kind.measures]
-        found = [each for each in found if each]
-        table = of_kind.make(*found) if found else None
-    else:
-        table = of_kind.make(group, *behind)
+    behind = [measured.get(source, pd.DataFrame()) for source in of_kind.sources]
+    table = of_kind.make(group, *behind)
     if table is None:
         return None
-    if of_kind.measures:
-        behind = [rows[rows["measure"].isin(of_kind.measures)] for rows in behind]
     samples = [groups.one_sample(group, rows) for rows in behind]
     devices = groups.hardware(pd.concat([rows for rows in samples if rows is not None]))
-    caption = f"{groups.title(group)}; {of_kind.note}; {of_kind.spread}on {devices}"
-    return Table(table.rows, caption)
+    return Table(table.rows, f"{groups.title(group)}; {of_kind.note}; on {devices}")
 
 
 def markdown(root, kind: str = "accuracy") -> str:

@@ -9,7 +9,9 @@ normal.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special, stats
@@ -38,7 +40,7 @@ class Difference:
 
 def mean_std(values) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1) of some runs; NaN where there are too few."""
-    values = np.asarray(values, dtype=float)
+    values = np.asarray(list(values), dtype=float)
     mean = values.mean() if len(values) else math.nan
     return mean, values.std(ddof=1) if len(values) > 1 else math.nan
 
@@ -75,15 +77,10 @@ def welch(a, b) -> Difference:
 
 
 def paired(a, b) -> Difference:
-    """A minus B for runs in pairs, such as equal seeds: the t test of the differences, with the
-    correlation of the pairs.
-
-    Raises:
-        ValueError: a and b have different lengths.
+    """A minus B for the runs of equal seeds, two Series indexed by the seed: the t test of the
+    differences, with the correlation of the pairs.
     """
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} runs are not pairs")
+    a, b = (np.asarray(each, dtype=float) for each in matched(a, b))
     test, correlation = None, math.nan
     if len(a) > 2 and not (_alike(a) or _alike(b)):
         correlation = float(np.corrcoef(a, b)[0, 1])
@@ -119,16 +116,10 @@ def seeds_needed(difference: float, std_a: float, std_b: float, alpha: float = 0
         shift = abs(difference) / spread * math.sqrt(seeds)
         return stats.nct.sf(stats.t.isf(alpha / 2, degrees), degrees, shift) >= 0.8
 
-    # low is too few; the power grows with the seeds
-    low, high = 1, 2
-    while not resolves(high):
-        low, high = high, 2 * high
-        if high > 1e9:
-            return math.inf
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if resolves(middle) else (middle, high)
-    return float(high)
+    # the power grows with the seeds
+    most = 10**9
+    seeds = 2 + bisect_left(range(2, most), True, key=resolves)
+    return float(seeds) if seeds < most else math.inf
 
 
 def seeds_to_resolve(a, b, alpha: float = 0.05, margin: float = 0.0) -> float:
@@ -148,41 +139,25 @@ def state(p: float, uncorrected: float = math.nan) -> str:
     return "resolved" if p < 0.05 else f"unresolved{made_so}"
 
 
-@dataclass(frozen=True)
-class TwoNetworks:
-    """Two trained networks on the same images: how many only the one or only the other has right,
-    and p of no difference between these two.
+class TwoNetworks(NamedTuple):
+    """Accuracy of one network minus that of another, and p of no difference between these two."""
 
-    It says nothing about two methods: the next pair of seeds may say the opposite.
-    """
-
-    only_a: int
-    only_b: int
-    images: int
+    points: float
     p: float
 
-    @property
-    def points(self) -> float:
-        """Accuracy of A minus that of B, in points."""
-        return 100 * (self.only_a - self.only_b) / self.images
 
-
-def mcnemar(correct_a, correct_b) -> TwoNetworks:
+def mcnemar(a, b) -> TwoNetworks:
     """McNemar's exact test of two networks: if both were equally good, the images that only one has
     right would fall to either like a fair coin.
 
-    Args:
-        correct_a, correct_b: (images,) bool, the verdicts on the same images in the same order.
+    It says nothing about two methods: the next pair of seeds may say the opposite.
 
-    Raises:
-        ValueError: different numbers of images, or none.
+    Args:
+        a, b: (images,) bool, the verdicts on the same images in the same order.
     """
-    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
-    if a.shape != b.shape or not a.size:
-        raise ValueError(f"{a.shape} and {b.shape} verdicts: expected as many of each, and some")
-    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
-    p = float(exact_mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue)
-    return TwoNetworks(only_a, only_b, a.size, p)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    test = exact_mcnemar([[0, only_a], [only_b, 0]], exact=True)
+    return TwoNetworks(100 * (only_a - only_b) / len(a), float(test.pvalue))
 
 
 def crossed(values) -> Difference:

@@ -70,28 +70,11 @@ class Value:
         return list(dict.fromkeys(run_id for side in self.sides.values() for run_id in side))
 
     def again(self) -> float:
-        """The number made again from its sides; NaN if it cannot be."""
-        means = [mean_std(list(side.values()))[0] for side in self.sides.values()]
-        if self.how == "mean" and len(means) == 1:
-            return means[0]
-        if self.how == "difference" and len(means) == 2:
-            return means[0] - means[1]
+        """The number made again from its sides."""
         if self.how == "sum":
             return round(math.fsum(sum(side.values()) for side in self.sides.values()), 2)
-        return math.nan
-
-    def numbers(self, decimals: int) -> list[str]:
-        """Its numbers one by one, as they are printed."""
-        if math.isnan(self.mean):
-            return []
-        ends = [x for x in (self.low, self.high) if x is not None and x == x]
-        if self.how == "difference":
-            return [f"{x:+.{self.decimals}f}" for x in (self.mean, *ends)]
-        if self.how != "mean":
-            return [f"{self.mean:g}"]
-        numbers = [f"{x:.{decimals}f}" for x in (self.mean, self.std) if x == x]
-        numbers += [f"{x:.1f}" for x in ends]
-        return numbers + ([] if self.control is None else [f"{self.control:.1f}"])
+        first, *other = (mean_std(side.values())[0] for side in self.sides.values())
+        return first - other[0] if other else first
 
     def text(self, decimals: int = 1) -> str:
         """'82.31 ± 0.40 [81.9, 82.7] (20.8)*': mean, spread, interval, control, and a star where
@@ -99,14 +82,16 @@ class Value:
         """
         if math.isnan(self.mean):
             return "–"
-        if self.how == "mean":
-            text = spread(self.mean, self.std, decimals)
-            if self.low is not None and self.low == self.low:
-                text += f" [{self.low:.1f}, {self.high:.1f}]"
-            text += "" if self.control is None else f" ({self.control:.1f})"
-            return text + ("*" if self.better else "")
-        numbers = self.numbers(decimals)
-        return numbers[0] + (f" [{', '.join(numbers[1:])}]" if numbers[1:] else "")
+        if self.how == "sum":
+            return f"{self.mean:g}"
+        has_interval = self.low is not None and self.low == self.low
+        if self.how == "difference":
+            ends = f" {span(self.low, self.high, self.decimals)}" if has_interval else ""
+            return f"{self.mean:+.{self.decimals}f}{ends}"
+        text = spread(self.mean, self.std, decimals)
+        text += f" [{self.low:.1f}, {self.high:.1f}]" if has_interval else ""
+        text += "" if self.control is None else f" ({self.control:.1f})"
+        return text + ("*" if self.better else "")
 
     def columns(self, name: str) -> dict:
         """Its columns in CSV: X, and of a mean X_std, X_low, X_high, X_control, X_better."""
@@ -129,7 +114,7 @@ def by_run(rows: pd.DataFrame, name: str = "number") -> dict:
 
 def average(numbers: dict, **more) -> Value:
     """The mean and spread of some runs. ``numbers``: run_id -> number."""
-    mean, std = mean_std(list(numbers.values()))
+    mean, std = mean_std(numbers.values())
     return Value(mean, {"": numbers}, std=std, **more)
 
 
@@ -143,11 +128,6 @@ def heading(name: str) -> str:
     return HEADS.get(name, (name, 1))[0]
 
 
-def decimals_of(name: str) -> int:
-    """How many decimals the values of a column are printed with."""
-    return HEADS.get(name, (name, 1))[1]
-
-
 def spread(mean: float, std: float, decimals: int) -> str:
     """'82.31 ± 0.40'; without a spread the mean alone, without a mean a dash."""
     if mean != mean:
@@ -155,20 +135,17 @@ def spread(mean: float, std: float, decimals: int) -> str:
     return f"{mean:.{decimals}f}" + (f" ± {std:.{decimals}f}" if std == std else "")
 
 
-def span(low: float, high: float, decimals: int = 2) -> str:
+def span(low, high, decimals: int = 2) -> str:
     """'[-0.12, +0.48]': a 95 % interval; a dash where there is none."""
     return f"[{low:+.{decimals}f}, {high:+.{decimals}f}]" if low == low else "–"
 
 
+@dataclass(eq=False)
 class Table:
     """Rows of values and plain entries (column -> entry), with a caption."""
 
-    def __init__(self, rows: list[dict], caption: str = ""):
-        self.rows, self.caption = rows, caption
-
-    def values(self, row: int) -> dict[str, Value]:
-        """The values of a row by their columns."""
-        return {name: x for name, x in self.rows[row].items() if isinstance(x, Value)}
+    rows: list[dict]
+    caption: str = ""
 
     def frame(self) -> pd.DataFrame:
         """The unrounded numbers, as they stand in CSV (see :meth:`Value.columns`)."""
@@ -189,7 +166,7 @@ class Table:
         """An entry as it is printed."""
         entry = self.rows[row].get(name)
         if isinstance(entry, Value):
-            return entry.text(decimals_of(name))
+            return entry.text(HEADS.get(name, (name, 1))[1])
         text = _plain(name, entry)
         diverged = self.rows[row].get("diverged")
         return text + (f" (+ {diverged} diverged)" if name == "n" and diverged else "")

@@ -78,24 +78,16 @@ def planned(settings: dict) -> int:
     return small.SEEDS["cifar10"] if settings in (MIXUP, CUTMIX, REGION) else small.ABLATION_SEEDS
 
 
-def _results(runs, settings) -> dict:
-    """metric -> numbers of a method's runs, see :func:`rmlib.study.report.claims.numbers`."""
+def _results(runs, settings) -> dict[str, dict]:
+    """metric -> run_id -> number, of a method's runs."""
     own = small.under_protocol(runs, settings)
     own, side = own[own["config.seed"] < planned(settings)], (settings["mixer"], 1.0)
-    return {metric: numbers(own, None, metric, "cifar10", side) for metric in METRICS}
+    return {metric: by_run(numbers(own, None, metric, "cifar10", side)) for metric in METRICS}
 
 
 def _told(settings, count: int) -> str:
     """'4 of 10', 'not run yet': how many of a method's seeds there are."""
     return f"{count} of {planned(settings)}" if count else "not run yet"
-
-
-def methods(runs) -> list[tuple]:
-    """(settings, metric -> its numbers by run) for each of METHODS."""
-    return [
-        (own, {metric: by_run(found) for metric, found in _results(runs, own).items()})
-        for own in METHODS
-    ]
 
 
 def tables(runs) -> list[Table]:
@@ -105,8 +97,8 @@ def tables(runs) -> list[Table]:
     if not len(small.under_protocol(runs)):
         return []
     rows = []
-    for own, found in methods(runs):
-        mean, deviation = weight(own)
+    for own in METHODS:
+        found, (mean, deviation) = _results(runs, own), weight(own)
         row = {"method": name_of(own), "mean weight": round(mean, 3)}
         row |= {"its deviation": round(deviation, 3), "n": _told(own, len(found["accuracy"]))}
         rows.append(row | {metric: average(of_runs) for metric, of_runs in found.items()})
@@ -125,8 +117,8 @@ def _gaps(runs, a, b) -> dict[str, Value]:
     missing = f"not run yet: {small.command('cifar10')} makes it"
     gaps = {}
     for metric in METRICS:
-        d = stats.welch(own[metric]["number"], other[metric]["number"])
-        sides = [(name_of(a), by_run(own[metric])), (name_of(b), by_run(other[metric]))]
+        d = stats.welch(list(own[metric].values()), list(other[metric].values()))
+        sides = (name_of(a), own[metric]), (name_of(b), other[metric])
         ends = {"low": d.low, "high": d.high, "decimals": 3 if metric == "nll" else 2}
         gaps[metric] = difference(d, *sides, **ends, missing=missing)
     return gaps
@@ -160,7 +152,7 @@ def points(runs) -> list[tuple]:
     metric -> values, for each of METHODS.
     """
     found = []
-    for own, by_metric in methods(runs):
-        values = {metric: [*of_runs.values()] for metric, of_runs in by_metric.items()}
+    for own in METHODS:
+        values = {metric: [*by.values()] for metric, by in _results(runs, own).items()}
         found.append((own["mixer"], name_of(own), weight(own)[1], values))
     return found

@@ -92,21 +92,3 @@ def test_a_network_counts_once_however_often_it_was_trained(tmp_path):
         "runs"
     ].tolist() == [12, 12]
     assert len(pages._runs(groups.runs_below(tmp_path), {})[1]) == 12
-
-
-def test_a_run_stored_twice_is_one_run(tmp_path):
-    save(tmp_path / "a", make_record(80, seed=0), make_record(82, seed=1))
-    save(tmp_path / "b", make_record(80, seed=0))
-    (group,) = groups.experiments(groups.runs_below(tmp_path))
-    assert list(accuracy.summary(group).frame()["n"]) == [2]
-
-
-def test_a_seed_counts_once(tmp_path):
-    """The same network stored with another parameter that leaves it alone is no further seed."""
-    save(
-        tmp_path,
-        *(make_record(80.0 + s, seed=s, eval_every=every) for s in range(2) for every in (0, 1)),
-        *(make_record(70.0 + s, seed=s, mixer="mixup") for s in range(2)),
-    )
-    (group,) = groups.experiments(groups.runs_below(tmp_path))
-    assert accuracy.differences(group).frame()["n"].tolist() == ["2, 2"]

@@ -34,13 +34,7 @@ UNPACKED = [
 CORRUPTED = {}, FGSM[1] | {"mean_accuracy": 5.0, "accuracy": {}}
 
 
-def test_every_committed_record_is_read_and_a_broken_one_is_not():
-    folders = [path.parent for path in (project_root() / "results").rglob("record.json")]
-    assert len(folders) > 50
-    for folder in folders:
-        records.read(folder)
-        for kind in records.KINDS:
-            records.measurements(folder, kind)
+def test_a_broken_record_is_not_read():
     record = make_record().model_dump(mode="json")
     data, hardware = record["data"], record["hardware"]
     row, metrics = record["history"][0], record["metrics"]
@@ -270,30 +264,18 @@ def test_a_run_stored_twice_counts_once_and_always_the_same(tmp_path):
     """The later one; of equal times the last path, whichever was written last. Clocks that go
     backwards change nothing about that.
     """
-    for times, counts in (
-        (("2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"), 82),
-        (("2026-01-02T00:00:00+00:00", "2026-01-01T00:00:00+00:00"), 80),
-        (("2026-01-01T00:00:00+00:00",) * 2, 82),
-    ):
-        for order in ((0, 1), (1, 0)):
-            root = tmp_path / f"{counts} {times[0]} {order}"
-            for place in order:
-                save(
-                    root / "ab"[place],
-                    make_record(80 + 2 * place, seed=0).model_copy(
-                        update={"finished": times[place]}
-                    ),
-                )
+    days = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
+    for times, last in ((days, "b"), (days[::-1], "a"), ((days[0],) * 2, "b")):
+        for order in ("ab", "ba"):
+            root = tmp_path / f"{times} {order}"
+            for name in order:
+                record = make_record(80 if name == "a" else 82)
+                record.finished = times["ab".index(name)]
+                save(root / name, record)
             found = collection.gather(root)
-            assert (
-                found.runs["metrics.accuracy"].tolist()
-                == [counts]
-                == [record.metrics["accuracy"] for record in collection.find(root)]
-            )
-            assert (
-                found.folders[make_record().run_id].parent.name == ("b" if counts == 82 else "a")
-                and found.problems == []
-            )
+            assert found.runs["metrics.accuracy"].tolist() == [80 if last == "a" else 82]
+            assert len(collection.find(root)) == 1 and not found.problems
+            assert [folder.parent.name for folder in found.folders.values()] == [last]
 
 
 def test_every_file_is_read_once(tmp_path, monkeypatch):
@@ -318,25 +300,10 @@ def test_what_other_methods_have_is_missed(tmp_path):
         for mixer in ("mixup", "region_mixup")
         for seed in range(4)
     ]
-    absent, failed, left_out = (
-        make_record(80, seed=1, mixer="mixup"),
-        make_record(80, seed=2, mixer="mixup"),
-        make_record(80, seed=3, mixer="mixup"),
-    )
-    save(
-        tmp_path,
-        *(
-            record
-            for record in runs
-            if record.run_id not in {each.run_id for each in (absent, failed, left_out)}
-        ),
-    )
-    save(
-        tmp_path,
-        make_record(seed=0, mixer="cutmix", clean_weight=0),
-        make_record(seed=1, mixer="cutmix", clean_weight=0, status="diverged"),
-        *(make_record(seed=seed, mixer="cutmix", clean_weight=0) for seed in (2, 3)),
-    )
+    there, _, failed, left_out, *others = runs
+    alone = {"mixer": "cutmix", "clean_weight": 0}
+    save(tmp_path, there, *others, make_record(seed=1, status="diverged", **alone))
+    save(tmp_path, *(make_record(seed=seed, **alone) for seed in (0, 2, 3)))
     assert completeness.missing(collection.gather(tmp_path)) == [
         "Mixup: seed 1 is missing (not run)",
         "Mixup: seed 2 is missing (not run)",
@@ -366,22 +333,10 @@ def test_what_the_plan_of_a_batch_names_is_missed(tmp_path, capsys):
     there, failed, new = (make_record(80, seed=seed, mixer="mixup") for seed in range(3))
     save(tmp_path, there)
     cells = [
-        {
-            "run_id": record.run_id,
-            "label": f"mixup seed={seed}",
-            "config": record.config,
-            "robustness": True,
-        }
+        {"run_id": record.run_id, "label": f"mixup seed={seed}", "robustness": True}
         for seed, record in enumerate((there, failed, new))
     ]
-    plan = {
-        "schema_version": 1,
-        "name": "small",
-        "file": "batches/small grid.yaml",
-        "options": ["--compile"],
-        "cells": cells,
-        "notebooks": [],
-    }
+    plan = {"schema_version": 1, "name": "small", "cells": cells}
     (tmp_path / records.PLAN).write_text(json.dumps(plan))
     (tmp_path / failed.run_id).mkdir()
     (tmp_path / failed.run_id / "error.txt").write_text("ValueError: no\n")

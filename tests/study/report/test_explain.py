@@ -1,11 +1,12 @@
 """From a cell to its runs and back: the list gives the cell, the command the run."""
 
+import itertools
 import json
-import math
 import re
 import shlex
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from made import PAPERS, finished, make_record, save
@@ -207,31 +208,17 @@ def test_of_a_run_the_values_come_before_the_files():
     assert 0 < text.index("stands behind:") < text.index("  record ")
 
 
-def test_three_ways_to_the_same_cell(capsys):
-    texts = []
-    for words in (
-        ["95.00"],
-        ["accuracy", "region mixup", "clean_weight=1", "--column", "accuracy (%)"],
-        ["accuracy", "95.00", "Region Mixup", "--column", "accuracy"],
-    ):
-        assert main(["explain", str(QUICK), *words]) == 0
-        texts.append(capsys.readouterr().out)
-    assert (
-        texts[0] == texts[1] == texts[2]
-        and "95.00 ± 0.61" in texts[0]
-        and texts[0].count("record.json") == 3
-        and texts[0].count("rmlib train") == 3
-    )
-    run = listed(texts[0])[0][1]
-    assert main(["explain", str(QUICK), run, "--all"]) == 0
-    text = capsys.readouterr().out
-    assert (
-        f"run {run}" in text
-        and "momentum=0.9" in text
-        and "stands behind" in text
-        and "table robustness" in text
-        and "momentum" not in texts[0]
-    )
+def test_three_ways_to_the_same_cell():
+    text = explain.explain([str(QUICK), "95.00"])
+    words = [str(QUICK), "accuracy", "region mixup", "clean_weight=1"]
+    assert explain.explain(words, "accuracy (%)") == text
+    assert explain.explain([str(QUICK), "accuracy", "95.00", "Region Mixup"], "accuracy") == text
+    assert "95.00 ± 0.61" in text and "momentum" not in text
+    assert text.count("record.json") == text.count("rmlib train") == 3
+    run = listed(text)[0][1]
+    text = explain.explain([str(QUICK), run], everything=True)
+    for words in (f"run {run}", "momentum=0.9", "stands behind", "table robustness"):
+        assert words in text
 
 
 @pytest.mark.parametrize(
@@ -261,17 +248,13 @@ def test_a_number_of_a_sentence_is_found_with_its_sign_turned(tmp_path):
     assert "Mixup - plain training" in text and "-1.30" in text
 
 
-def test_a_difference_names_the_runs_of_both_sides(capsys):
-    assert main(["explain", str(QUICK), "differences", "Region Mixup - Mixup"]) == 0
-    text = capsys.readouterr().out
+def test_a_difference_names_the_runs_of_both_sides():
+    text = explain.explain([str(QUICK), "differences", "Region Mixup - Mixup"])
     values = [value for value, _ in listed(text)]
-    assert (
-        len(values) == 6
-        and f"{statistics.fmean(values[:3]) - statistics.fmean(values[3:]):+.4f}, as in the table"
-        in text
-    )
-    assert main(["explain", str(QUICK), "looks", "extent", "Region Mixup - CutMix"]) == 0
-    assert "Region Mixup: " in capsys.readouterr().out
+    gap = statistics.fmean(values[:3]) - statistics.fmean(values[3:])
+    assert len(values) == 6 and f"{gap:+.4f}, as in the table" in text
+    text = explain.explain([str(QUICK), "looks", "extent", "Region Mixup - CutMix"])
+    assert "Region Mixup: " in text
 
 
 def test_of_many_runs_there_is_a_line_each_and_in_full_one_by_one(tmp_path):
@@ -287,84 +270,43 @@ def test_of_many_runs_there_is_a_line_each_and_in_full_one_by_one(tmp_path):
 
 def test_a_run_that_was_made_again_is_not_taken_for_the_original(tmp_path):
     """A copy made to check it finished later, and yet it is the first that counts."""
-    save(
-        tmp_path / "mine",
-        make_record(80.0).model_copy(update={"finished": "2026-01-01T00:00:00+00:00"}),
-    )
-    again = make_record(81.0).model_copy(update={"finished": "2026-02-01T00:00:00+00:00"})
-    save(tmp_path / "again", again)
-    assert f"{tmp_path}/mine/" in explain.explain([str(tmp_path), again.run_id])
-    assert "81" in explain.explain([str(tmp_path / "again"), again.run_id])
+    for folder, accuracy in (("mine", 80.0), ("again", 81.0)):
+        save(tmp_path / folder, make_record(accuracy))
+    run = make_record().run_id
+    assert f"{tmp_path}/mine/" in explain.explain([str(tmp_path), run])
+    assert "81" in explain.explain([str(tmp_path / "again"), run])
 
 
-def test_experiments_of_one_title_are_told_apart(tmp_path, capsys):
+def test_experiments_of_one_title_are_told_apart(tmp_path):
     """Width, epochs and images are the same, the learning rate is not: every row names the runs of
     its own table.
     """
-    for lr in (0.1, 0.05):
-        save(
-            tmp_path,
-            *(
-                make_record(80 + seed, seed=seed, mixer=mixer, lr=lr)
-                for seed in range(3)
-                for mixer in ("mixup", "region_mixup")
-            ),
-        )
-    found = collection.gather(tmp_path)
-    for kind in ("differences", "costs"):
-        named = []
-        for place in places(kind, report.tables(found)[kind]):
-            if place.name in ("points", "training"):
-                runs = {run_id for value in place.values.values() for run_id in value.runs}
-                named.append({found.records[run_id].config["lr"] for run_id in runs})
-        assert named == [{0.1}, {0.05}] + [{0.1, 0.05}] * (kind == "costs") or named == [
-            {0.05},
-            {0.1},
-        ] + [{0.1, 0.05}] * (kind == "costs"), kind
+    for lr, mixer in itertools.product((0.1, 0.05), ("mixup", "region_mixup")):
+        made = (make_record(80 + seed, seed=seed, mixer=mixer, lr=lr) for seed in range(3))
+        save(tmp_path, *made)
+    found, rates = collection.gather(tmp_path), []
+    for kind, several in report.tables(found, ("differences", "costs")).items():
+        for place in (each for each in places(kind, several) if each.name in ("points", "sum")):
+            rates.append({found.records[run_id].config["lr"] for run_id in place.entry.runs})
+    assert sorted(map(len, rates)) == [1, 1, 1, 1, 2], "the last row of costs is of all"
+    assert rates[0] != rates[1] and rates[2] != rates[3]
 
 
-def test_what_was_not_run_says_what_would_make_it(capsys, tmp_path):
-    assert (
-        main(["explain", str(PHOTOS), "claims", "Region Mixup > CutMix", "Square", "CIFAR-100"])
-        == 0
-    )
-    text = capsys.readouterr().out
-    assert (
-        "not run: needs at least 3 finished records of Region Mixup, clean_weight=1 and of CutMix,"
-        " clean_weight=1" in text
-    )
-    assert (
-        "attacks.json with square" in text
-        and "rmlib batch notebooks/batches/cifar100.yaml --out results/cifar100" in text
-    )
-    assert main(["explain", str(PHOTOS), "paper", "Tiny ImageNet", "Mixup"]) == 0
-    assert "notebooks/batches/tiny-imagenet.yaml" in capsys.readouterr().out
-    save(
-        tmp_path,
-        *(
-            make_record(96 + seed / 10, seed=seed, mixer=mixer, **PAPERS)
-            for seed in range(6)
-            for mixer in ("mixup", "region_mixup")
-        ),
-    )
-    assert main(["explain", str(tmp_path), "paper", "Table 1", "CIFAR-10", "Mixup"]) == 0
-    assert "as in the table" in capsys.readouterr().out
-    assert (
-        main(
-            [
-                "explain",
-                str(tmp_path),
-                "claims",
-                "> Mixup",
-                "accuracy",
-                "CIFAR-10",
-                "--column",
-                "A - B",
-            ]
-        )
-        == 0
-    )
-    text = capsys.readouterr().out
+def test_what_was_not_run_says_what_would_make_it(tmp_path):
+    words = [str(PHOTOS), "claims", "Region Mixup > CutMix", "Square", "CIFAR-100"]
+    text = explain.explain(words)
+    sides = "Region Mixup, clean_weight=1 and of CutMix, clean_weight=1"
+    assert f"not run: needs at least 3 finished records of {sides}" in text
+    assert "attacks.json with square" in text
+    assert "rmlib batch notebooks/batches/cifar100.yaml --out results/cifar100" in text
+    text = explain.explain([str(PHOTOS), "paper", "Tiny ImageNet", "Mixup"])
+    assert "notebooks/batches/tiny-imagenet.yaml" in text
+    for mixer in ("mixup", "region_mixup"):
+        made = (make_record(96 + seed / 10, seed=seed, mixer=mixer, **PAPERS) for seed in range(6))
+        save(tmp_path, *made)
+    text = explain.explain([str(tmp_path), "paper", "Table 1", "CIFAR-10", "Mixup"])
+    assert "as in the table" in text
+    text = explain.explain([str(tmp_path), "claims", "> Mixup", "accuracy", "CIFAR-10"], "A - B")
     assert len(listed(text)) == 12 and "+0.0000, as in the table" in text
 
 
@@ -372,27 +314,14 @@ def test_code_of_another_time_and_the_batch_are_named(tmp_path):
     record = make_record(80)
     record.code["commit"] = "a" * 40
     save(tmp_path, record)
-    cell = {"run_id": record.run_id, "label": "x", "config": record.config, "robustness": False}
-    (tmp_path / records.PLAN).write_text(
-        json.dumps(
-            {
-                "schema_version": 1,
-                "name": "b",
-                "file": "my batches/b.yaml",
-                "options": ["--compile"],
-                "cells": [cell],
-                "notebooks": [],
-            }
-        )
-    )
-    lines = again(collection.gather(tmp_path), record.run_id)
-    assert (
-        lines[0] == f"git checkout {'a' * 40}"
-        and lines[2]
-        == f"or all of its batch: rmlib batch 'my batches/b.yaml' --out {tmp_path} --compile"
-    )
-    words = shlex.split(lines[2].split(": rmlib ")[1])
-    assert build_parser()[0].parse_args(words).compiled
+    plan = {"schema_version": 1, "file": "my batches/b.yaml", "options": ["--compile"]}
+    plan |= {"cells": [{"run_id": record.run_id, "label": "x"}]}
+    (tmp_path / records.PLAN).write_text(json.dumps(plan))
+    first, _, last = again(collection.gather(tmp_path), record.run_id)
+    assert first == f"git checkout {'a' * 40}"
+    command = f"rmlib batch 'my batches/b.yaml' --out {tmp_path} --compile"
+    assert last == f"or all of its batch: {command}"
+    assert build_parser()[0].parse_args(shlex.split(command)[1:]).compiled
     record.compiled = True
     assert "--compiled" in train_words(record)
     (tmp_path / record.run_id / "02_training.ipynb").write_text("{}")
@@ -401,40 +330,27 @@ def test_code_of_another_time_and_the_batch_are_named(tmp_path):
 
 def test_the_example_of_the_ledger_is_real(monkeypatch):
     monkeypatch.chdir(project_root())
-    example = (
-        (project_root() / "results" / "README.md")
-        .read_text()
-        .split("$ rmlib explain results/quick 95.00\n")[1]
-        .split("$ rmlib")[0]
-    )
+    after = Path("results/README.md").read_text().partition("$ rmlib explain results/quick 95.00\n")
+    example = after[2].split("$ rmlib")[0].splitlines()
     text = explain.explain(["results/quick", "95.00"]).splitlines()
-    assert (
-        all(line in text or line.startswith("  ...") for line in example.splitlines())
-        and example.count("\n") > 10
-    )
+    assert len(example) > 10
+    assert all(line in text or line.startswith("  ...") for line in example)
 
 
 def test_what_is_left_out_is_not_hidden(tmp_path):
     save(tmp_path, make_record(80))
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "record.json").write_text("{")
-    assert "left out as damaged or foreign: 1 of the files" in explain.explain(
-        [str(tmp_path), "accuracy", "Region Mixup"]
-    )
+    text = explain.explain([str(tmp_path), "accuracy", "Region Mixup"])
+    assert "left out as damaged or foreign: 1 of the files" in text
 
 
 def test_diverged_runs_are_told(tmp_path):
-    save(
-        tmp_path,
-        *(make_record(80 + seed, seed=seed) for seed in range(2)),
-        make_record(seed=2, status="diverged"),
-    )
+    save(tmp_path, *(make_record(80 + seed, seed=seed) for seed in range(2)))
+    save(tmp_path, make_record(seed=2, status="diverged"))
     text = explain.explain([str(tmp_path), "accuracy", "Region Mixup"], "accuracy (%)")
-    assert (
-        "not averaged: 1 diverged" in text
-        and len(listed(text)) == 2
-        and math.isclose(statistics.fmean(v for v, _ in listed(text)), 80.5)
-    )
+    assert "not averaged: 1 diverged" in text
+    assert [value for value, _ in listed(text)] == [80, 81]
 
 
 def test_nothing_to_explain(tmp_path):

@@ -1,12 +1,14 @@
 """Measures of maps beside their method, and their differences, by hand."""
 
+import itertools
+
 import pytest
 import torch
 from made import make_record, measured, save
 from scipy import stats
 
 from rmlib.packed import pack_values
-from rmlib.study.report import report
+from rmlib.study.report import looks, report
 
 
 def looked(key="gradcam++ layer4", **values):
@@ -127,3 +129,16 @@ def test_differences_of_maps_are_paired_by_seed_and_image(tmp_path):
         and gaps["low"].iloc[1] < 0 < gaps["high"].iloc[1]
         and "corrected by Holm" in caption
     )
+
+
+def test_region_mixup_is_compared_with_methods_of_its_own_loss():
+    """By the parameters of the runs, whatever the methods are called."""
+    results = []
+    for weight, mixer, seed in itertools.product((0.0, 1.0), ("none", "region_mixup"), (0, 1)):
+        record = make_record(80, seed=seed, mixer=mixer, clean_weight=weight)
+        results.append((record, looked(extent=[10.0, 20.0 + seed])))
+    table = looks.differences([looks.by_method(results)])
+    assert [row["difference"] for row in table.rows] == [
+        "Region Mixup, clean_weight=0 - plain training",
+        "Region Mixup - clean loss twice (control)",
+    ]

@@ -64,21 +64,13 @@ def test_tables_as_files(tmp_path):
     )
 
 
-def test_committed_records_are_valid():
+def test_committed_records_are_valid_and_small():
     found = collection.gather(ROOT / "results")
-    assert found.records and found.problems == []
-    for path in (ROOT / "results").rglob("record.json"):
-        assert path.parent.name == records.read(path).run_id and path.stat().st_size < 100_000
-        for kind in ("attacks", "cam"):
-            assert (
-                records.measurements(path.parent, kind) is None
-                or (path.parent / f"{kind}.json").stat().st_size < 100_000
-            )
+    assert len(found.records) > 50 and found.problems == []
+    for folder in found.folders.values():
+        names = (records.RECORD, "attacks.json", "cam.json")
+        files = [folder / name for name in names if (folder / name).exists()]
+        assert max(file.stat().st_size for file in files) < 100_000
     # a report that somebody made there is not committed
     kept = [path for path in (ROOT / "results").rglob("*") if "report" not in path.parts]
     assert not [p for p in kept if p.stat().st_size > 500_000 and p.suffix != ".ipynb"]
-
-
-def test_every_table_has_its_place_in_the_site(tmp_path):
-    save(tmp_path, make_record())
-    assert set(report.tables(tmp_path)) == set(report.HEADINGS)

@@ -4,6 +4,7 @@ import math
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 from statsmodels.stats.power import TTestIndPower
@@ -49,20 +50,18 @@ def test_a_side_without_spread_is_no_cause_for_a_warning(even):
 
 
 def test_paired_is_the_interval_of_the_differences():
-    a, b = np.array([80.0, 82.0, 81.0, 85.0]), np.array([79.0, 80.5, 80.0, 83.0])
-    d = stats.paired(a, b)
-    assert (d.low, d.high) == pytest.approx(
-        tuple(scipy_stats.ttest_1samp(a - b, 0).confidence_interval())
-    ) and d.correlation == pytest.approx(np.corrcoef(a, b)[0, 1])
-    assert d.high - d.low < stats.welch(a, b).high - stats.welch(a, b).low, (
-        "runs that rise and fall together gain by pairing"
-    )
-    same = stats.paired(np.array([80.1, 82.3, 81.7]), np.array([80.1, 82.3, 81.7]) - 0.3)
-    assert same.mean == pytest.approx(0.3) and math.isnan(same.low) and math.isnan(same.p), (
+    a, b = pd.Series([80.0, 82.0, 81.0, 85.0]), pd.Series([79.0, 80.5, 80.0, 83.0, 0.0])
+    d, pairs = stats.paired(a, b), b[:4]
+    exact = scipy_stats.ttest_1samp(a - pairs, 0).confidence_interval()
+    assert (d.low, d.high, d.n) == (pytest.approx(exact.low), pytest.approx(exact.high), (4, 4))
+    assert d.correlation == pytest.approx(np.corrcoef(a, pairs)[0, 1])
+    alone = stats.welch(a, pairs)
+    assert d.high - d.low < alone.high - alone.low, "runs that rise and fall together gain by it"
+    same = pd.Series([80.1, 82.3, 81.7])
+    d = stats.paired(same, same - 0.3)
+    assert d.mean == pytest.approx(0.3) and math.isnan(d.low) and math.isnan(d.p), (
         "the same difference up to rounding is no spread"
     )
-    with pytest.raises(ValueError, match="not pairs"):
-        stats.paired([1, 2], [1])
 
 
 @pytest.mark.parametrize(
@@ -79,23 +78,6 @@ def test_without_a_spread_there_is_no_interval(a, b):
     d = stats.welch(a, b)
     assert math.isnan(d.low) and math.isnan(d.high) and math.isnan(d.p)
     assert not (d.low > 0 or d.high < 0), "nothing is resolved"
-
-
-def test_three_runs_cover_the_truth_as_often_as_they_say():
-    """95 % intervals from three runs, true difference 0.3: the percentage of 2000 simulations that
-    cover it (binomial noise: 0.5).
-    """
-    rng, hits = np.random.default_rng(0), {"welch": 0, "paired": 0}
-    for _ in range(2000):
-        common = rng.normal(0, 0.3, 3)
-        a, b = 0.3 + common + rng.normal(0, 0.2, 3), common + rng.normal(0, 0.2, 3)
-        for name, d in (("welch", stats.welch(a, b)), ("paired", stats.paired(a, b))):
-            hits[name] += d.low <= 0.3 <= d.high
-    coverage = {name: count / 20 for name, count in hits.items()}
-    assert 93.5 < coverage["paired"] < 96.5
-    assert coverage["welch"] > 96, (
-        "with correlated seeds Welch is too wide, which is why both are shown"
-    )
 
 
 def test_resampling_three_seeds_is_no_interval():
@@ -189,16 +171,9 @@ def test_mcnemar_by_hand():
         np.array([0] * 9 + [1] * 2 + [1] * 5, dtype=bool),
     )
     found = stats.mcnemar(a, b)
-    assert (found.only_a, found.only_b, found.images) == (
-        9,
-        2,
-        16,
-    ) and found.points == pytest.approx(100 * (a.mean() - b.mean()))
+    assert found.points == pytest.approx(100 * (a.mean() - b.mean()))
     assert found.p == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)
     assert stats.mcnemar(a, a).p == 1 and stats.mcnemar(~a, ~b).p == found.p
-    for wrong in (([1], [1, 0]), ([], [])):
-        with pytest.raises(ValueError, match="expected as many"):
-            stats.mcnemar(*wrong)
 
 
 def test_mcnemar_is_right_about_networks_and_wrong_about_methods():
@@ -284,11 +259,11 @@ def test_crossed_by_hand():
 @pytest.mark.parametrize("parts", [(0, 1, 0), (0, 0, 1), (0.3, 1, 1), (1, 1, 1), (1, 0, 0.1)])
 def test_crossed_covers_by_simulation(runs, images, parts):
     """Whatever share of the spread is of runs, of images, and of neither: the interval holds the
-    truth in about 19 of 20 cases or more.
+    truth in about 19 of 20 cases or more. A t test that takes all values as independent does not.
     """
     if runs == 1 and parts[0]:
         parts = (0, *parts[1:])  # one run tells nothing about others
-    rng, hits, false = np.random.default_rng(runs), 0, 0
+    rng, hits, naive = np.random.default_rng(runs), 0, 0
     for _ in range(400):
         values = (
             parts[0] * rng.standard_normal((runs, 1))
@@ -296,9 +271,11 @@ def test_crossed_covers_by_simulation(runs, images, parts):
             + parts[2] * rng.standard_normal((runs, images))
         )
         d = stats.crossed(values)
-        hits, false = hits + (d.low <= 0 <= d.high), false + (d.p < 0.05)
+        hits += d.low <= 0 <= d.high
+        naive += scipy_stats.ttest_1samp(values.ravel(), 0).pvalue >= 0.05
         assert (d.p < 0.05) == (not d.low <= 0 <= d.high)
     assert hits >= 365, "0.95 of 400, less 3.4 standard errors"
+    assert naive < 340 or parts[0] < 1
 
 
 @pytest.mark.parametrize("count, images", [(0, 24), (1, 200), (7, 24), (200, 200)])
@@ -326,32 +303,3 @@ def test_a_share_covers_by_simulation(runs, images, spread, base):
         low, high = stats.share(100.0 * (rng.random(found.shape) < found))
         hits += low <= truth <= high
     assert hits >= 365, "0.95 of 400, less 3.4 standard errors"
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_crossed_covers_the_difference_of_two_methods_on_verdicts(seeds):
-    """Right or wrong, paired by seed and image: networks of A are right on an image with a chance
-    that the image, the seed and the method move. Truth: the mean over many images and seeds. A t
-    test over images alone, its rows taken as independent, covers it too seldom with three seeds.
-    """
-    rng, images, hits, naive = np.random.default_rng(seeds), 300, 0, 0
-
-    def difference(count, pictures):
-        hard, luck = (
-            rng.normal(0, 1.5, pictures),
-            0.25 * rng.standard_normal((2, count if count > 1 else 1, 1)),
-        )
-        if count == 1:
-            luck[:] = 0  # one seed tells nothing about others
-        chance = [
-            1 / (1 + np.exp(-(1 + gain + extra + hard))) for gain, extra in zip((0.15, 0.0), luck)
-        ]
-        a, b = (rng.random((count, pictures)) < each for each in chance)
-        return 100 * (a.astype(float) - b)
-
-    truth = np.mean([difference(seeds, 100_000).mean() for _ in range(40)])
-    for _ in range(400):
-        values = difference(seeds, images)
-        d, flat = stats.crossed(values), stats.interval(values.ravel())
-        hits, naive = hits + (d.low <= truth <= d.high), naive + (flat[0] <= truth <= flat[1])
-    assert hits >= 365 and (seeds == 1 or naive < 340)
