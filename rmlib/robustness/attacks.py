@@ -181,11 +181,7 @@ def query_curve(result: dict, queries: int) -> list[float]:
 
 
 def checked_options(attack: str, options: dict) -> dict:
-    """The options of an attack, defaults filled in.
-
-    Raises:
-        UserError: unknown attack, an option that it does not have, a count below 1.
-    """
+    """The options of an attack, checked, defaults filled in."""
     if attack not in ATTACKS:
         raise UserError(f"attack={attack!r}: {nearest(attack, ATTACKS)}")
     for name, value in options.items():
@@ -193,12 +189,8 @@ def checked_options(attack: str, options: dict) -> dict:
             owners = [other for other in ATTACKS if name in OPTIONS[other]]
             belongs = f" (it belongs to {', '.join(owners)})" if owners else ""
             raise UserError(f"{name}={value} does nothing for attack '{attack}'{belongs}")
-    low = {"seed": 0}
-    whole = {
-        name: checked(name, value, low.get(name, 1), 2**63 - 1, int)
-        for name, value in options.items()
-    }
-    return OPTIONS[attack] | whole
+        options[name] = checked(name, value, 0 if name == "seed" else 1, 2**63 - 1, int)
+    return OPTIONS[attack] | options
 
 
 def right(model, images, labels, batch_size: int) -> torch.Tensor:

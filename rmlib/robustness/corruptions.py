@@ -142,16 +142,9 @@ THROUGH_PILLOW = {"pixelate": _pixelate, "jpeg_compression": _jpeg}
 def evaluate(
     model, images: torch.Tensor, labels: torch.Tensor, *, batch_size: int = 500, seed: int = 0
 ) -> dict:
-    """Accuracy of a network under every corruption at every severity.
+    """Accuracy of a network on uint8 images under every corruption at every severity.
 
-    An image is right where its true logit is above every other one.
-
-    Args:
-        model: a network that returns logits for images in [0, 1].
-        images: (N, 3, H, W) uint8.
-        labels: (N,) int64.
-        batch_size: images in a forward pass.
-        seed: of the noise.
+    An image is right where its true logit is above every other one. ``seed``: of the noise.
 
     Returns:
         ``images``, their number; in percent ``clean_accuracy``, ``accuracy`` (corruption -> one
