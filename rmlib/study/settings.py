@@ -87,15 +87,9 @@ def check(notebook: str, namespace: dict) -> Any:
     Every name set in the parameter cells just run must be a parameter. So a misspelt name stops the
     notebook here, also one injected by papermill, which only warns. The cell can be run again.
     """
-    plain = (bool, int, float, str, list, tuple, dict, type(None))
     known = NOTEBOOKS[notebook].model_fields if notebook in NOTEBOOKS else {}
-    names = _names_just_set(namespace["In"]) if "In" in namespace else set(namespace)
-    values = {}
-    for name, value in namespace.items():
-        new = name in names and isinstance(value, plain) and not name.startswith("_")
-        if new or name in known:
-            values[name] = value
-    return parse(notebook, values)
+    names = known.keys() | _names_just_set(namespace["In"])
+    return parse(notebook, {name: value for name, value in namespace.items() if name in names})
 
 
 def _names_just_set(history: list[str]) -> set[str]:

@@ -48,7 +48,6 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
 
     Raises:
         Stopped: asked to end, and so it did.
-        UserError: the notebook is missing, or a cell failed (the executed copy shows which).
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -110,7 +109,7 @@ def _execute(source, target, parameters, ending, begun):
         except (RuntimeError, ZMQError) as error:
             if ending.is_set():
                 raise Stopped("stopped with the notebook") from None
-            if isinstance(error, DeadKernelError) or not _never_began(target):
+            if isinstance(error, DeadKernelError) or begun.is_set():
                 raise
             reason = str(error).splitlines()[0]
             if pause is None:
@@ -137,17 +136,8 @@ def _end_kernel(begun):
                 process.send_signal(number or signal.SIGKILL)
 
 
-def _never_began(target):
-    """Whether no cell of a notebook was executed: then trying again repeats nothing."""
-    try:
-        cells = nbformat.read(target, as_version=4).cells
-    except OSError:
-        return True
-    return not any(cell.get("execution_count") for cell in cells)
-
-
 def check_parameters(path: Path) -> None:
-    """Refuse a notebook in which papermill could not set the parameters, before any kernel starts."""
+    """Refuse a notebook in which papermill could not set the parameters."""
     try:
         found = nbformat.read(path, as_version=4).cells
     except (OSError, ValueError) as error:
