@@ -14,9 +14,11 @@ from rmlib.data import ImageSet, stream, to_float
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards every module has the mode it had (a frozen BatchNorm stays frozen)."""
+    """Eval mode; afterwards every module has the mode it had (a frozen BatchNorm stays frozen).
+
+    By the flags alone: a network's own train() could do more than can be undone, or be missing.
+    """
     modes = {module: module.training for module in model.modules()}
-    # not by eval(), which an exported network does not have
     for module in modes:
         module.training = False
     try:
@@ -24,13 +26,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards everything is as it was."""
-    with eval_mode(model), torch.no_grad():
-        yield
 
 
 @contextlib.contextmanager
@@ -69,7 +64,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 500, bf16: bool 
     """Logits (N, C) float32 on the CPU for uint8 images (N, 3, H, W), in eval mode, in batches."""
     device = next(model.parameters()).device
     bf16_allowed = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-    with evaluating(model), full_precision(), bf16_allowed:
+    with eval_mode(model), torch.no_grad(), full_precision(), bf16_allowed:
         parts = images.split(batch_size)
         return torch.cat([logits_of(model, to_float(x.to(device))).float() for x in parts]).cpu()
 

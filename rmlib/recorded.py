@@ -43,9 +43,6 @@ def recording_of(run: Run) -> "Recording | None":
     """What :func:`rmlib.train.training` replays: on CUDA a recording, else None.
 
     Network and batches are compiled first where the run asks for it. Nothing is recorded yet.
-
-    Raises:
-        UserError: ``compiled`` without a compiler.
     """
     if run.loader.device.type == "cuda":
         return Recording(run)
@@ -77,7 +74,7 @@ class Recording:
         """
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())
-        with self._on_stream():
+        with torch.cuda.stream(self.stream):
             if self.tables is None:
                 self.prepare(choices)
                 self.record()
@@ -88,7 +85,7 @@ class Recording:
 
     def replay(self, step: int) -> None:
         """Do the next step, number ``step`` of the epoch; on CUDA it is only sent off."""
-        with self._on_stream():
+        with torch.cuda.stream(self.stream):
             self.graphs[self.run.loader.size_of(step)].replay()
 
     def wait(self) -> None:
@@ -145,17 +142,11 @@ class Recording:
             self.compute(size)
         return graph
 
-    def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
-
 
 def compile_steps(run: Run, batches: bool = True) -> None:
     """Compile the network of a run, and with ``batches`` what makes a batch.
 
     Whole batches alone are compiled; the smaller last one of an epoch is not.
-
-    Raises:
-        UserError: there is no compiler.
     """
     need_compiler(run.loader.device.type)
     _share_compiled()
@@ -179,11 +170,7 @@ def _share_compiled() -> None:
 
 
 def need_compiler(device: str) -> None:
-    """Refuse to compile for a device, cpu or cuda, without a compiler.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Refuse to compile for a device, cpu or cuda, without a compiler."""
     compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
     # Triton's launchers need them
     headers = device == "cpu" or Path(sysconfig.get_paths()["include"], "Python.h").exists()

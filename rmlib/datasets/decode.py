@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import sys
 import warnings
 import zipfile
 from collections import Counter
@@ -31,9 +30,8 @@ def parallel(function, tasks, description):
     # unlike multiprocessing's, these need no `if __name__ == "__main__"` in the caller's script
     workers = joblib.Parallel(min(os.cpu_count() or 1, len(tasks)), return_as="generator")
     results = workers(joblib.delayed(function)(*task) for task in tasks)
-    quiet = not sys.stderr.isatty()
     try:
-        return list(tqdm(results, description, len(tasks), leave=False, disable=quiet))
+        return list(tqdm(results, description, len(tasks), leave=False, disable=None))
     except BrokenProcessPool as error:
         remedy = "it needs more memory, or smaller images"
         raise UserError(f"a process was killed while {description}: {remedy}") from error
@@ -75,11 +73,7 @@ def _measure(name, size):
 
 
 def decode(path: Path, names, split: str):
-    """Pixels (N, 3, H, W) uint8 of some files, how many of each mode, and what was changed.
-
-    Raises:
-        UserError: an image cannot be read, or they are of different sizes.
-    """
+    """Pixels (N, 3, H, W) uint8 of some files, how many of each mode, and what was changed."""
     _check_memory(path, names)
     tasks = [(path, names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
     chunks = parallel(_decode_chunk, tasks, f"decoding {split}")

@@ -39,11 +39,7 @@ ARCHIVES = {
 
 
 def download(archive: str, md5: str, urls, root: Path) -> Path:
-    """Fetch one archive from the first mirror that serves the right bytes.
-
-    Raises:
-        UserError: no mirror worked; the message lists why, and what to do by hand.
-    """
+    """Fetch one archive from the first mirror that serves the right bytes."""
     import pooch
 
     own = os.environ.get("RMLIB_MIRROR")

@@ -18,7 +18,6 @@ Before its pooling this network has no BN-ReLU, so half of the values at "layer4
 which Grad-CAM++ does not expect: its denominator can become small or negative.
 """
 
-import contextlib
 from importlib.metadata import version
 
 import numpy as np
@@ -70,9 +69,6 @@ def maps(
     Returns:
         (N, H, W) float32 on the CPU, 0 to 1 in every map, less where grad-cam's 1e-7 in the scaling
         weighs. A map without positive evidence, or the same everywhere, is 0.
-
-    Raises:
-        UserError: unknown layer, method or class, a layer that no map can be made of, other images.
     """
     pixels = as_pixels(model, images, classes, kinds=(torch.float32, torch.float64, torch.bfloat16))
     module = _named(model, layer)
@@ -165,20 +161,11 @@ def _scaled(values):
     return values / (1e-7 + values.amax((1, 2), keepdim=True))
 
 
-@contextlib.contextmanager
-def _hooked(module, hook):
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 @torch.no_grad()
 def _output(model, module, pixels):
     """What a module returns for images."""
     outputs = []
-    with _hooked(module, lambda _, __, output: outputs.append(output)):
+    with module.register_forward_hook(lambda _, __, output: outputs.append(output)):
         model(pixels)
     return outputs[0]
 
@@ -196,7 +183,7 @@ def _as_float(values):
 def _through_library(model, module, batches, method, enlarged, reshape):
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     explainer, found = None, []
-    with _hooked(module, _cut):
+    with module.register_forward_hook(_cut):
         try:
             model.requires_grad_(False)
             stack = _as_float if reshape is None else lambda values: _as_float(reshape(values))
@@ -226,7 +213,7 @@ def _probed(model, layer, module, image, classes, reshape):
         outputs.append(output.detach().requires_grad_() if floats else output)
         return outputs[-1].clone() if floats else output
 
-    with _hooked(module, cut):
+    with module.register_forward_hook(cut):
         logits = logits_of(model, image)
     check_classes(logits, classes, "explained")
     inside = layer.rpartition(".")[0]

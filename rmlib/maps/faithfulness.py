@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from rmlib import UserError
 from rmlib.data import stream
-from rmlib.evaluate import evaluating, full_precision, logits_of
+from rmlib.evaluate import eval_mode, full_precision, logits_of
 from rmlib.maps import cam
 from rmlib.measuring import as_pixels, check_classes, image_keys
 
@@ -31,7 +31,8 @@ def probability(
 ) -> torch.Tensor:
     """Probability (N,) float64, on the CPU, of a class of each image (N, C, H, W) in [0, 1]."""
     parameter = next(model.parameters())
-    with evaluating(model), full_precision(), torch.autocast(parameter.device.type, enabled=False):
+    as_it_is = torch.autocast(parameter.device.type, enabled=False)
+    with eval_mode(model), torch.no_grad(), full_precision(), as_it_is:
         # copies, whatever the network does to its input
         copies = (part.to(parameter, copy=True) for part in pixels.split(batch_size))
         logits = torch.cat([logits_of(model, part).double() for part in copies]).cpu()
@@ -59,10 +60,6 @@ def drop_and_increase(model, pixels, grids, classes) -> tuple[torch.Tensor, torc
 
     Returns:
         Both (N,) float64, 0 to 100.
-
-    Raises:
-        UserError: images outside [0, 1], maps or classes that do not fit them; so do :func:`curves`
-            and :func:`road`.
     """
     pixels, grids, classes = _on_cpu(model, pixels, grids, classes)
     whole = probability(model, pixels, classes)
@@ -183,14 +180,7 @@ def randomised(model, seed: int = 0):
 
 
 def sanity(
-    model,
-    pixels,
-    classes,
-    layer: str,
-    method: str = "gradcam++",
-    seed: int = 0,
-    *,
-    reshape=None,
+    model, pixels, classes, layer: str, method: str = "gradcam++", seed: int = 0, *, reshape=None
 ) -> dict[str, torch.Tensor]:
     """Rank correlation (N,) of each map with that of the network with shuffled weights.
 

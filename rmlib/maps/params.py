@@ -13,25 +13,11 @@ class CamParams(NetworksParams):
 
     images: Int = Field(6, ge=1, le=40, description="images in the figures, drawn by the seed")
     measured: Limit = Field(
-        200,
-        ge=2,
-        description=(
-            "images whose maps are compared with the object and the grid, drawn by the seed; None"
-            " or all: every one"
-        ),
+        200, ge=2, description="images whose maps are measured, drawn by the seed; None or all: all"
     )
     perturbed: Limit = Field(
-        24,
-        ge=2,
-        description=(
-            "how many of them are changed by their maps and shown to the network again; None or"
-            " all: every one"
-        ),
+        24, ge=2, description="of them changed and shown to the network again; None or all: all"
     )
-    layer: str = Field(
-        "layer4", description="module whose output is explained; layer4 in the paper"
-    )
+    layer: str = Field("layer4", description="module that is explained; layer4 in the paper")
     beside: str = Field("layer3", description="a second one, shown beside it")
-    k: Int = Field(
-        2, ge=2, description="tiles per side of the grid whose trace is looked for in the maps"
-    )
+    k: Int = Field(2, ge=2, description="tiles per side of the grid whose trace is looked for")

@@ -73,7 +73,7 @@ def library(attack: str) -> str:
 
 
 def perturb(model, images, labels, attack="fgsm", eps="8/255", **options) -> torch.Tensor:
-    """Adversarial images (N, C, H, W) on the CPU; arguments and errors as for :func:`run`."""
+    """Adversarial images (N, C, H, W) on the CPU; arguments as for :func:`run`."""
     return run(model, images, labels, attack, eps, verdicts=False, **options).images
 
 
@@ -105,8 +105,6 @@ def run(
             ``seed``.
 
     Raises:
-        UserError: unknown attack or option, eps outside [0, 1], images or labels that do not fit,
-            or a network that cannot be attacked.
         RuntimeError: the attack left the ball or the range.
     """
     try:
@@ -136,7 +134,7 @@ def run(
 
 
 def evaluate(model, images, labels, attack="fgsm", eps="8/255", **options) -> dict:
-    """Attack a network and count; arguments and errors as for :func:`run`.
+    """Attack a network and count; arguments as for :func:`run`.
 
     Returns:
         Numbers of images: ``images``, ``clean_correct`` before the attack, ``fooled`` (right
@@ -181,11 +179,7 @@ def query_curve(result: dict, queries: int) -> list[float]:
 
 
 def checked_options(attack: str, options: dict) -> dict:
-    """The options of an attack, defaults filled in.
-
-    Raises:
-        UserError: unknown attack, an option that it does not have, a count below 1.
-    """
+    """The options of an attack, checked, defaults filled in."""
     if attack not in ATTACKS:
         raise UserError(f"attack={attack!r}: {nearest(attack, ATTACKS)}")
     for name, value in options.items():
@@ -193,12 +187,8 @@ def checked_options(attack: str, options: dict) -> dict:
             owners = [other for other in ATTACKS if name in OPTIONS[other]]
             belongs = f" (it belongs to {', '.join(owners)})" if owners else ""
             raise UserError(f"{name}={value} does nothing for attack '{attack}'{belongs}")
-    low = {"seed": 0}
-    whole = {
-        name: checked(name, value, low.get(name, 1), 2**63 - 1, int)
-        for name, value in options.items()
-    }
-    return OPTIONS[attack] | whole
+        options[name] = checked(name, value, 0 if name == "seed" else 1, 2**63 - 1, int)
+    return OPTIONS[attack] | options
 
 
 def right(model, images, labels, batch_size: int) -> torch.Tensor:

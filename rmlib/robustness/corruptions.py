@@ -63,9 +63,6 @@ def corrupt(images: torch.Tensor, name: str, severity: int, seed: int = 0) -> to
         name: one of CORRUPTIONS.
         severity: 1 (mild) to 5.
         seed: of the noise, a function of seed, corruption, severity and each image's own pixels.
-
-    Raises:
-        UserError: unknown corruption or severity, or images that are not 8-bit colour images.
     """
     if name not in STRENGTHS:
         raise UserError(f"corruption={name!r}: {nearest(name, CORRUPTIONS)}")
@@ -142,24 +139,13 @@ THROUGH_PILLOW = {"pixelate": _pixelate, "jpeg_compression": _jpeg}
 def evaluate(
     model, images: torch.Tensor, labels: torch.Tensor, *, batch_size: int = 500, seed: int = 0
 ) -> dict:
-    """Accuracy of a network under every corruption at every severity.
+    """Accuracy of a network on uint8 images under every corruption at every severity.
 
-    An image is right where its true logit is above every other one.
-
-    Args:
-        model: a network that returns logits for images in [0, 1].
-        images: (N, 3, H, W) uint8.
-        labels: (N,) int64.
-        batch_size: images in a forward pass.
-        seed: of the noise.
+    An image is right where its true logit is above every other one. ``seed``: of the noise.
 
     Returns:
         ``images``, their number; in percent ``clean_accuracy``, ``accuracy`` (corruption -> one
         number for each severity), and ``mean_accuracy`` over all of them.
-
-    Raises:
-        UserError: see :func:`rmlib.measuring.as_pixels`; labels that the network does not know;
-            logits that are not finite.
     """
 
     def accuracy(logits):

@@ -5,9 +5,6 @@ vanishes, and the attack stands still. :func:`check` compares it with stronger a
 images, after the advice of Carlini et al. 2019, https://arxiv.org/abs/1902.06705.
 """
 
-import functools
-from typing import NamedTuple
-
 import numpy as np
 from scipy.stats import binomtest
 
@@ -32,13 +29,6 @@ WARNINGS = (
 STRONGER = ("fgsm_margin", "pgd", "square", "autoattack")  # attacks that FGSM is checked against
 
 
-class Verdicts(NamedTuple):
-    """Which images an attack left right: their places in the test set, and (N,) bool."""
-
-    places: np.ndarray
-    right: np.ndarray
-
-
 def check(results: dict, eps: str, total: int, seed: int) -> dict:
     """Whether the FGSM number of a network at one size of perturbation can be believed.
 
@@ -53,9 +43,6 @@ def check(results: dict, eps: str, total: int, seed: int) -> dict:
         FGSM, and after every attack at this eps, on the ``images`` that all but AutoAttack saw.
         ``warnings``: those of WARNINGS that apply, none where nothing contradicts FGSM. Where a
         masked gradient fools the margin and PGD alike, Square alone can show it.
-
-    Raises:
-        UserError: no FGSM or no stronger attack at this eps, or more images than there are.
     """
     from rmlib.evaluate import sample  # torch, which tables without attacks do not need
 
@@ -68,27 +55,27 @@ def check(results: dict, eps: str, total: int, seed: int) -> dict:
         raise UserError(f"total={total}: expected the number of images of the whole test set")
     if ("fgsm", "0") in results:
         seen["clean"] = results["fgsm", "0"]
-    verdicts = {}
+    # for every image of the test set 1 if right after the attack, else 0; NaN: not attacked
+    verdicts = {name: np.full(total, np.nan) for name in seen}
     for name, result in seen.items():
         places = sample(total, result["images"], seed, PURPOSE).numpy()
-        verdicts[name] = Verdicts(places, unpack_bits(result["correct"], result["images"]))
+        verdicts[name][places] = unpack_bits(result["correct"], result["images"])
     # AutoAttack's few images do not shrink the rest
-    many = [each for name, each in verdicts.items() if name != "autoattack"]
-    common = functools.reduce(np.intersect1d, [each.places for each in many])
-    after = [each.right[np.isin(each.places, common)] for each in many]
+    many = np.stack([each for name, each in verdicts.items() if name != "autoattack"])
+    common = many[:, ~np.isnan(many).any(0)]
     zero = seen["fgsm"]["zero_gradient"] / seen["fgsm"]["images"]
     return {
         "zero_gradient": 100 * zero,
-        "fgsm": 100 * after[0].mean(),
-        "strongest": 100 * np.logical_and.reduce(after).mean(),
-        "images": len(common),
+        "fgsm": 100 * common[0].mean(),
+        "strongest": 100 * common.min(0).mean(),
+        "images": common.shape[1],
         "warnings": _warnings(zero, verdicts["fgsm"], {name: verdicts[name] for name in stronger}),
     }
 
 
 def _warnings(zero, fgsm, others):
     # attack -> images that survive FGSM alone, and that attack alone
-    only = {name: _only_after(fgsm, each) for name, each in others.items()}
+    only = {name: _alone(fgsm, each) for name, each in others.items()}
     fools_more = {name: _beyond_chance(*counts) for name, counts in only.items()}
     signs = (
         zero >= NO_GRADIENT,
@@ -102,11 +89,9 @@ def _warnings(zero, fgsm, others):
     return [text for text, applies in zip(WARNINGS, found) if applies]
 
 
-def _only_after(first, second):
-    """Of the images that two attacks saw: how many survive the first alone, and the second."""
-    a = first.right[np.isin(first.places, second.places)]
-    b = second.right[np.isin(second.places, first.places)]
-    return int((a & ~b).sum()), int((~a & b).sum())
+def _alone(first, second):
+    """How many images survive one attack but not the other: the first, the second."""
+    return int((first > second).sum()), int((first < second).sum())
 
 
 def _beyond_chance(more, fewer):

@@ -20,35 +20,15 @@ FULL_ROBUSTNESS = {
 class RobustnessParams(NetworksParams):
     """Parameters of 03_robustness."""
 
-    images: Limit = Field(
-        200,
-        ge=1,
-        description=(
-            "test images under FGSM, Square and corruptions, drawn by the seed; None or all:"
-            " every one"
-        ),
-    )
-    eps: list[Eps] = Field(
-        ["0", "8/255", "32/255"],
-        description="sizes of the perturbation for FGSM and for PGD, which checks it",
-    )
-    square_eps: list[Eps] = Field(
-        ["8/255"], min_length=1, description="sizes of the perturbation for Square"
-    )
-    queries: Int = Field(
-        100, ge=1, description="Square: evaluations of perturbed images per image; 100 in the paper"
-    )
-    check_images: Limit = Field(
-        None, ge=1, description="how many of the images PGD attacks; None or all: every one"
-    )
+    images: Limit = Field(200, ge=1, description="test images, drawn by the seed; None or all: all")
+    eps: list[Eps] = Field(["0", "8/255", "32/255"], description="perturbations of FGSM and PGD")
+    square_eps: list[Eps] = Field(["8/255"], min_length=1, description="perturbations of Square")
+    queries: Int = Field(100, ge=1, description="of Square about an image; 100 in the paper")
+    check_images: Limit = Field(None, ge=1, description="of them under PGD; None or all: all")
     autoattack_images: Int = Field(
-        4,
-        ge=0,
-        description="how many of them AutoAttack attacks: seconds per image on a CPU; 0: none",
+        4, ge=0, description="of them under AutoAttack: seconds for each on a CPU; 0: none"
     )
-    autoattack_eps: list[Eps] = Field(
-        ["32/255"], description="sizes of the perturbation for AutoAttack"
-    )
+    autoattack_eps: list[Eps] = Field(["32/255"], description="perturbations of AutoAttack")
     batch_size: Int = Field(200, ge=1, description="images attacked together: for speed and memory")
 
     @field_validator("eps")

@@ -122,21 +122,12 @@ def square(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attack the images that a network has right, until they fall or their queries are used up.
 
-    Args:
-        model: a network in eval mode that returns logits (N, classes) for images in [0, 1].
-        images: (N, C, H, W) floating point in [0, 1], on the network's device and of its type.
-        labels: (N,) int64, there too.
-        eps: largest change of a pixel.
-        queries: evaluations of perturbed images for each image, at least 1.
-        batch_size: images in a forward pass; the result depends on it only through rounding.
-        seed: of all draws.
+    Arguments are those of :func:`rmlib.robustness.attacks.run`, checked there: a network in eval
+    mode, images on its device and of its type.
 
     Returns:
         The attacked images; whether each is still right, (N,) bool; and its queries, (N,) int64:
         0 where the network was wrong, for a fallen image the query that felled it.
-
-    Raises:
-        UserError: logits that are no numbers, for an image as it is.
     """
     found, used = images.clone(), torch.zeros_like(labels)
     clean = margins_of(model, images, labels, batch_size)

@@ -167,7 +167,6 @@ def _lesson_options(parser):
 
 
 def run_data(options) -> int:
-    """``rmlib data``."""
     from rmlib.datasets import sources
 
     how = {"offline": options.offline, "allow_partial": options.allow_partial}
@@ -184,7 +183,6 @@ def run_data(options) -> int:
 
 
 def run_train(options) -> int:
-    """``rmlib train``."""
     given = {name: getattr(options, name) for name in NOTEBOOKS[CELL].model_fields}
     params = parse(CELL, {name: value for name, value in given.items() if value is not None})
     from rmlib.study.runs.run import train
@@ -204,7 +202,6 @@ def run_train(options) -> int:
 
 
 def run_batch(options) -> int:
-    """``rmlib batch``."""
     _check_batch(options)
     from rmlib.study.batch import batch as batches
     from rmlib.study.batch import plan
@@ -244,7 +241,6 @@ def _positive(options, *names):
 
 
 def run_report(options) -> int:
-    """``rmlib report``."""
     if not options.into:
         root = options.folder or paths.runs_dir()
         return 1 if make_report(root, options.out or root / "report", options.book) else 0
@@ -287,7 +283,6 @@ def make_report(root: Path, folder: Path, book: bool) -> int:
 
 
 def run_explain(options) -> int:
-    """``rmlib explain``."""
     from rmlib.study.report import explain
 
     print(explain.explain(options.words, options.column, options.all))
@@ -295,7 +290,6 @@ def run_explain(options) -> int:
 
 
 def run_bench(options) -> int:
-    """``rmlib bench``."""
     _positive(options, "rounds", "width")
     if not {"attacks", "maps"}.isdisjoint(options.only):
         needs("robustness", "maps")
@@ -312,7 +306,6 @@ def run_bench(options) -> int:
 
 
 def run_lesson(options) -> int:
-    """``rmlib lesson``."""
     from rmlib.study import exercises
     from rmlib.study.lesson import PASSED
 

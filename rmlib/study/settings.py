@@ -52,11 +52,7 @@ def takes_list(name: str) -> bool:
 
 
 def parse(notebook: str, values: dict) -> Any:
-    """The frozen record of a notebook's parameters: checked, defaults filled in, text a number.
-
-    Raises:
-        UserError: one line that names every unknown name, mistyped value and its remedy.
-    """
+    """The frozen record of a notebook's parameters: checked, defaults filled in, text a number."""
     if notebook not in NOTEBOOKS:
         raise UserError(f"unknown notebook {notebook!r}: {nearest(notebook, NOTEBOOKS)}")
     model = NOTEBOOKS[notebook]
@@ -91,29 +87,28 @@ def check(notebook: str, namespace: dict) -> Any:
     Every name set in the parameter cells just run must be a parameter. So a misspelt name stops the
     notebook here, also one injected by papermill, which only warns. The cell can be run again.
     """
-    plain = (bool, int, float, str, list, tuple, dict, type(None))
     known = NOTEBOOKS[notebook].model_fields if notebook in NOTEBOOKS else {}
-    names = _names_just_set(namespace["In"]) if "In" in namespace else set(namespace)
-    values = {}
-    for name, value in namespace.items():
-        new = name in names and isinstance(value, plain) and not name.startswith("_")
-        if new or name in known:
-            values[name] = value
-    return parse(notebook, values)
+    names = known.keys() | _names_just_set(namespace["In"])
+    return parse(notebook, {name: value for name, value in namespace.items() if name in names})
 
 
 def _names_just_set(history: list[str]) -> set[str]:
     """Names assigned right before the running cell, in cells that assign literals alone."""
-    names = set()
+    names: set[str] = set()
     for source in reversed(history[:-1]):
-        try:
-            nodes: Any = ast.parse(source).body
-            found = {target.id for node in nodes for target in node.targets}
-            for node in nodes:
-                ast.literal_eval(node.value)
-        except (SyntaxError, ValueError, AttributeError):  # not a cell of plain assignments
-            break
+        found = assigned(source)
         if not found:
             break
         names |= found
     return names
+
+
+def assigned(source: str) -> set[str] | None:
+    """The names that a cell sets; None if it holds more than assignments of literals."""
+    try:
+        nodes: Any = ast.parse(source).body
+        for node in nodes:
+            ast.literal_eval(node.value)
+        return {target.id for node in nodes for target in node.targets}
+    except (SyntaxError, ValueError, AttributeError):
+        return None

@@ -71,29 +71,6 @@ def test_moved_and_renamed_classes_are_noticed(pictures, tmp_path, cache):
     assert load(f"folder:{other}").classes == ("blue moon", "crimson", "green")
 
 
-def test_val_counts_where_there_is_no_test_and_hidden_files_never(pictures, tmp_path, cache):
-    other = shutil.copytree(pictures, tmp_path / "other")
-    shutil.copytree(other / "test", other / "val")
-    (other / "train" / "red" / "._0.png").write_bytes(b"left by a file manager")
-    assert len(load(f"folder:{other}", split="test")) == 30 and len(load(f"folder:{other}")) == 60
-    shutil.rmtree(other / "test")
-    assert len(load(f"folder:{other}", split="test")) == 30
-
-
-def test_a_damaged_cache_is_rebuilt(pictures, cache, capsys):
-    name = f"folder:{pictures}"
-    before = load(name)
-    (stored,) = cache.iterdir()
-    content = bytearray(stored.read_bytes())
-    content[len(content) // 3] ^= 255
-    stored.write_bytes(content)
-    assert torch.equal(load(name).images, before.images) and "damaged" in capsys.readouterr().err
-    stored.write_bytes(b"<html>")
-    assert load(name).checksum == before.checksum
-    assert load(name).checksum == before.checksum and "damaged" in capsys.readouterr().err
-    assert capsys.readouterr().err == ""
-
-
 def test_a_cache_without_one_of_its_arrays_is_made_again(pictures, cache, capsys):
     before = load(f"folder:{pictures}")
     (stored,) = cache.iterdir()
@@ -295,16 +272,6 @@ def test_missing_and_broken_data_get_one_clear_line(tmp_path, cache, prepare, na
     with pytest.raises(UserError, match=words) as error:
         load(name.replace("{p}", str(tmp_path)), tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_broken_and_unequal_images(pictures, tmp_path, cache):
-    other = shutil.copytree(pictures, tmp_path / "other")
-    (other / "test" / "red" / "0.png").write_bytes(b"not an image")
-    with pytest.raises(UserError, match="test/red/0.png.*cannot be read as an image"):
-        load(f"folder:{other}")
-    Image.new("RGB", (5, 5)).save(other / "test" / "red" / "0.png")
-    with pytest.raises(UserError, match="different sizes"):
-        load(f"folder:{other}")
 
 
 @pytest.mark.parametrize("given", ["~nosuch", "~nosuch/data"])

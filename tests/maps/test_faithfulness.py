@@ -278,35 +278,3 @@ def test_a_map_that_ignores_the_network_fails_the_sanity_check(monkeypatch):
     assert list(stages) == ["linear", "layer4", "layer3", "layer2", "layer1", "conv1"] and all(
         math.isclose(each.min(), 1) for each in stages.values()
     )
-
-
-def logit(model, pixels, classes, batch_size=500):
-    return model(pixels).gather(1, classes[:, None])[:, 0].double().detach()
-
-
-@pytest.mark.parametrize(
-    "name, wrong, caught_by",
-    [
-        ("probability", logit, test_drop_and_increase_by_hand),
-        ("ranks", lambda grids, seed=0: ranks(-grids, seed), test_road_finds_what_the_network_sees),
-        (
-            "ranks",
-            lambda grids, seed=0: ranks(-grids, seed),
-            test_curves_of_a_network_that_sees_one_quarter,
-        ),
-        (
-            "NoisyLinearImputer",
-            lambda noise: lambda image, keep: image,
-            test_road_finds_what_the_network_sees,
-        ),
-        (
-            "gaussian_blur",
-            lambda pixels, *_: pixels,
-            test_curves_of_a_network_that_sees_one_quarter,
-        ),
-    ],
-)
-def test_wrong_parts_are_caught(name, wrong, caught_by, monkeypatch):
-    monkeypatch.setattr(faithfulness, name, wrong)
-    with pytest.raises(AssertionError):
-        caught_by()

@@ -175,28 +175,6 @@ def test_a_planted_trace_is_found():
         assert sign * gain.mean() > 10 * gain.std() / 500**0.5
 
 
-def share(part, whole):
-    return 100 * part.flatten(1).sum(1).double() / whole.flatten(1).sum(1)
-
-
-@pytest.mark.parametrize(
-    "measure, wrong",
-    [
-        (localization.energy_inside, lambda grids, masks: share(grids.where(masks, 0.5), grids)),
-        (localization.pointing_game, lambda grids, masks: share(grids == 1, grids == 1)),
-        (localization.pointing_game, lambda grids, masks: share((grids == 1) & masks, masks)),
-        (localization.iou, lambda grids, masks: share((grids >= 0.5) & masks, grids >= 0.5)),
-        (localization.iou, lambda grids, masks: share((grids > 0.5) & masks, grids + masks > 0.5)),
-    ],
-)
-def test_wrong_measures_are_caught(measure, wrong):
-    """The maps above tell these from the right ones, the empty map aside."""
-    (grids, masks), (grid, mask) = known(), between()
-    grids, masks = torch.cat((grids[:3], grids[4:7])), torch.cat((masks[:3], masks[4:7]))
-    right = torch.cat((measure(grids, masks), measure(grid, mask)))
-    assert not torch.allclose(torch.cat((wrong(grids, masks), wrong(grid, mask))), right)
-
-
 def test_mistakes():
     grids, masks = known()
     with pytest.raises(UserError, match="expected bool"):

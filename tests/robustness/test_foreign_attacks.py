@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rmlib import UserError
-from rmlib.evaluate import evaluating
+from rmlib.evaluate import eval_mode
 from rmlib.robustness import attacks, corruptions
 
 EPS = 4 / 255
@@ -43,7 +43,7 @@ def test_the_step_is_that_of_autograd_and_the_counts_are_those_of_the_network(na
     )
     found = attacks.run(model.train(), images, labels, "fgsm", EPS)
     assert torch.allclose(found.images, expected, atol=1e-6) and model.training
-    with evaluating(model):
+    with eval_mode(model), torch.no_grad():
         assert torch.equal(found.after, model(found.images).argmax(1) == labels)
     assert found.before.tolist() == [False, *[True] * 5]
     square = attacks.evaluate(model, images, labels, "square", EPS, queries=4)

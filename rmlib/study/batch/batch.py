@@ -24,7 +24,7 @@ from rmlib.study.runs import records
 from rmlib.study.settings import CELL
 
 # signals that end the program count as Ctrl-C; SIGHUP: a closed terminal
-ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOCK = ".batch.lock"
 # what a notebook needs besides the extra "study"
 EXTRA = {"03_robustness": "robustness", "04_cam": "maps", "05_results": "maps"}
@@ -32,25 +32,16 @@ EXTRA = {"03_robustness": "robustness", "04_cam": "maps", "05_results": "maps"}
 
 @dataclass(frozen=True)
 class Options:
-    """What one call of a batch may choose; the command line has the same names."""
+    """What one call of a batch may choose: the options of the command line, explained there."""
 
-    # notebooks at the same time; None: :func:`local_places`, on Ray what the cluster takes
     workers: int | None = None
-    # of the runs, start none but those that failed before
     only_failed: bool = False
-    # after a failure start what else there is; False: let what runs end, and start nothing more
     keep_going: bool = True
-    # after this time nothing starts, and what trains stops with a checkpoint
     max_minutes: float | None = None
-    # minutes after which a notebook counts as hanging: it is ended and has failed
-    timeout: float | None = None
-    # see TrainParams; of every run
+    timeout: float | None = None  # minutes
     compiled: bool = False
-    # see :func:`rmlib.study.batch.executors.chosen_gpus`
     gpus: str | None = None
-    # runs that share a GPU
     per_gpu: int = 1
-    # local, or ray with the address of a cluster
     executor: str = "local"
     address: str | None = None
 
@@ -87,11 +78,6 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
 
     Returns:
         How many runs and notebooks are done, failed, stopped or left.
-
-    Raises:
-        UserError: another batch works in this folder, it cannot be written, data are missing or
-            others than before, no such GPU or cluster, a record of a later rmlib, or the folder was
-            deleted meanwhile.
     """
     options = options or Options()
     refusal = f"another batch works in {batch.out}: wait for it, or stop it first"
@@ -122,11 +108,7 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
 
 
 def dry_run(batch: Batch, options: Options) -> str:
-    """What :func:`run_batch` would do, in words, after its checks; nothing is run or written.
-
-    Raises:
-        UserError: what is wrong with devices, libraries or images.
-    """
+    """What :func:`run_batch` would do, in words, after its checks; nothing is run or written."""
     words = describe(batch, local_places(batch, options)[0], options.starts)
     todo, done = _todo_and_done(batch, options)
     try:

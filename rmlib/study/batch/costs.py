@@ -145,12 +145,13 @@ def _passes(config, train, test):
 def _of_notebook(batch, name, pasts, places):
     """The mean over earlier ones with the same parameters; per run, where it looks at networks."""
     params, told = batch.notebooks[name], []
+    mine = params.model_dump(exclude=ELSEWHERE)
     at_networks = isinstance(params, NetworksParams)
     speed = {tuple(run.config[name] for name in SPEED) for run in batch.runs}
     for path in {path.resolve() for at in places for path in below(at, f"{name}.ipynb")}:
         seconds, parameters = _executed(path)
         around = [past for past in pasts if past.folder.parent == path.parent]
-        same = _settings(parameters) == _settings(params.model_dump())
+        same = all(parameters.get(name) == value for name, value in mine.items())
         if not seconds or not same or not around:
             continue
         if at_networks:
@@ -159,10 +160,6 @@ def _of_notebook(batch, name, pasts, places):
             seconds *= len(batch.runs) / len(around)
         told.append(((all(past.here for past in around), True), seconds))
     return _best(told)
-
-
-def _settings(parameters):
-    return {name: value for name, value in parameters.items() if name not in ELSEWHERE}
 
 
 def duration(seconds: float) -> str:
@@ -179,8 +176,7 @@ def duration(seconds: float) -> str:
 def describe(batch: Batch, workers: int, states: set[str]) -> str:
     """The plan for reading: the runs of each method and every notebook, with state and time.
 
-    Args:
-        states: of the runs that are started.
+    ``states``: of the runs that are started.
     """
     known, work, rows = costs(batch), dict.fromkeys(batch.work(states)), batch.plan()
     seeds = {run.run_id: run.seed for run in batch.runs}

@@ -163,7 +163,8 @@ class Jobs:
             hint = ": out of memory? see the system's log" if ended.code == -signal.SIGKILL else ""
             reason = f"its process was killed (signal {-ended.code}){hint}"
         elif not reason:
-            last = _last_error(executed) or _last_line(ended.output)
+            printed = ended.output.strip().rpartition("\n")[2]
+            last = _last_error(executed) or printed.strip()[:200]
             reason = last or f"no reason was given (exit code {ended.code})"
         asked = reason.startswith(("Stopped:", "KeyboardInterrupt:"))
         if self.stopping or (asked and not ended.late):
@@ -184,12 +185,6 @@ def _left(folder, reason):
         left = "nothing was saved yet, it begins again"
     _, stopped, words = reason.partition("Stopped: ")
     return f"{left}: {words.split(';')[0]}" if stopped else left
-
-
-def _last_line(output):
-    """The last line of a text that says something, cut at 200 characters, or ''."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else ""
 
 
 def _last_error(executed):

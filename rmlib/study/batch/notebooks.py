@@ -3,7 +3,6 @@
 ``python -m rmlib.study.batch.notebooks run NOTEBOOK OUTPUT [JSON] | refresh NOTEBOOK ...``.
 """
 
-import ast
 import base64
 import contextlib
 import hashlib
@@ -17,7 +16,6 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import psutil
@@ -26,7 +24,7 @@ from rmlib import Stopped, UserError
 from rmlib.params import nearest
 from rmlib.study.guarded import Usage, guarded, handling
 from rmlib.study.runs import records
-from rmlib.study.settings import NOTEBOOKS
+from rmlib.study.settings import NOTEBOOKS, assigned
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 # seconds before a kernel that did not start is tried again; what fails later is not tried again
@@ -50,7 +48,6 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
 
     Raises:
         Stopped: asked to end, and so it did.
-        UserError: the notebook is missing, or a cell failed (the executed copy shows which).
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -90,11 +87,11 @@ def _execute(source, target, parameters, ending, begun):
     from traitlets.config import Config
     from zmq.error import ZMQError
 
+    # it warns of every parameter that the notebook leaves to its default
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     # Plain TCP warns in every kernel since ipykernel 7.3. A kernel is asked to go after its last
     # cell, by a message that jupyter_client gives a tenth of a second to be delivered: on a busy
     # machine it is lost, and SIGTERM follows after half of the wait.
-    # it warns of every parameter that the notebook leaves to its default
-    logging.getLogger("papermill").setLevel(logging.ERROR)
     kernels = Config({"KernelManager": {"transport_encryption": "auto", "shutdown_wait_time": 2.0}})
 
     def not_after_the_end(**_):
@@ -112,7 +109,7 @@ def _execute(source, target, parameters, ending, begun):
         except (RuntimeError, ZMQError) as error:
             if ending.is_set():
                 raise Stopped("stopped with the notebook") from None
-            if isinstance(error, DeadKernelError) or not _never_began(target):
+            if isinstance(error, DeadKernelError) or begun.is_set():
                 raise
             reason = str(error).splitlines()[0]
             if pause is None:
@@ -139,22 +136,8 @@ def _end_kernel(begun):
                 process.send_signal(number or signal.SIGKILL)
 
 
-def _never_began(target):
-    """Whether no cell of a notebook was executed: then trying again repeats nothing."""
-    try:
-        cells = nbformat.read(target, as_version=4).cells
-    except OSError:
-        return True
-    return not any(cell.get("execution_count") for cell in cells)
-
-
 def check_parameters(path: Path) -> None:
-    """Refuse a notebook in which papermill could not set the parameters, before any kernel starts.
-
-    Raises:
-        UserError: it is not there or damaged, not exactly one cell has the tag `parameters`, or a
-            name in it is no parameter.
-    """
+    """Refuse a notebook in which papermill could not set the parameters."""
     try:
         found = nbformat.read(path, as_version=4).cells
     except (OSError, ValueError) as error:
@@ -164,16 +147,13 @@ def check_parameters(path: Path) -> None:
     if len(cells) != 1:
         problem = f"{path}: {len(cells) or 'no'} cells have the tag `parameters`"
         raise UserError(f"{problem}, and papermill needs one to set them: restore it")
-    try:
-        nodes: Any = ast.parse(cells[0].source).body
-        names = [target.id for node in nodes for target in node.targets]
-    except (SyntaxError, AttributeError):
+    names, known = assigned(cells[0].source), NOTEBOOKS[path.stem].model_fields
+    if names is None:
         problem = f"{path}: its cell of parameters holds more than assignments of values"
-        raise UserError(f"{problem}: move the rest into the next cell") from None
-    known = NOTEBOOKS[path.stem].model_fields
-    for name in names:
-        if name not in known:
-            raise UserError(f"{path}: unknown parameter {name!r}: {nearest(name, known)}")
+        raise UserError(f"{problem}: move the rest into the next cell")
+    if unknown := sorted(names - known.keys()):
+        name = unknown[0]
+        raise UserError(f"{path}: unknown parameter {name!r}: {nearest(name, known)}")
 
 
 def tidy(path: Path, reset: bool = False) -> None:
@@ -215,11 +195,7 @@ def in_few_colours(png: bytes) -> bytes:
 
 
 def save_figure(figure, path: Path) -> None:
-    """Store a figure as a small PNG.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
+    """Store a figure as a small PNG."""
     target = io.BytesIO()
     figure.savefig(target, format="png")
     records.atomic_write(Path(path), in_few_colours(target.getvalue()))

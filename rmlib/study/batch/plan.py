@@ -80,11 +80,7 @@ class Batch:
         return "stopped" if there & begun else "new"
 
     def record(self, run: TrainParams) -> records.Record:
-        """The record of a run.
-
-        Raises:
-            UserError: it is not there, damaged, or belongs to another run.
-        """
+        """The record of a run; one that belongs to another run is refused."""
         record = records.read(run.folder)
         if record.run_id != run.run_id:
             raise UserError(f"{run.folder / records.RECORD} belongs to run {record.run_id}")
@@ -92,11 +88,9 @@ class Batch:
 
     def notebook_state(self, name: str) -> str:
         """Of another notebook: done (it ran to its end on what is there now), failed or new."""
-        try:
-            if (self.out / f"{name}.done").read_text(encoding="utf-8") == self.fingerprint(name):
-                return "done"
-        except OSError:
-            pass
+        done = self.out / f"{name}.done"
+        if done.exists() and done.read_text(encoding="utf-8") == self.fingerprint(name):
+            return "done"
         return "failed" if (self.out / f"{name}.{records.ERROR}").exists() else "new"
 
     def plan(self) -> list[tuple[str, str, str]]:
@@ -154,8 +148,7 @@ class Batch:
     def write(self, options: list[str] | None) -> Path:
         """Store as ``out/plan.json`` what a complete table needs.
 
-        Args:
-            options: of the command line, besides ``settings``; None keeps the stored ones.
+        ``options``: of the command line, besides ``settings``; None keeps the stored ones.
         """
         path = self.out / records.PLAN
         if options is None:
@@ -184,11 +177,7 @@ def source(name: str) -> Path:
 def read_batch(path: Path, out: Path | None = None, settings: list[str] | None = None) -> Batch:
     """Expand a YAML grid into checked runs; results go to ``out``, by default runs/NAME.
 
-    Args:
-        settings: texts NAME=VALUE, parameters of all runs in place of what the file says.
-
-    Raises:
-        UserError: unreadable file, unknown or mistyped entries or parameters: one line for all.
+    ``settings``: texts NAME=VALUE, parameters of all runs in place of what the file says.
     """
     path = expanded(path)
     given = files.settings(settings or [])

@@ -19,12 +19,8 @@ from rmlib.study.settings import BENCHED
 def bench(name: str, rounds: int, compiled: bool, only=BENCHED, width: int | None = None) -> str:
     """Measure and return the Markdown tables; one CPU thread.
 
-    Args:
-        name: of the device: cpu, cuda or auto.
-        rounds: interleaved calls behind a median; of training a tenth as many epochs, at least 3.
-        compiled: also the compiled blend, and training with the compiled step.
-        only: which of BENCHED.
-        width: of the network that is trained; default 64 on CUDA, 8 on the CPU.
+    ``name``: of the device. The rest are the options of the command line. Of training a tenth as
+    many epochs as ``rounds`` are timed, at least 3.
     """
     device = pick_device(name)
     make = {

@@ -1,14 +1,12 @@
-"""Speed of attacks and maps, as multiples of the passes of the network that they need."""
+"""Speed of attacks beside torchattacks, and of maps beside a forward pass and grad-cam."""
 
 import copy
-from collections.abc import Callable
 from functools import partial
 
 import torch
 import torchattacks
 from pytorch_grad_cam import GradCAMPlusPlus
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from torch.nn import functional as F
 
 from rmlib.evaluate import predict
 from rmlib.maps import cam, faithfulness
@@ -40,85 +38,38 @@ def _forwards(model, batches):
         model(images)
 
 
-def _gradients(model, batches):
-    for images, labels in batches:
-        images = images.clone().requires_grad_()
-        torch.autograd.grad(F.cross_entropy(model(images), labels), images)
-
-
-def _library(make, model, batches):
+def _library(attack, images, labels, device):
     """An attack of torchattacks, on every batch."""
     with torch.random.fork_rng():
-        attack = make(model)
-        for images, labels in batches:
-            attack(images, labels)
+        for batch, true in zip(images.split(BATCH), labels.split(BATCH)):
+            attack(batch.to(device), true.to(device))
 
 
 def attack_table(device, rounds) -> list[str]:
-    """FGSM and Square through ``perturb`` and through torchattacks alone.
-
-    FGSM is compared with a bare forward and gradient of the pixels, Square with bare forwards of
-    the batches that it asks about. At eps = 0 no image falls, the worst case.
-    """
+    """FGSM and Square at eps 8/255, next to torchattacks' with the same budget."""
     count, few, width = ATTACKED[device.type]
     model = _network(10, width, device).to(memory_format=torch.channels_last)
     images = _images(count, 32).to(memory_format=torch.channels_last)
     labels = predict(model, (images * 255).to(torch.uint8)).argmax(1)
-    many, some = max(5, rounds // 3), max(3, rounds // 20)
-    rows = _fgsm_rows(model, images, labels, device, many)
-    for eps, words in ((8 / 255, "eps 8/255"), (0.0, "no image falls")):
-        found = _square_rows(model, images[:few], labels[:few], device, some, eps)
-        rows += [(name.replace("Square", f"Square, {words}"), *values) for name, *values in found]
+    fgsm = torchattacks.FGSM(model, eps=8 / 255)
+    square = torchattacks.Square(model, eps=8 / 255, n_queries=100)
     lines = [
-        f"| attack, width {width}, {count} images (FGSM) and {few} (Square), medians of {many}"
-        f" (FGSM) and {some} interleaved calls | s | times | bare forwards' share |",
-        "|---|---:|---|---:|",
+        f"| attack, width {width} | images | interleaved calls | s | torchattacks / ours |",
+        "|---|---:|---:|---:|---:|",
     ]
-    for name, s, of, bare in rows:
-        lines.append(f"| {name} | {s:.3f} | {s / bare:.2f} x {of} | {bare / s:.2f} |")
+    for name, library, size, calls in (
+        ("fgsm", fgsm, count, max(5, rounds // 3)),
+        ("square", square, few, max(3, rounds // 20)),
+    ):
+        some, true = images[:size], labels[:size]
+        both = {
+            "ours": partial(attacks.perturb, model, some, true, name, batch_size=BATCH),
+            "theirs": partial(_library, library, some, true, device),
+        }
+        seconds = interleaved(both, calls, device, warmup=1)
+        ours, theirs = seconds["ours"], seconds["theirs"]
+        lines.append(f"| {name} | {size} | {calls} | {ours:.3f} | {theirs / ours:.2f} |")
     return lines
-
-
-def _batches(images, labels, device):
-    return list(zip(images.to(device).split(BATCH), labels.to(device).split(BATCH)))
-
-
-def _fgsm_rows(model, images, labels, device, rounds):
-    """Rows (attack, seconds, what it is compared with, seconds of that)."""
-    batches = _batches(images, labels, device)
-    library = partial(torchattacks.FGSM, eps=8 / 255)
-    bare = "forward + gradient"
-    calls = {
-        bare: partial(_gradients, model, batches),
-        "FGSM": partial(attacks.perturb, model, images, labels, "fgsm", batch_size=BATCH),
-        "FGSM, torchattacks alone": partial(_library, library, model, batches),
-    }
-    seconds = interleaved(calls, rounds, device)
-    return [(name, seconds[name], bare, seconds[bare]) for name in list(calls)[1:]]
-
-
-def _square_rows(model, images, labels, device, rounds, eps):
-    """Rows as of :func:`_fgsm_rows`; the forwards are counted first."""
-    batches, pixels = _batches(images, labels, device), images.to(device)
-    library = partial(torchattacks.Square, eps=eps, n_queries=100)
-    ours = partial(attacks.perturb, model, images, labels, "square", eps, batch_size=BATCH)
-    theirs = partial(_library, library, model, batches)
-    calls: dict[str, Callable] = {}
-    asked: dict[str, list[int]] = {}
-    for name, attack in (("Square", ours), ("Square, torchattacks alone", theirs)):
-        sizes = asked[name] = []
-        note = lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0]))  # noqa: E731
-        with model.register_forward_pre_hook(note):
-            attack()
-        calls[name] = attack
-        forwards = [pixels[:size] for size in sizes]
-        calls[f"forwards of {name}"] = partial(_forwards, model, forwards)
-    seconds = interleaved(calls, rounds, device, warmup=1)
-    rows = []
-    for name, sizes in asked.items():
-        words = f"{sum(sizes) / len(images):.0f} bare forwards per image"
-        rows.append((name, seconds[name], words, seconds[f"forwards of {name}"]))
-    return rows
 
 
 def map_table(device, rounds) -> list[str]:

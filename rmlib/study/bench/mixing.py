@@ -22,7 +22,7 @@ PEERS = {
 
 
 def naive_region_mixup(images, labels, k, num_classes):
-    """The textbook loop, a gather of the whole batch per tile: yardstick and test oracle."""
+    """The textbook loop, which gathers the whole batch for every tile."""
     count, _, height, width = images.shape
     mixed = images.clone()
     targets = torch.zeros(count, num_classes, device=images.device)

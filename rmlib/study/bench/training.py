@@ -42,8 +42,7 @@ def full_epoch(run: Run):
 def bare_epoch(params: TrainParams, model, optimizer, images, steps: int):
     """The same of the network alone: forward, backward and optimiser on one ready batch.
 
-    Args:
-        images: (N, 3, H, W) float in [0, 1] on the device; steps: of an epoch.
+    ``images``: (N, 3, H, W) float in [0, 1] on the device. ``steps``: of an epoch.
     """
     device = images.device
     targets = F.one_hot(torch.arange(len(images), device=device) % CLASSES, CLASSES).float()
@@ -84,8 +83,7 @@ def _recorded(step, optimizer):
 def rates(device: torch.device, data: ImageSet, rounds: int, **common) -> dict[str, float]:
     """Images per second of the bare step, and of every mixer with and without the clean loss.
 
-    Args:
-        rounds: epochs behind every median, after one more; common: parameters of all runs.
+    ``rounds``: epochs behind every median, after one more. ``common``: parameters of all runs.
     """
     common = {"batch_size": BATCH, "epochs": 10**6, "schedule": "multistep", "lr": 0.01} | common
     run = make_run(TrainParams(mixer="none", clean_weight=0, **common), data, device)

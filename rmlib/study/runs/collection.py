@@ -40,7 +40,11 @@ class Collection:
 
     @cached_property
     def runs(self):
-        """:func:`collect`."""
+        """A DataFrame with a row for each run.
+
+        Columns are ``config.*``, ``metrics.*``, ``hardware.*``, ``versions.*``, ``data.*``,
+        ``code.*`` and the scalars.
+        """
         import pandas as pd
 
         frame = pd.DataFrame([_run_row(record) for record in self.records.values()])
@@ -142,22 +146,6 @@ def opened(root) -> Collection:
         for problem in found.problems:
             warnings.warn(f"left out: {problem}", stacklevel=3)
     return found
-
-
-def find(root: Path) -> list[Record]:
-    """All records under a folder, in the order of their paths, each run once."""
-    found = opened(root)
-    by_path = sorted(found.folders.items(), key=lambda item: item[1])
-    return [found.records[run_id] for run_id, _ in by_path]
-
-
-def collect(root: Path):
-    """All records under a folder, or of a :class:`Collection`: a DataFrame with a row per run.
-
-    Columns are ``config.*``, ``metrics.*``, ``hardware.*``, ``versions.*``, ``data.*``, ``code.*``
-    and the scalars.
-    """
-    return opened(root).runs
 
 
 def collect_measurements(root: Path, kind: str):

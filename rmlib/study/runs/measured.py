@@ -18,15 +18,14 @@ from rmlib.robustness import battery as robustness
 from rmlib.robustness.params import FULL_ROBUSTNESS, RobustnessParams
 from rmlib.study.runs import networks, records, schema
 from rmlib.study.runs.environment import environment
-from rmlib.study.runs.run import pick_device
+from rmlib.study.runs.run import evaluation_set, pick_device
 from rmlib.study.runs.schema import Measurement, Measurements
 
 
 def result(folder: Path, task: Task, save: bool) -> dict:
     """The result of a task on the network of the run in a folder.
 
-    Args:
-        save: load what is stored for the same settings and weights, store what is new.
+    ``save``: load what is stored for the same settings and weights, store what is new.
     """
     if not save:
         return task.compute()
@@ -72,10 +71,8 @@ def explain(
 ) -> list[dict[str, dict]]:
     """Every measure of maps on every network: for each, name of the measure -> result.
 
-    With ``settings.save`` the maps of the figures are stored, too, last.
-
-    Args:
-        trained: (folder of the run, network) pairs; watched: show a progress bar.
+    With ``settings.save`` the maps of the figures are stored, too, last. ``trained``: (folder of
+    the run, network) pairs. ``watched``: show a progress bar.
     """
     names = [*maps.MEASURES, *([maps.KEPT] if settings.save else [])]
     steps = [(number, name) for number in range(len(trained)) for name in names]
@@ -89,11 +86,7 @@ def explain(
 
 
 def kept(folder: Path) -> dict[str, torch.Tensor]:
-    """The maps for figures that are stored with a run: layer -> (N, H, W); none stored: {}.
-
-    Raises:
-        UserError: the file is damaged or belongs to another run.
-    """
+    """The maps for figures that are stored with a run: layer -> (N, H, W); none stored: {}."""
     stored = records.measurements(folder, "cam")
     rows = stored.measurements if stored else []
     results = [row.result for row in rows if row.settings["measure"] == maps.KEPT]
@@ -106,11 +99,8 @@ def after_training(params: TrainParams, log=print) -> None:
     count, full = params.measured_images, dict[str, Any](FULL_ROBUSTNESS)
     if count is not None:
         full |= {"images": count, "autoattack_images": min(full["autoattack_images"], count // 20)}
-    record = records.read(params.folder)
-    kind, _, folder = params.dataset.partition(":")
-    root = folder if kind == "folder" else params.root
-    model = networks.load(params.folder).to(pick_device(params.device))
-    test_set = networks.images_of(record, root)
+    model, test_set = networks.load(params.folder), evaluation_set(params)
+    model.to(pick_device(params.device))
     attack(params.folder, model, test_set, RobustnessParams(**full | given), log)
     settings = CamParams(**FULL_CAM, **given)
     log(f"maps: {', '.join(maps.MEASURES)}")

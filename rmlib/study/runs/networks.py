@@ -27,15 +27,12 @@ from rmlib.train import make_model
 def find(runs: Path, clean_weight: float | None = None) -> list[tuple[Path, Record]]:
     """(folder, record) of the finished runs below a folder that have weights, by method and seed.
 
-    Args:
-        clean_weight: only runs with this weight of the clean loss; None: all.
-
-    Raises:
-        UserError: there is none, or they differ in more than method and seed.
+    ``clean_weight``: only runs with this weight of the clean loss; None: all. They must not differ
+    in more than method and seed.
     """
     below = collection.opened(runs)
-    folders = [each for each in below.folders.items() if (each[1] / WEIGHTS).exists()]
-    found = [(folder, below.records[run_id]) for run_id, folder in folders]
+    stored = [each for each in below.folders.items() if (each[1] / WEIGHTS).exists()]
+    found = [(folder, below.records[run_id]) for run_id, folder in stored]
     if clean_weight is not None:
         found = [each for each in found if each[1].config["clean_weight"] == clean_weight]
     if not found:
@@ -68,11 +65,7 @@ def _by_method(item):
 def images_of(record: Record, root=None) -> ImageSet:
     """The images a finished run was evaluated on, and checked to be the same ones.
 
-    Args:
-        root: folder of the datasets; for a run on folder:NAME, that folder itself.
-
-    Raises:
-        UserError: the images cannot be found, or are others than the run's.
+    ``root``: folder of the datasets; for a run on folder:NAME, that folder itself.
     """
     config = complete(record.config)
     name, run = config["dataset"], f"the run {record.run_id}"
@@ -106,11 +99,7 @@ def load(folder: Path) -> PreActResNet18:
 
 
 def _classes_and_size(folder):
-    """The names of a run's classes, and height and width of its images, from its record.
-
-    Raises:
-        UserError: the record is older than that.
-    """
+    """The names of a run's classes, and height and width of its images, from its record."""
     record = records.read(folder)
     if record.confusion is None or "size" not in record.data:
         problem = f"the record in {folder} does not have the classes and the size of the images yet"

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import zlib
 from pathlib import Path
@@ -34,15 +33,8 @@ UNFINISHED = ".unfinished"  # of a run whose notebook has begun and not come to 
 KINDS = ("attacks", "cam", "corruptions")  # of measurements on a trained network
 KEPT = "maps"  # the measure in cam.json that is taken last: small maps for figures
 # what a file with anything in it may raise; zlib.error: packed values
-DAMAGE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-    zlib.error,
-)
+_OF_TEXT = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+DAMAGE = (*_OF_TEXT, zlib.error)
 
 
 class Newer(UserError):
@@ -52,11 +44,7 @@ class Newer(UserError):
 def atomic_write(path: Path, content: bytes | memoryview, before: str | None = None) -> None:
     """Write a file so that it is either whole or not there; the old one stays until then.
 
-    Args:
-        before: name under which the old one is kept.
-
-    Raises:
-        UserError: the folder cannot be written or the disk is full.
+    ``before``: name under which the old one is kept.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -100,9 +88,6 @@ def holding(path: Path, problem: str, seconds: float = 0.0):
 
     It gives a function that raises UserError once the file was deleted, as with its whole folder:
     then another process can hold a new one.
-
-    Raises:
-        UserError: another process holds it for ``seconds`` more, or its folder cannot be written.
     """
     new = not path.parent.exists()
     try:
@@ -132,11 +117,7 @@ def holding(path: Path, problem: str, seconds: float = 0.0):
 
 
 def check_images(params, now, then: str) -> None:
-    """Refuse a run made from other images, as of two folders with one name, or a changed one.
-
-    Raises:
-        UserError: the checksums ``now`` and ``then`` differ.
-    """
+    """Refuse a run made from other images, as of two folders with one name, or a changed one."""
     if str(now) != then:
         problem = f"was made from other images than {params.dataset} holds now"
         remedy = "choose another folder with `out`, or delete it"
@@ -154,26 +135,21 @@ def write(record: Record, folder: Path) -> Path:
 
 def in_rows(fields: dict, *names: str, indent: int = 4) -> bytes:
     """JSON in which each element of the lists and mappings ``names`` has a line."""
-
-    def rows(match):
-        value, begin = fields[match[1]], "\n" + " " * indent
-        if not value:
-            return json.dumps(value)
-        if not isinstance(value, dict):
-            return f"[{begin}{f',{begin}'.join(map(json.dumps, value))}\n ]"
-        pairs = [f"{json.dumps(name)}: {json.dumps(x)}" for name, x in value.items()]
-        return f"{{{begin}{f',{begin}'.join(pairs)}\n }}"
-
-    text = json.dumps(fields | {name: f"ROWS OF {name}" for name in names}, indent=1)
-    return (re.sub(r'"ROWS OF (\w+)"', rows, text) + "\n").encode()
+    begin, texts = "\n" + " " * indent, []
+    for name, value in fields.items():
+        if name not in names or not value:
+            text = json.dumps(value, indent=1).replace("\n", "\n ")
+        elif isinstance(value, dict):
+            pairs = [f"{json.dumps(key)}: {json.dumps(each)}" for key, each in value.items()]
+            text = f"{{{begin}{f',{begin}'.join(pairs)}\n }}"
+        else:
+            text = f"[{begin}{f',{begin}'.join(map(json.dumps, value))}\n ]"
+        texts.append(f' "{name}": {text}')
+    return ("{\n" + ",\n".join(texts) + "\n}\n").encode()
 
 
 def read(path: Path) -> Record:
-    """Read and check one record; ``path`` is the file or the run's folder.
-
-    Raises:
-        UserError: missing, damaged, of another schema, or its id does not fit its configuration.
-    """
+    """Read and check one record; ``path`` is the file or the run's folder."""
     path = Path(path)
     path = path / RECORD if path.is_dir() else path
     try:
@@ -230,11 +206,7 @@ def _finite(text):
 
 
 def measurements(folder: Path, kind: str) -> Measurements | None:
-    """What was measured on the network in a run's folder, or None; ``kind`` is one of KINDS.
-
-    Raises:
-        UserError: the file is damaged or belongs to another run.
-    """
+    """What was measured on the network in a run's folder, or None; ``kind`` is one of KINDS."""
     path = Path(folder) / f"{kind}.json"
     return read_measurements(path, read(folder)) if path.exists() else None
 

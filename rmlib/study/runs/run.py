@@ -178,12 +178,9 @@ def train(params: TrainParams, log=print) -> Record:
 
     It goes on from a checkpoint, and a run that has a record already is not repeated.
 
-    Args:
-        params: ``params.folder`` gets checkpoint, weights and record.
-        log: called with one line per epoch.
+    ``params.folder`` gets checkpoint, weights and record, and ``log`` a line for every epoch.
 
     Raises:
-        UserError: something to mend (no CUDA, missing data, full disk, damaged checkpoint).
         Stopped: ``max_minutes`` passed, SIGTERM or Ctrl-C arrived; the checkpoint is written.
     """
     if params.robustness:
@@ -273,14 +270,7 @@ def epoch_line(row: dict, params: TrainParams, seconds: float, speed: float) -> 
 def recalibrate_batchnorm(model, loader: Loader):
     """A copy of the model with BatchNorm statistics of one epoch of clean, augmented images."""
     model = copy.deepcopy(model)
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # the plain average over all batches
-    model.train()
-    with torch.no_grad():
-        for images, _ in loader.epoch(0):
-            model(images)
+    torch.optim.swa_utils.update_bn(loader.epoch(0), model)
     return model
 
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 # of the standard library only from Python 3.12 on, for pydantic
 from typing_extensions import TypedDict
 
-from rmlib.packed import unpack_values
+from rmlib.packed import unpack_bits, unpack_values
 from rmlib.params import ADDED, Eps, TrainParams, config_id
 
 VERSION = 1
@@ -170,11 +170,10 @@ class Record(Provenance):
 
 def _check_share(verdicts, count, values, name):
     """Packed verdicts must give the percentage that is stored with them, to half an image."""
-    packed, percent = base64.b64decode(verdicts), values[name]
-    if len(packed) != -(-count // 8):
-        raise ValueError(f"{8 * len(packed)} verdicts do not belong to {count} images")
-    right = (int.from_bytes(packed, "big") >> (8 * len(packed) - count)).bit_count()
-    share = 100 * right / count
+    size, percent = len(base64.b64decode(verdicts)), values[name]
+    if size != -(-count // 8):
+        raise ValueError(f"{8 * size} verdicts do not belong to {count} images")
+    share = 100 * unpack_bits(verdicts, count).mean()
     if abs(share - percent) > 50 / count + 1e-9:
         verdicts = f"the verdicts on single images ({share:.2f} %)"
         raise ValueError(f"{name} {percent:.2f} % does not fit {verdicts}")
@@ -212,7 +211,6 @@ class Measurements(BaseModel):
     measurements: list[Measurement] = []
 
 
-@pydantic.with_config(OPEN)
 class Planned(TypedDict):
     """A run of a batch, as far as reports read it."""
 
@@ -252,15 +250,12 @@ class Attack(TypedDict):
 
 @pydantic.with_config(OPEN)
 class Corruptions(TypedDict):
-    """Accuracy under corruptions."""
-
     images: Count
     clean_accuracy: Percent
     mean_accuracy: Percent
     accuracy: dict[str, Annotated[list[Percent], Field(min_length=1)]]
 
 
-@pydantic.with_config(OPEN)
 class Looked(TypedDict):
     """One kind of map: means, and packed values of single images."""
 
@@ -273,14 +268,11 @@ class Looked(TypedDict):
 
 @pydantic.with_config(OPEN)
 class Maps(TypedDict):
-    """A measure of maps."""
-
     images: Count
     maps: list[str]
     found: dict[str, Looked]
 
 
-@pydantic.with_config(OPEN)
 class Shuffled(TypedDict):
     """The sanity check of one kind of map: None where no pair had a correlation."""
 
@@ -291,8 +283,6 @@ class Shuffled(TypedDict):
 
 @pydantic.with_config(OPEN)
 class Sanity(TypedDict):
-    """The sanity check."""
-
     images: Count
     maps: list[str]
     found: dict[str, Shuffled]

@@ -451,7 +451,7 @@ def test_a_clock_that_goes_backwards(at_once, monkeypatch):
     grid(at_once, seed=[0, 4])
     assert run(lines := [], timeout=5, max_minutes=10)["done"] == 2
     assert not any(" -" in line for line in lines[1:])
-    assert len(collection.collect(Path("out"))) == 2
+    assert len(collection.gather("out").records) == 2
 
 
 def test_the_state_counts_and_estimates():

@@ -39,7 +39,7 @@ def test_a_grid_and_the_notebooks_on_its_networks(block, tmp_path, capsys):
     code, output = main(command), capsys.readouterr()
     assert code == 0, output.out + output.err
     assert "| CutMix | 1 |" in output.out and (out / "report" / "index.html").exists()
-    (record,) = collection.find(out)
+    (record,) = collection.gather(out).records.values()
     assert record.config["mixer"] == "cutmix" and record.config["epochs"] == 2
     names = [f"{record.run_id}/02_training", *notebooks]
     for notebook in (out / f"{name}.ipynb" for name in names):

@@ -109,7 +109,7 @@ def test_what_was_lost_with_worker_node_or_cluster_is_made_again(project, two_no
     assert driver.returncode == 0, output + errors
     assert f"{len(seeds)} to go, 2 at a time" in output
     assert Counter(noted("recorded.txt")) == Counter(map(str, seeds))
-    assert len(collection.find(Path("out"))) == len(seeds)
+    assert len(collection.gather("out").records) == len(seeds)
 
     grid(project, seed=[3])
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True, **pipes)

@@ -236,7 +236,7 @@ def test_bad_files_stop_nothing_and_are_named(tmp_path, capsys):
             sum(any(word in line for word in words.split("|")) for line in found.problems) == count
         ), (words, found.problems)
     with pytest.warns(UserWarning, match="left out: .*record.json"):
-        assert len(collection.find(tmp_path)) == 3
+        assert len(collection.opened(tmp_path).records) == 3
     assert main(["report", str(tmp_path)]) == 1
     output = capsys.readouterr()
     assert (
@@ -274,7 +274,7 @@ def test_a_run_stored_twice_counts_once_and_always_the_same(tmp_path):
                 save(root / name, record)
             found = collection.gather(root)
             assert found.runs["metrics.accuracy"].tolist() == [80 if last == "a" else 82]
-            assert len(collection.find(root)) == 1 and not found.problems
+            assert len(found.records) == 1 and not found.problems
             assert [folder.parent.name for folder in found.folders.values()] == [last]
 
 

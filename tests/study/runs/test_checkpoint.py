@@ -62,7 +62,7 @@ def stopping_at(step):
     return stopped
 
 
-@pytest.mark.parametrize("mixer", ["none", "region_mixup", "cutmix"])
+@pytest.mark.parametrize("mixer", ["region_mixup", "cutmix"])
 def test_a_stopped_run_goes_on_bit_for_bit(tiny_run, tmp_path, mixer, monkeypatch):
     """Stopped inside an epoch, twice, and resumed."""
     changes = {"mixer": mixer, "eval_every": 2}
@@ -146,17 +146,6 @@ def test_a_run_that_is_stopped_or_killed_goes_on_bit_for_bit(five_epochs, tmp_pa
     assert_equal(broken, resumed, whole, record)
 
 
-def test_a_truncated_checkpoint_is_named(tiny_run):
-    options = params(tiny_run, max_minutes=1e-4)
-    with pytest.raises(Stopped):
-        train(options, log=quiet)
-    path = options.folder / CHECKPOINT
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="checkpoint.pt is damaged.*delete it") as error:
-        train(options, log=quiet)
-    assert "\n" not in str(error.value)
-
-
 def flip_one_bit(path):
     """In the middle of the largest tensor: a weight that could be one, of another network."""
     with zipfile.ZipFile(path) as archive:
@@ -167,17 +156,10 @@ def flip_one_bit(path):
     path.write_bytes(content)
 
 
-def overwrite(path):
-    content = path.read_bytes()
-    path.write_bytes(content.replace(content[5000:5064], b"x" * 64))
-
-
 DAMAGES = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:1000]),
-    "empty": lambda path: path.write_bytes(b""),
     "gone": lambda path: path.unlink(),
     "another program's": lambda path: torch.save({"model": {}}, path),
-    "overwritten in the middle": overwrite,
     "one bit flipped": flip_one_bit,
 }
 
@@ -286,7 +268,8 @@ def test_any_flipped_bit_of_a_checkpoint_is_found_or_changes_nothing(tiny_run):
         try:
             stored.checkpoints.restore(quiet)
         except UserError as error:
-            assert "checkpoint.pt is damaged" in str(error)
+            assert "checkpoint.pt is damaged" in str(error) and "delete it" in str(error)
+            assert "\n" not in str(error)
             found += 1
             continue
         again = state_of(stored)

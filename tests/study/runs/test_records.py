@@ -163,7 +163,7 @@ def test_collect_makes_one_table(tmp_path):
         make_record(82, seed=1),
         make_record(seed=2, status="diverged"),
     )
-    table = collection.collect(tmp_path)
+    table = collection.gather(tmp_path).runs
     assert sorted(table["metrics.accuracy"].dropna()) == [80, 82] and set(table["status"]) == {
         "done",
         "diverged",
@@ -171,7 +171,7 @@ def test_collect_makes_one_table(tmp_path):
     assert (
         set(table["config.seed"]) == {0, 1, 2} and (table["config.mixer"] == "region_mixup").all()
     )
-    assert collection.collect(tmp_path / "nothing").empty
+    assert collection.gather(tmp_path / "nothing").runs.empty
 
 
 def test_asking_for_the_commit_leaves_the_repository_alone(tmp_path, monkeypatch):

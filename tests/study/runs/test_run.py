@@ -76,11 +76,6 @@ def test_two_processes_never_train_one_run(tiny_run):
     train(options, log=quiet)
 
 
-def test_a_different_seed_is_a_different_run(tiny_run):
-    runs = [train(params(tiny_run, seed=seed, epochs=1), log=quiet) for seed in (0, 1)]
-    assert runs[0].history[0]["loss"] != runs[1].history[0]["loss"]
-
-
 def test_all_mixers_start_from_the_same_network_and_see_the_same_clean_images(tiny_run):
     seen, states = [], []
     for mixer in ("none", "region_mixup"):
