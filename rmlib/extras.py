@@ -23,7 +23,11 @@ class MissingExtra(UserError, ImportError):
 
 
 def needs(*extras: str) -> None:
-    """Refuse what wants modules that only an extra installs, before anything starts."""
+    """Refuse what wants modules that only an extra installs, before anything starts.
+
+    Raises:
+        MissingExtra: some of them are not installed.
+    """
     for extra in extras:
         missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
         if missing:

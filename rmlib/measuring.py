@@ -78,6 +78,10 @@ def as_pixels(
             outside by rounding, no more than ROUNDING, is clipped.
         labels: (N,) int64.
         kinds: types of parameters that the caller can work with.
+
+    Raises:
+        UserError: network of another type, pixels outside [0, 1], shapes that do not fit, negative
+            labels.
     """
     for name, value in (("images", images), ("labels", labels)):
         if not isinstance(value, torch.Tensor):
@@ -107,7 +111,8 @@ def as_pixels(
 def check_classes(logits: torch.Tensor, classes: torch.Tensor, verb: str) -> None:
     """Refuse a network with one logit, and classes that it does not know.
 
-    ``verb``: what cannot be done to them, such as "attacked".
+    Raises:
+        UserError: with what cannot be done to the class, such as "attacked".
     """
     count, largest = logits.shape[1], int(classes.max())
     if count < 2:

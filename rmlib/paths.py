@@ -15,7 +15,11 @@ _SYSTEM |= {"icon\r", "lost+found", "$recycle.bin", "system volume information"}
 
 
 def expanded(path: str | Path) -> Path:
-    """A path that somebody wrote, with ``~`` and ``~NAME`` as the home folders they stand for."""
+    """A path that somebody wrote, with ``~`` and ``~NAME`` as the home folders they stand for.
+
+    Raises:
+        UserError: nobody here has that name.
+    """
     found = os.path.expanduser(path)
     if str(found).startswith("~"):
         remedy = f"write the whole path, or ./{path} for a folder of that name"

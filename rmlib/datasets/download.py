@@ -39,7 +39,11 @@ ARCHIVES = {
 
 
 def download(archive: str, md5: str, urls, root: Path) -> Path:
-    """Fetch one archive from the first mirror that serves the right bytes."""
+    """Fetch one archive from the first mirror that serves the right bytes.
+
+    Raises:
+        UserError: no mirror worked; the message lists why, and what to do by hand.
+    """
     import pooch
 
     own = os.environ.get("RMLIB_MIRROR")

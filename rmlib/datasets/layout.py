@@ -74,7 +74,11 @@ def some(names) -> str:
 
 
 def list_folder(path: Path) -> Listing:
-    """The splits of a folder with all below, in one walk, and what else lies beside them."""
+    """The splits of a folder with all below, in one walk, and what else lies beside them.
+
+    Raises:
+        UserError: several folders hold splits, or a folder cannot be read.
+    """
 
     def folders(inside):
         with os.scandir(path / inside) as entries:
@@ -128,7 +132,11 @@ def stamp(status: os.stat_result) -> str:
 
 
 def list_zip(path: Path) -> Listing:
-    """The content of a zip, whatever made it; nothing is ever extracted."""
+    """The content of a zip, whatever made it; nothing is ever extracted.
+
+    Raises:
+        UserError: several folders hold splits.
+    """
     found = Listing()
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
@@ -168,7 +176,11 @@ def _top(path, folders: Callable[[str], Iterable[str]]):
 
 
 def find_images(path: Path, listing: Listing) -> Layout:
-    """The images of ``[TOP/]train/CLASS/*`` and ``[TOP/]test/CLASS/*`` (or val), at any depth."""
+    """The images of ``[TOP/]train/CLASS/*`` and ``[TOP/]test/CLASS/*`` (or val), at any depth.
+
+    Raises:
+        UserError: there is no such layout, or it can be understood in several ways.
+    """
     skipped, noted = remarks(), remarks()
     splits = _by_split(listing, skipped, noted)
     for split, found in splits.items():

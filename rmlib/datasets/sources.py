@@ -53,6 +53,9 @@ def arrays(
     over pixels and labels of both splits. Images are sorted by class, then by a hash of the pixels.
 
     What was left out, converted or found twice is said on stderr, once in a process.
+
+    Raises:
+        UserError: unknown, missing, incomplete or unreadable data; a failed download.
     """
     data = read(name, root, offline=offline, allow_partial=allow_partial)
     _tell(name, str(data["checksum"]), str(data["report"]))
@@ -68,7 +71,11 @@ def _tell(name, _, report):
 def read(
     name: str, root=None, *, offline: bool = False, allow_partial: bool = False
 ) -> dict[str, np.ndarray]:
-    """The same; ``report`` says in JSON what :func:`arrays` tells and :func:`table` shows."""
+    """The same, where ``report`` says in JSON what :func:`arrays` tells, and :func:`table` shows.
+
+    Raises:
+        UserError: see :func:`arrays`.
+    """
     path, make = _find(name, data_root(root), offline or bool(os.environ.get("RMLIB_OFFLINE")))
     try:
         # a zip is listed when it is read: its size and time tell whether it changed

@@ -69,6 +69,9 @@ def maps(
     Returns:
         (N, H, W) float32 on the CPU, 0 to 1 in every map, less where grad-cam's 1e-7 in the scaling
         weighs. A map without positive evidence, or the same everywhere, is 0.
+
+    Raises:
+        UserError: unknown layer, method or class, a layer that no map can be made of, other images.
     """
     pixels = as_pixels(model, images, classes, kinds=(torch.float32, torch.float64, torch.bfloat16))
     module = _named(model, layer)

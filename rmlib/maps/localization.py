@@ -1,8 +1,8 @@
 """Where a map lies: measures for each image, against the object, and against Region Mixup's grid.
 
-All take maps (N, H, W) that are not negative, in any scale, and return (N,) float64. Masks are
-(N, H, W) bool, True on the object. An empty map, 0 everywhere, knows nothing and counts as a flat
-one, so that every image counts for every network; its :func:`extent` alone is 0.
+All take maps (N, H, W) that are not negative, in any scale, and return (N,) float64. An empty map,
+0 everywhere, knows nothing and counts as a flat one, so that every image counts for every network;
+its :func:`extent` alone is 0.
 """
 
 import torch
@@ -39,6 +39,12 @@ def energy_inside(grids: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
     Wang et al. 2020, "Score-CAM", https://arxiv.org/abs/1910.01279, section 4.3 ("energy-based
     pointing game").
+
+    Args:
+        masks: (N, H, W) bool, True on the object.
+
+    Raises:
+        UserError: different shapes, negative maps, masks that are not bool.
     """
     grids = _checked(grids, masks)
     return 100 * (grids * masks).sum((1, 2)) / grids.sum((1, 2))
@@ -49,7 +55,8 @@ def pointing_game(grids: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
     Zhang et al. 2016, https://arxiv.org/abs/1608.00507, section 4.1; without their tolerance of 15
     pixels, which is half of a small image. Enlarged maps reach their maximum on several pixels at
-    the border. The share of these inside counts, so a flat map scores the object's share.
+    the border. The share of these inside counts, so a flat map scores the object's share. Masks and
+    errors as :func:`energy_inside`.
     """
     grids = _checked(grids, masks)
     highest = grids == grids.amax((1, 2), keepdim=True)
@@ -61,7 +68,8 @@ def iou(grids: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     maximum; flat: the object's share.
 
     Weakly supervised localization (Zhou et al. 2016, https://arxiv.org/abs/1512.04150, section 3.2)
-    has the box around the region, and a fifth of the maximum.
+    has the box around the region, and a fifth of the maximum. Masks and errors as
+    :func:`energy_inside`.
     """
     region = _region(_checked(grids, masks))
     return 100 * (region & masks).sum((1, 2)).double() / (region | masks).sum((1, 2))
@@ -81,6 +89,9 @@ def asymmetry(grids: torch.Tensor, k: int = 2) -> torch.Tensor:
 
     Half the sum of |share - 1/k^2| over the tiles: 0 for a flat map, 100 (1 - 1/k^2) for one that
     lies in a single tile. Tiles as in Region Mixup.
+
+    Raises:
+        UserError: more tiles than pixels, negative maps.
     """
     grids = _checked(grids)
     _, height, width = grids.shape
@@ -112,6 +123,9 @@ def grid_trace(points: torch.Tensor, k: int = 2) -> torch.Tensor:
     Args:
         points: (N, h, w) of the layer itself (``cam.maps(..., enlarged=False)``), since enlarged
             maps are smoother inside than at the edge. h and w are multiples of 2 k.
+
+    Raises:
+        UserError: other sizes, negative maps.
     """
     points = _checked(points)
     count, height, width = points.shape

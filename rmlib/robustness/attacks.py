@@ -73,7 +73,7 @@ def library(attack: str) -> str:
 
 
 def perturb(model, images, labels, attack="fgsm", eps="8/255", **options) -> torch.Tensor:
-    """Adversarial images (N, C, H, W) on the CPU; arguments as for :func:`run`."""
+    """Adversarial images (N, C, H, W) on the CPU; arguments and errors as for :func:`run`."""
     return run(model, images, labels, attack, eps, verdicts=False, **options).images
 
 
@@ -105,6 +105,8 @@ def run(
             ``seed``.
 
     Raises:
+        UserError: unknown attack or option, eps outside [0, 1], images or labels that do not fit,
+            or a network that cannot be attacked.
         RuntimeError: the attack left the ball or the range.
     """
     try:
@@ -134,7 +136,7 @@ def run(
 
 
 def evaluate(model, images, labels, attack="fgsm", eps="8/255", **options) -> dict:
-    """Attack a network and count; arguments as for :func:`run`.
+    """Attack a network and count; arguments and errors as for :func:`run`.
 
     Returns:
         Numbers of images: ``images``, ``clean_correct`` before the attack, ``fooled`` (right

@@ -63,6 +63,9 @@ def corrupt(images: torch.Tensor, name: str, severity: int, seed: int = 0) -> to
         name: one of CORRUPTIONS.
         severity: 1 (mild) to 5.
         seed: of the noise, a function of seed, corruption, severity and each image's own pixels.
+
+    Raises:
+        UserError: unknown corruption or severity, or images that are not 8-bit colour images.
     """
     if name not in STRENGTHS:
         raise UserError(f"corruption={name!r}: {nearest(name, CORRUPTIONS)}")
@@ -146,6 +149,10 @@ def evaluate(
     Returns:
         ``images``, their number; in percent ``clean_accuracy``, ``accuracy`` (corruption -> one
         number for each severity), and ``mean_accuracy`` over all of them.
+
+    Raises:
+        UserError: see :func:`rmlib.measuring.as_pixels`; labels that the network does not know;
+            logits that are not finite.
     """
 
     def accuracy(logits):

@@ -18,7 +18,7 @@ TOLD = ("mixer", "seed", "train_images", "test_images", "eval_every")
 
 def runs_below(root) -> pd.DataFrame:
     """All runs below a folder, or of a :class:`rmlib.study.runs.collection.Collection`, as a table
-    (see :func:`rmlib.study.runs.collection.collect`).
+    (see :func:`rmlib.study.runs.collection.Collection.runs`).
 
     Raises:
         UserError: there is no record.
