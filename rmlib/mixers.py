@@ -219,7 +219,7 @@ def _home(generator: Generator | None) -> Any:
 
 def beta(alpha: float, shape: Sequence[int], generator: Generator | None = None) -> Tensor:
     """Beta(alpha, alpha) draws, float32, in logarithms so that none ends in 0 / 0."""
-    source: Any = {"generator": generator, "device": _home(generator)}
+    source: Any = {"device": _home(generator)} | ({"generator": generator} if generator else {})
     if alpha == 1:
         return torch.rand(shape, dtype=torch.float32, **source)
     # Gamma(a) = Gamma(a + 1) * U ** (1 / a)
