@@ -26,7 +26,8 @@ def checked(name: str, value: Any, low: float, high: float, kind: type[N], remed
     Raises:
         UserError: anything else, such as text, None, True, NaN, or 2.5 as int.
     """
-    if getattr(value, "ndim", None) == 0:  # of numpy, whose float32 overflows at some limits
+    # of numpy, whose float32 overflows at some limits; a compiler knows no attributes of an int
+    if type(value) is not int and getattr(value, "ndim", None) == 0:
         value = value.item()
     real = isinstance(value, Real) and not isinstance(value, bool)
     if not real or not low <= value <= high or (kind is int and value % 1):
@@ -80,6 +81,8 @@ def _check_labels(labels: Any, count: int, num_classes: int | None) -> None:
     if numbers and num_classes is None:
         raise UserError(f"{got}: class numbers need a mixer with num_classes=...")
     remedy = "; use labels.long()" if numbers else ""
+    if labels.shape == (count, 1):
+        remedy = "; use labels.squeeze(1)"
     wanted = f"({count},) int64 or ({count}, {num_classes or 'num_classes'}) soft"
     raise UserError(f"expected labels {wanted}, {got}{remedy}")
 

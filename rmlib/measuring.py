@@ -10,7 +10,7 @@ import torch
 
 from rmlib import UserError
 from rmlib.data import ImageSet, to_float
-from rmlib.evaluate import eval_mode, full_precision, sample
+from rmlib.evaluate import eval_mode, full_precision, logits_of, sample
 
 ROUNDING = 1e-6  # how far a pixel may lie outside [0, 1] and is clipped
 
@@ -106,6 +106,22 @@ def as_pixels(
         remedy = "expected uint8, or floating point in [0, 1]; the model normalises them"
         raise UserError(f"{got}: {remedy}")
     return pixels if low >= 0 and high <= 1 else pixels.clamp(0, 1)
+
+
+def first_logits(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits for the images asked about first.
+
+    Raises:
+        UserError: the network refuses them, as another size or number of channels.
+    """
+    try:
+        return logits_of(model, images)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        got = f"images {tuple(images.shape)}"
+        raise UserError(
+            f"the network fails on {got}: {reason}; of what size are its images?"
+        ) from error
 
 
 def check_classes(logits: torch.Tensor, classes: torch.Tensor, verb: str) -> None:

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from . import inputs
 from .inputs import ALPHAS, UserError, checked
@@ -66,9 +65,9 @@ class Plan:
 
     def label_weights(self) -> Tensor:
         """Weights of the original label, then of each tile's partner: (T + 1, 1 or N) float32."""
-        x1, y1, x2, y2 = self.boxes.double().unbind(1)
-        shares = (x2 - x1) * (y2 - y1) / (self.height * self.width)
-        given = shares.float().to(self.lam.device)[:, None] * (1 - self.lam.float())
+        pixels = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1, keepdim=True).double()
+        shares = (pixels / (self.height * self.width)).float().to(self.lam.device)
+        given = shares * (1 - self.lam.float())
         return torch.cat([1 - given.sum(0, keepdim=True), given])
 
 
@@ -123,10 +122,12 @@ class Mixer:
             sources = torch.cat([labels[None], labels[partners]])  # whose label: (T + 1, N)
             targets = labels.new_zeros(len(labels), self.num_classes or 0, dtype=torch.float32)
             targets.scatter_add_(1, sources.T, weights.expand(sources.shape).T)
-        else:
+        elif len(partners):
             sources = torch.cat([torch.arange(len(labels), device=device)[None], partners])
             sums: Any = {"mode": "sum", "per_sample_weights": weights.expand(sources.shape).T}
-            targets = F.embedding_bag(sources.T, labels.float(), **sums)
+            targets = torch.nn.functional.embedding_bag(sources.T, labels.float(), **sums)
+        else:
+            targets = labels.to(torch.float32, copy=True)
         boxes = plan.boxes.tolist() if _on_host(plan.boxes) else plan.boxes.to(device)
         # the frames of a video are mixed as more channels
         mixed = blend(images.flatten(1, -3), boxes, lam, partners).view_as(images)
@@ -208,7 +209,7 @@ def _blend_map(images: Tensor, boxes: Tensor, lam: Tensor, partners: Tensor) -> 
 
 def _on_host(boxes: Tensor) -> bool:
     """Whether the host can read the boxes without waiting for a device, or for a compiler."""
-    return boxes.device.type == "cpu" and not torch.compiler.is_compiling()
+    return boxes.is_cpu and not torch.compiler.is_compiling()
 
 
 def _home(generator: Generator | None) -> Any:
@@ -218,22 +219,20 @@ def _home(generator: Generator | None) -> Any:
 
 def beta(alpha: float, shape: Sequence[int], generator: Generator | None = None) -> Tensor:
     """Beta(alpha, alpha) draws, float32, in logarithms so that none ends in 0 / 0."""
-    source: Any = {"generator": generator, "device": _home(generator)}
+    source: Any = {"device": _home(generator)} | ({"generator": generator} if generator else {})
     if alpha == 1:
         return torch.rand(shape, dtype=torch.float32, **source)
     # Gamma(a) = Gamma(a + 1) * U ** (1 / a)
-    double: Any = {"dtype": torch.float64, "device": source["device"]}
-    concentration = torch.full((2, *shape), alpha + 1.0, **double)
-    log_gamma = torch._standard_gamma(concentration, generator=generator).log()
-    uniform = torch.rand((2, *shape), generator=generator, **double)
+    above = torch.full((2, *shape), alpha + 1.0, dtype=torch.float64, device=source["device"])
+    log_gamma = torch._standard_gamma(above, generator=generator).log()
+    uniform = torch.rand((2, *shape), dtype=torch.float64, **source)
     log_gamma = log_gamma + uniform.clamp_min(torch.finfo(torch.float64).tiny).log() / alpha
     return torch.sigmoid(log_gamma[0] - log_gamma[1]).float()
 
 
 def checked_alpha(alpha: float) -> float:
     """alpha of Beta(alpha, alpha), refused where its draws would overflow."""
-    remedy = "; to train without mixing use NoMix"
-    return checked("alpha", alpha, *ALPHAS, float, remedy)
+    return checked("alpha", alpha, *ALPHAS, float, "; to train without mixing use NoMix")
 
 
 class NoMix(Mixer):
@@ -264,18 +263,21 @@ class CutMix(Mixer):
         self.alpha, self.prob = checked_alpha(alpha), checked("prob", prob, 0, 1, float)
 
     def _draw(self, count: int, height: int, width: int, generator: Generator | None) -> Parts:
-        device, lam = _home(generator), beta(self.alpha, (), generator).item()
-        u, v, gate = torch.rand(3, dtype=torch.float64, device=device, generator=generator).tolist()
-        half = 0.5 * math.sqrt(1 - lam)
-        half_width, half_height = int(half * width), int(half * height)
-        x, y = int(u * width), int(v * height)
+        device, weight = _home(generator), beta(self.alpha, (1,), generator)
+        uniform = torch.rand(3, dtype=torch.float64, device=device, generator=generator)
+        drawn: Any = torch.cat([weight, uniform])
+        # a graph that is compiled has no numbers: it calculates with tensors
+        graph = torch.compiler.is_compiling()
+        lam, u, v, gate = drawn.unbind() if graph else drawn.tolist()
+        half = 0.5 * (torch.sqrt if graph else math.sqrt)(1 - lam)
+        half_width, half_height = half * width // 1, half * height // 1
+        x, y = u * width // 1, v * height // 1
         x1, x2 = max(x - half_width, 0), min(x + half_width, width)
         y1, y2 = max(y - half_height, 0), min(y + half_height, height)
         # else an empty box: this batch stays as it is
-        box = (x1, y1, x2, y2) if gate < self.prob else (0, 0, 0, 0)
+        box = [[(gate < self.prob) * side for side in (x1, y1, x2, y2)]]
         partners = torch.randperm(count, generator=generator, device=device)[None]
-        lam_inside = torch.zeros(1, 1, dtype=torch.float32, device=device)
-        return torch.tensor([box], device=device), lam_inside, partners
+        return torch.tensor(box, dtype=torch.int64, device=device), weight.new_zeros(1, 1), partners
 
 
 class RegionMixup(Mixer):
@@ -308,22 +310,21 @@ class RegionMixup(Mixer):
         labels_getter: Any = DEFAULT,
     ):
         super().__init__(num_classes, labels_getter)
-        flags = {"per_sample": per_sample, "shared_partner": shared_partner}
-        for name, value in (flags | {"shared_weight": shared_weight}).items():
-            if not isinstance(value, bool):
-                raise UserError(f"{name}={value!r}: expected True or False")
         if regions not in ("grid", "random"):
             raise UserError(f"regions={regions!r}: expected 'grid' or 'random'")
         self.k, self.alpha = checked("k", k, 1, 1e9, int), checked_alpha(alpha)
         self.regions, self.per_sample = regions, per_sample
         self.shared_partner, self.shared_weight = shared_partner, shared_weight
+        for name in ("per_sample", "shared_partner", "shared_weight"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise UserError(f"{name}={value!r}: expected True or False")
 
     def _borders(self, size: int, generator: Generator | None) -> list[int]:
         """k + 1 increasing borders from 0 to size."""
         if self.regions == "grid":
             return [i * size // self.k for i in range(self.k + 1)]
         places = torch.randperm(size - 1, generator=generator, device=_home(generator))
-        return [0, *sorted((1 + places[: self.k - 1]).tolist()), size]
+        return [0, *(1 + places[: self.k - 1].sort().values).tolist(), size]
 
     def _draw(self, count: int, height: int, width: int, generator: Generator | None) -> Parts:
         device, tiles, most = _home(generator), self.k**2, min(height, width)
@@ -333,8 +334,7 @@ class RegionMixup(Mixer):
         shape = 1 if self.shared_weight else tiles, count if self.per_sample else 1
         lam, drawn = beta(self.alpha, shape, generator), 1 if self.shared_partner else tiles
         orders = [torch.randperm(count, generator=generator, device=device) for _ in range(drawn)]
-        rows, columns = list(zip(ys, ys[1:])), list(zip(xs, xs[1:]))
-        places = [(x1, y1, x2, y2) for y1, y2 in rows for x1, x2 in columns]
+        places = [(x1, y1, x2, y2) for y1, y2 in zip(ys, ys[1:]) for x1, x2 in zip(xs, xs[1:])]
         boxes = torch.tensor(places, device=device)
         return boxes, lam.expand(tiles, -1), torch.stack(orders).expand(tiles, -1)
 

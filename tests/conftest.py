@@ -42,6 +42,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """Of `--numprocesses auto`: one more than there are cores, since the slow tests wait for
     kernels and clusters most of the time.

@@ -37,6 +37,7 @@ def test_one_hot_and_soft_labels_are_mixed_by_the_same_weights(make):
             same, soft = mixer.apply(images, kind, plan)
             torch.testing.assert_close(soft, targets)
             assert torch.equal(same, mixed) and soft.dtype == torch.float32
+        assert soft.data_ptr() != kind.data_ptr()
     rows = torch.rand(5, 4)
     weights = plan.label_weights().expand(-1, 5)
     expected = weights[0, :, None] * rows
@@ -145,7 +146,11 @@ def masks(count=5):
         ),
         (lambda x, y: NoMix(4)(x, masks()), r"labels \(5,\) int64 or \(5, 4\) soft, got \(5, 7"),
         (lambda x, y: NoMix(4)(x, torch.rand(5, 3)), r"\(5, 4\) soft, got \(5, 3\) torch.float32$"),
-        (lambda x, y: NoMix()(x, y[:, None]), r"num_classes\) soft, got \(5, 1\)"),
+        (lambda x, y: NoMix()(x, y[:, None]), r"num_classes\) soft, got \(5, 1\).*squeeze"),
+        (
+            lambda x, y: NoMix(4)(x, y[:, None]),
+            r"got \(5, 1\) torch.int64; use labels.squeeze\(1\)$",
+        ),
         (lambda x, y: NoMix()(x, y), "class numbers need a mixer with num_classes"),
         (lambda x, y: NoMix(4)(x, y.tolist()), "expected labels as a tensor, got list"),
         (lambda x, y: NoMix(4)({"image": x, "target": y}), "'target'.*give their key"),
@@ -227,12 +232,27 @@ def test_mixing_compiles_as_one_graph():
         apply = torch.compile(mixer.apply, backend="eager", fullgraph=True)
         expected = mixer.apply(images, kind, plan)
         torch.testing.assert_close(apply(images, kind, plan), expected)
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [NoMix(4), Mixup(4), CutMix(4, 0.5, 0.7), RegionMixup(4, 3, regions="random", per_sample=True)],
+    ids=lambda mixer: type(mixer).__name__,
+)
+def test_drawing_and_mixing_compile_as_one_graph(mixer):
+    """With torch's generator; the graph draws anew with every call, also for a smaller batch."""
+    images, labels = batch(height=8, width=12)
     torch.compiler.reset()
-    mix = RegionMixup(4)
-    call = torch.compile(lambda x, y: mix(x, y), backend="eager", fullgraph=True)
-    mixed, targets = call(images, labels)
-    assert mixed.shape == images.shape and targets.sum().item() == pytest.approx(5)
-    assert not torch.equal(mixed, call(images, labels)[0]), "it draws anew"
+    call = torch.compile(lambda x, y: mixer(x, y), backend="eager", fullgraph=True)
+    seen = set()
+    for seed in range(6):
+        part = images[seed // 5 :], labels[seed // 5 :]
+        torch.manual_seed(seed)
+        mixed = call(*part)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(mixed, mixer(*part))
+        seen.add(str(mixed[1]))
+    assert len(seen) > 2 or type(mixer) is NoMix
 
 
 class Drawn:

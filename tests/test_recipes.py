@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,15 @@ def test_batches_of_hugging_face_stay_what_they_are():
     assert type(mixed) is kind and mixed.labels.shape == (4, 10)
 
 
+def test_the_mixing_is_compiled(names, monkeypatch):
+    """Captured by dynamo without its backend, so that no compiler is needed."""
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    run("Compiled", names)
+    assert names["mixed"].shape == (6, 3, 8, 8) and not torch.equal(names["mixed"], names["images"])
+    torch.testing.assert_close(names["targets"].sum(1), torch.ones(6))
+
+
 def train_rank(rank, folder):
     """One rank: the same seed and network on every rank, and the recipe's own generator."""
     torch.set_num_threads(1)
@@ -234,6 +244,6 @@ def test_ranks_of_ddp_mix_differently_and_share_the_gradient(tmp_path):
 
 def test_every_recipe_is_tested():
     text = Path(__file__).read_text()
-    assert sum(map(bool, RECIPES.values())) == 10
+    assert sum(map(bool, RECIPES.values())) == 11
     untested = [name for name, code in RECIPES.items() if code and f'run("{name}"' not in text]
     assert not untested

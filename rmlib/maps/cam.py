@@ -27,8 +27,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
 from rmlib import UserError, checked
-from rmlib.evaluate import logits_of
-from rmlib.measuring import as_pixels, check_classes, with_gradients
+from rmlib.measuring import as_pixels, check_classes, first_logits, with_gradients
 from rmlib.models import PreActResNet18
 from rmlib.params import nearest
 
@@ -110,6 +109,8 @@ def _named(model, layer):
     if layer not in modules:
         shallow = [name for name in modules if name.count(".") < 2]
         raise UserError(f"layer={layer!r}: {nearest(layer, shallow)}")
+    if isinstance(modules[layer], torch.jit.ScriptModule):
+        raise UserError("a map needs hooks, which TorchScript has not: give the network itself")
     return modules[layer]
 
 
@@ -217,7 +218,7 @@ def _probed(model, layer, module, image, classes, reshape):
         return outputs[-1].clone() if floats else output
 
     with module.register_forward_hook(cut):
-        logits = logits_of(model, image)
+        logits = first_logits(model, image)
     check_classes(logits, classes, "explained")
     inside = layer.rpartition(".")[0]
     remedy = f"take the module around it, {inside!r}" if inside else "take another module"

@@ -28,7 +28,7 @@ import torchattacks
 
 from rmlib import UserError, checked
 from rmlib.evaluate import logits_of
-from rmlib.measuring import as_pixels, check_classes, margins, with_gradients
+from rmlib.measuring import as_pixels, check_classes, first_logits, margins, with_gradients
 from rmlib.packed import pack_bits
 from rmlib.params import eps_text, nearest
 from rmlib.robustness.square import margins_of, square
@@ -201,7 +201,7 @@ def right(model, images, labels, batch_size: int) -> torch.Tensor:
 @torch.no_grad()
 def _check_network(model, images, labels):
     """Refuse a network that cannot be attacked, by its answers for some of the images."""
-    logits, again = logits_of(model, images), logits_of(model, images)
+    logits, again = first_logits(model, images), logits_of(model, images)
     if not logits.isfinite().all():
         raise UserError("the network returns logits that are not finite: its training diverged")
     check_classes(logits, labels, "attacked")

@@ -179,6 +179,18 @@ class Attentive(nn.Module):
         (Twice(), nn.ReLU(), None, "layer is a ReLU: expected the name of one module$"),
         (CAPTION := Twice(), CAPTION.second, None, "layer is a Conv2d: .* module, here 'second'"),
         (nn.Sequential(Twice(), nn.Linear(4, 1)), "0.second", None, "has one logit.*let it return"),
+        (
+            nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 6 * 6, 4)),
+            "0",
+            None,
+            r"the network fails on images \(1, 3, 32, 32\): .*; of what size are its images",
+        ),
+        (
+            torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3))),
+            "0",
+            None,
+            "TorchScript has not: give",
+        ),
     ],
 )
 def test_what_no_map_can_be_made_of_is_named(model, layer, reshape, words):

@@ -241,6 +241,7 @@ def test_inference_mode_and_autocast_of_the_caller_do_not_matter():
         (dict(labels=pixels()[1].float()), "float32"),
         (dict(model=network().bfloat16()), "bfloat16.*use model.float"),
         (dict(model=nn.Sequential(network(), nn.Softmax(1))), "returns probabilities"),
+        (dict(images=pixels()[0][:, :2]), r"the network fails on images \(\d, 2, .*of what size"),
     ],
 )
 def test_mistakes(change, words):

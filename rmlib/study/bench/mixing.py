@@ -19,6 +19,7 @@ PEERS = {
     "Region Mixup k=2": "naive loop k=2",
     "Region Mixup k=4": "naive loop k=4",
 }
+SOFT = {f"{name}, soft labels": name for name in PEERS}
 
 
 def naive_region_mixup(images, labels, k, num_classes):
@@ -45,7 +46,7 @@ def mixer_table(device, rounds, compiled) -> list[str]:
     for shape in SHAPES:
         seconds = interleaved(_calls(shape, device, compiled), rounds, device)
         for name, value in seconds.items():
-            peer = PEERS.get(name, "")
+            peer = (PEERS | SOFT).get(name, "")
             faster = f"{seconds[peer] / value:.2f}" if peer else ""
             what = f"{'x'.join(map(str, shape))} | {name}"
             lines.append(f"| {what} | {value / seconds['clone']:.2f} | {faster} | {peer} |")
@@ -68,6 +69,8 @@ def _calls(shape, device, compiled):
     }
     calls = {"clone": images.clone}
     calls |= {name: partial(mix, images, labels) for name, mix in named.items()}
+    soft = torch.nn.functional.one_hot(labels, CLASSES).float()
+    calls |= {name: partial(named[hard], images, soft) for name, hard in SOFT.items()}
     for k in (2, 4):
         calls[f"naive loop k={k}"] = partial(naive_region_mixup, images, labels, k, CLASSES)
     if compiled:

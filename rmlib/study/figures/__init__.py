@@ -4,7 +4,10 @@ The files follow the notebooks. Their public functions are imported here, so tha
 ``from rmlib.study import figures`` and ``figures.forest(...)``.
 """
 
-# ruff: noqa: F401
+# ruff: noqa: E402, F401
+from rmlib.extras import needs
+
+needs("study")
 from rmlib.study.figures.maps import cam_grid, grid_points, lines, mean_maps, measures
 from rmlib.study.figures.method import (
     batch_strip,
