@@ -116,6 +116,8 @@ def first_logits(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     """
     try:
         return logits_of(model, images)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         got = f"images {tuple(images.shape)}"
