@@ -3,6 +3,7 @@
 import re
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 from pages import ROOT, section, text_of
@@ -80,7 +81,7 @@ def test_the_other_numbers_of_the_work_sheet():
     moved = (torch.tensor([0.5, 0.98, 0.01]) + 0.03 * torch.tensor([1, 1, -1])).clamp(0, 1)
     assert says(8, *moved) and f"by {0.03 * 0.25:.4f}" in solution(8)
     a, b = [75, 76, 77], [74, 76, 75]
-    unpaired, pairs = welch(a, b), paired(a, b)
+    unpaired, pairs = welch(a, b), paired(pd.Series(a), pd.Series(b))
     halves = [(each.high - each.low) / 2 for each in (unpaired, pairs)]
     assert f"Difference {unpaired.mean:.2f}. Welch: {halves[0]:.2f}, zero is inside" in solution(9)
     spread = mean_std([x - y for x, y in zip(a, b)])[1]
@@ -112,4 +113,4 @@ def test_the_guide_speaks_of_tasks_that_there_are():
     titles = "".join(path.read_text() for path in exercises.solutions().values())
     tasks = set(re.findall(r'lesson\.check\([^.]*?"(\w+)\. ', titles.replace("\\", "")))
     named = re.findall(r"^\| (\w+) \|", section(GUIDE, "## Likely wrong answers"), re.M)
-    assert len(named) > 25 and set(named) - {"task"} <= tasks
+    assert len(named) > 25 and set(named) - {"exercise"} <= tasks

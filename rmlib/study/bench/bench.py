@@ -40,5 +40,6 @@ def bench(name: str, rounds: int, compiled: bool, only=BENCHED, width: int | Non
     method = f"one thread, medians of {rounds} interleaved calls"
     machine = f"{where.get('gpu', where['cpu'])}, torch {torch.__version__}"
     head = f"float32 where nothing else is said, {method}; {machine}, Python"
-    title = "# Speed, as ratios within one run"
+    kinds = ", ".join(each for each in BENCHED if each in only)
+    title = f"# Speed of {kinds}: ratios within one run"
     return "\n\n".join([title, f"{head} {platform.python_version()}", *tables]) + "\n"

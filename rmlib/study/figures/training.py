@@ -84,17 +84,24 @@ def reference_curves(folders):
             line[0].plot([], [], label=method.name, **look)
             for axis, part in zip(line, PARTS.values()):
                 _mean_and_spread(axis, histories, part, method.mixer, look)
-            test: Any = {"color": look["color"], "fmt": "o", "mfc": "white", "ms": 5, "capsize": 2}
+            test: Any = {
+                "color": look["color"],
+                "fmt": look["marker"],
+                "mfc": "white",
+                "ms": 5,
+                "capsize": 2,
+            }
             place = len(histories[0]) * (1.06 + 0.065 * number)
             line[2].errorbar(place, method.mean, method.accuracies.std(), **test)
         for axis, words in zip(line, PARTS):
             axis.set(xlabel="epoch", ylabel=words, ylim=(0, None))
-        line[2].set_ylim(0, 102)
+        epochs = group["config.epochs"].max()
+        line[2].set(ylim=(0, 102), xticks=range(0, epochs + 1, max(1, epochs // 4)))
         chance_line(line[2], 100 / group["data.classes"].iloc[0])
         counts = sorted({len(method.accuracies) for method in methods})
         seeds = " to ".join(map(str, {counts[0]: 0, counts[-1]: 0}))
         titled(line[0], f"{groups.title(group)}; {seeds} seeds each", fontsize=TEXT, loc="left")
-        titled(line[2], "circles: test, last epoch", fontsize=TEXT, loc="right")
+        titled(line[2], "hollow: test, last epoch", fontsize=TEXT, loc="right")
     legend_below(figure, axes[0, 0])
     return figure
 

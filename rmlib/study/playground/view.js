@@ -120,7 +120,7 @@ function renderTarget(plan, row) {
   if (buggy) {
     words = `Solid: the pixels hold ${text(soft[state.shown])} of the ${name}. `;
     words += `Striped: the label claims ${text(claimed[state.shown])}. `;
-    words += error < 0.005 ? "Here both agree." : `It is wrong by ${text(error)}.`;
+    words += error < 0.005 ? "Here both agree." : `It is wrong by ${text(Math.abs(text(claimed[state.shown]) - text(soft[state.shown])))}.`;
   }
   if (meetsItself(plan, row)) {
     words += " Here the image meets itself, which a random order allows.";

@@ -29,6 +29,7 @@ CONF = {
     "html_show_copyright": False,
     "html_use_index": False,
     "myst_enable_extensions": ["dollarmath"],
+    "myst_heading_anchors": 3,
     "nb_execution_mode": "off",
     "nb_render_markdown_format": "myst",
     "smartquotes": False,

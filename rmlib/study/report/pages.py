@@ -41,18 +41,35 @@ DAMAGED = (
     "These files are damaged or do not belong where they lie. Nothing on these pages comes from"
     " them."
 )
-PICTURE = "![One image under Mixup, CutMix and Region Mixup](results/mixers.png)"
+VERBS = ("show", "hide")
 NOTHING = "Nothing: what was planned, or what other runs of an experiment have, is there."
 # files of the project that a book has, by their headings
 PROJECT = {
     "Lessons": ["notebooks/0*.ipynb"],
     "Exercises": ["notebooks/exercises/*.ipynb"],
     "Teaching": ["notebooks/*.md"],
-    "Reference": ["rmlib/**/README.md", "notebooks/batches/README.md", "results/**/*.md"],
+    "Reference": [
+        "README.md",
+        "rmlib/**/README.md",
+        "notebooks/batches/README.md",
+        "results/**/*.md",
+    ],
     "Pictures": ["results/**/*.png"],
 }
-# how MyST-NB shows cells of exercises
-SHOWN = {"solution": "hide-cell", "check": "hide-input", "source": "remove-cell"}
+INTRODUCTION = """
+*Region Mixup* ([Saha & Garain, 2024](https://arxiv.org/abs/2409.15028)) cuts images
+into k x k tiles. Each tile is mixed with the same tile of a *different* partner, with a weight of
+its own. The paper claims that networks trained on such images generalise better than with Mixup
+and CutMix. One formula serves all three: `mixed = W * image + (1 - W) * partners`.
+
+![One image under Mixup, CutMix and Region Mixup](results/mixers.png)
+
+Begin with [lesson 1](notebooks/01_method.ipynb), the [playground](notebooks/playground.md), or
+[the mixer in your own loop](rmlib/README.md#use-it-in-your-loop).
+Teachers find plans and a work sheet in the [teaching guide](notebooks/teaching.md).
+
+## What the runs say so far
+"""
 
 
 def build(root, folder: Path, tables=None, missing=None, whole: bool = False) -> Path:
@@ -76,7 +93,9 @@ def build(root, folder: Path, tables=None, missing=None, whole: bool = False) ->
     with tempfile.TemporaryDirectory() as made:
         write_sources(Path(made), found, title, tables, missing, whole)
         book.build(Path(made), folder, title)
-    records.atomic_write(folder / "notebooks" / "playground.html", playground.page().encode())
+    back = '<p><a href="../index.html">Back to the book</a></p><h1>'
+    page = playground.page().replace("<h1>", back, 1)
+    records.atomic_write(folder / "notebooks" / "playground.html", page.encode())
     return folder / "index.html"
 
 
@@ -105,9 +124,13 @@ def write_sources(sources: Path, found, title: str, tables, missing, whole: bool
     _write(sources / "runs.md", "# Runs", *_runs(experiments, cells))
     parts["Results"].append("runs.md")
 
-    body = [f"# {_literal(title)}", *_answer(sources, found, experiments)]
-    body += [PICTURE] if (sources / "results" / "mixers.png").exists() else []
-    body += [*map(_table, tables["accuracy"]), CLEAN_WEIGHT, TABLES]
+    body = [f"# {_literal(title)}", *([INTRODUCTION] if whole else [])]
+    body += [
+        *_answer(sources, found, experiments),
+        *map(_table, tables["accuracy"]),
+        CLEAN_WEIGHT,
+        TABLES,
+    ]
     body += ["## Left out", DAMAGED, _bullets(problems)] if problems else []
     body += ["## What is missing", _bullets(missing) if missing else NOTHING]
     order = ("Lessons", "Exercises", "Teaching", "Results", "Reference")
@@ -241,9 +264,9 @@ def _copy(path, target):
         target.write_text(text, encoding="utf-8")
         return
     notebook = nbformat.reads(text, as_version=4)
+    notebook.cells = [c for c in notebook.cells if "source" not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        cell.metadata["tags"] = tags + [SHOWN[tag] for tag in tags if tag in SHOWN]
+        _fold(cell)
         for output in cell.get("outputs", ()):
             look = output.get("metadata", {}).get("image/png", {})
             if "alt" in look:
@@ -251,3 +274,15 @@ def _copy(path, target):
                 source = f"data:image/png;base64,{output.data.pop('image/png')}"
                 output.data["text/html"] = f'<img {" ".join(named)} src="{source}">'
     nbformat.write(notebook, target)
+
+
+def _fold(cell):
+    """Fold away what an exercise asks for: the solution, and what its check says of it."""
+    for part in {"solution", "check"}.intersection(cell.metadata.get("tags", [])):
+        if cell.cell_type == "code":
+            cell.metadata["tags"] += ["hide-cell"]
+            prompts = {f"code_prompt_{verb}": f"{verb.title()} the {part}" for verb in VERBS}
+            cell.metadata["mystnb"] = prompts
+        else:
+            head = f"<details><summary>Show the {part}</summary>"
+            cell.source = f"{head}\n\n{cell.source}\n\n</details>"

@@ -64,7 +64,7 @@ class Measured(NamedTuple):
 
 MEASURED = {
     "robustness": Measured(
-        "accuracy in percent of `images` test images per network; corrupted: mean over nine"
+        "accuracy in percent; images: test images of each network; corrupted: mean over nine"
         f" corruptions at five severities; {SPREAD}",
         attacked.robustness,
         ("attacks", "corruptions"),
