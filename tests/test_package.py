@@ -62,7 +62,7 @@ def test_the_wheel_is_the_package_and_says_what_it_is(built):
     *_, wheel = built
     names = set(wheel.namelist())
     files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "rmlib").rglob("*.py")}
-    assert files | {"rmlib/py.typed", "rmlib/study/report/page.html"} <= names
+    assert files | {"rmlib/py.typed", "rmlib/study/report/book.css"} <= names
     about = f"rmlib-{rmlib.__version__}.dist-info/"
     assert not {name for name in names if not name.startswith(("rmlib/", about))}
     known = message_from_string(wheel.read(about + "METADATA").decode())

@@ -4,9 +4,9 @@ import statistics
 
 import pandas as pd
 import pytest
-from made import make_record, save
+from made import index_of, make_record, save
 
-from rmlib.study.report import accuracy, groups, pages, report
+from rmlib.study.report import accuracy, groups, report
 
 
 def test_mean_spread_and_n(tmp_path):
@@ -91,4 +91,6 @@ def test_a_network_counts_once_however_often_it_was_trained(tmp_path):
     assert list(after["accuracy"][0].frame()["n"]) == [3, 3] and after["costs"][0].frame()[
         "runs"
     ].tolist() == [12, 12]
-    assert len(pages._runs(groups.runs_below(tmp_path), {})[1]) == 12
+    index_of(tmp_path, tmp_path / "pages")
+    listed = (tmp_path / "pages" / "runs.md").read_text()
+    assert all(record.run_id in listed for record in made + again)
