@@ -93,6 +93,6 @@ def test_reference_curves_show_the_records_over_their_seeds():
     (test,) = (
         each.get_ydata()[0]
         for each in figure.axes[2].lines
-        if each.get_color() == orange and len(each.get_xdata()) == 1 and each.get_marker() == "o"
+        if each.get_color() == orange and len(each.get_xdata()) == 1 and each.get_mfc() == "white"
     )
     assert test == pytest.approx(np.mean([record.metrics["accuracy"] for record in own.values()]))
