@@ -73,8 +73,11 @@ def networks(found: collection.Collection) -> list[str]:
     the best method's run of median accuracy, of an even number the lower one; and how.
     """
     lines = []
-    for group in filter(sentences, groups.experiments(groups.runs_below(found))):
-        best = methods(group)[0]
+    for group in groups.experiments(groups.runs_below(found)):
+        ranked = methods(group)
+        if len(ranked) < 2:
+            continue
+        best = ranked[0]
         run = best.runs.sort_values("metrics.accuracy").iloc[(len(best.runs) - 1) // 2]
         folder = found.folders[run["run_id"]]
         if (folder / records.WEIGHTS).exists():
