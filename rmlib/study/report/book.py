@@ -55,35 +55,42 @@ def build(sources: Path, folder: Path, title: str) -> list[str]:
         patch_docutils(sources),
         docutils_namespace(),
     ):
-        Sphinx(sources, None, folder, parsed, "html", CONF | more, None, said).build()
-    _guard(folder)
+        made = Sphinx(sources, None, folder, parsed, "html", CONF | more, None, said)
+        made.build()
+    _guard(folder, [f"{name}.html" for name in sorted(made.env.found_docs)])
     return said.getvalue().splitlines()
 
 
-def _guard(folder):
-    """Put the policy into every page. The search page holds the theme's own scripts and nothing of
+def _guard(folder, names):
+    """Put the policy into the pages. The search page holds the theme's own scripts and nothing of
     the sources, so what stands there may run elsewhere.
     """
     own = re.findall(r"<script>(.*?)</script>", (folder / "search.html").read_text(), re.DOTALL)
     policy = POLICY.format(hashes=" ".join(map(hashed, own)))
     meta = f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">'
-    for page in folder.rglob("*.html"):
-        text = page.read_text(encoding="utf-8")
-        if "Content-Security-Policy" not in text.partition("</head>")[0]:
-            start = '<meta charset="utf-8">'
-            records.atomic_write(page, text.replace(start, start + meta, 1).encode())
+    for name in [*names, "search.html"]:
+        text = (folder / name).read_text(encoding="utf-8")
+        start = '<meta charset="utf-8">'
+        records.atomic_write(folder / name, text.replace(start, start + meta, 1).encode())
 
 
 def setup(app):
     """Formulas as MathML, which browsers show without a script."""
 
     def inline(writer, node):
-        writer.body.append(convert(node.astext()))
+        writer.body.append(_mathml(node.astext(), "inline"))
         raise nodes.SkipNode
 
     def block(writer, node):
-        writer.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>\n')
+        writer.body.append(f'<div class="math">{_mathml(node.astext(), "block")}</div>\n')
         raise nodes.SkipNode
 
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     return {"parallel_read_safe": True}
+
+
+def _mathml(formula, display):
+    try:
+        return convert(formula, display=display)
+    except Exception:  # of many kinds: no formula may cost the book
+        return f"<code>{html.escape(formula)}</code>"

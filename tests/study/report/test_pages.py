@@ -15,7 +15,7 @@ BAD = "<script>document.body.title = 'run'</script>"
 HOSTILE = f"x{BAD}{{math}}`x` $x$ [a](b)"
 LESSON = (
     "# 1. The method: a lesson\n\n**Question.** What is $x^2 < 3$?\n\n$$\\sum_{j=1}^{k^2}"
-    " \\lambda_j$$\n\n`$HOME` and [next](02_training.ipynb)"
+    " \\lambda_j$$\n\n$\\left( x$\n\n`$HOME` and [next](02_training.ipynb)"
 )
 INCLUDE = "```{include} /etc/hostname\n```\n\n```{raw} html\n:file: /etc/hostname\n```"
 
@@ -98,6 +98,7 @@ def test_every_page_is_reached_and_every_link_leads_somewhere(site):
 def test_a_notebook_comes_with_formulas_outputs_and_words_of_its_figures(site):
     folder, run = site
     text = (folder / "notebooks" / "01_method.html").read_text()
+    assert "<code>\\left( x</code>" in text, "what is no formula stays as it was written"
     assert text.count("<math") == 2 and "$$" not in text and "$HOME" in text
     assert "42 &lt;b&gt;" in text and re.search(r"<td[^>]*>(<p>)?2(</p>)?</td>", text)
     assert re.search(r'<img alt="two &lt;curves&gt;" width="40" src="data:image/png;', text)
