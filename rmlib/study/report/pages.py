@@ -45,16 +45,17 @@ VERBS = ("show", "hide")
 NOTHING = "Nothing: what was planned, or what other runs of an experiment have, is there."
 # files of the project that a book has, by their headings
 PROJECT = {
-    "Lessons": ["notebooks/0*.ipynb"],
+    "Lessons": [f"notebooks/{name}.ipynb" for name in NOTEBOOKS],
     "Exercises": ["notebooks/exercises/*.ipynb"],
     "Teaching": ["notebooks/*.md"],
     "Reference": [
         "README.md",
         "rmlib/**/README.md",
         "notebooks/batches/README.md",
-        "results/**/*.md",
+        "results/*.md",
+        "results/*/README.md",
     ],
-    "Pictures": ["results/**/*.png"],
+    "Pictures": ["results/*.png", "results/*/*.png"],
 }
 INTRODUCTION = """
 *Region Mixup* ([Saha & Garain, 2024](https://arxiv.org/abs/2409.15028)) cuts images
@@ -107,7 +108,7 @@ def write_sources(sources: Path, found, title: str, tables, missing, whole: bool
     # no machine path where it can be helped
     problems = [line.replace(f"{found.folder}/", "") for line in found.problems]
     experiments = groups.experiments(groups.runs_below(found))
-    parts = _project(sources) if whole else {}
+    parts = _project(sources, problems) if whole else {}
     cells = _executed(sources, found.folder, problems)
     # the playground itself takes the place of this page
     _write(sources / "notebooks" / "playground.md", "# Playground")
@@ -219,37 +220,40 @@ def _runs(experiments, cells):
     return ["Each is notebook 02_training with its own parameters.", table, _contents(pages)]
 
 
-def _project(sources):
+def _project(sources, problems):
     """Copy what a book has of the project; its files by their headings."""
     root, parts = paths.project_root(), {}
     for heading, patterns in PROJECT.items():
         files = [path for pattern in patterns for path in sorted(root.glob(pattern))]
-        parts[heading] = [path.relative_to(root).as_posix() for path in files]
-        for name in parts[heading]:
-            _copy(root / name, sources / name)
+        names = [path.relative_to(root).as_posix() for path in files]
+        parts[heading] = [name for name in names if _copied(root, name, sources / name, problems)]
     return parts
 
 
 def _executed(sources, root, problems):
-    """Copy every executed notebook below a folder; returns the pages of single runs by run id.
-    What cannot be shown gets a line in ``problems``.
-    """
+    """Copy every executed notebook below a folder; returns the pages of single runs by run id."""
     cells = {}
     for path in paths.below(root, "*.ipynb"):
         if path.stem in NOTEBOOKS:
-            name = f"notebooks/{path.stem}"
-            if path.stem == CELL:
-                name = cells[path.parent.name] = f"notebooks/run-{path.parent.name}"
-            try:
-                _copy(path, sources / f"{name}.ipynb")
-            except (*records.DAMAGE, OSError, nbformat.ValidationError):
-                # its process was killed while it was written, or it is no notebook
-                cells.pop(path.parent.name, None)
-                inside = path.relative_to(root)
-                problems.append(
-                    f"{inside} is damaged: it has no page; its record, if any, counts all the same"
-                )
+            own = path.stem == CELL
+            page = f"notebooks/run-{path.parent.name}" if own else f"notebooks/{path.stem}"
+            inside = path.relative_to(root)
+            if _copied(root, inside, sources / f"{page}.ipynb", problems) and own:
+                cells[path.parent.name] = page
     return cells
+
+
+def _copied(root, inside, target, problems):
+    """Copy a file, and say whether it can be shown; else it gets a line in ``problems``."""
+    try:
+        _copy(root / inside, target)
+    except (*records.DAMAGE, OSError, nbformat.ValidationError):
+        # its process was killed while it was written, or it is no notebook
+        problems.append(
+            f"{inside} is damaged: it has no page; its record, if any, counts all the same"
+        )
+        return False
+    return True
 
 
 def _copy(path, target):
@@ -270,7 +274,8 @@ def _copy(path, target):
         for output in cell.get("outputs", ()):
             look = output.get("metadata", {}).get("image/png", {})
             if "alt" in look:
-                named = [f'{key}="{html.escape(str(look[key]))}"' for key in ("alt", "width")]
+                known = [key for key in ("alt", "width") if key in look]
+                named = [f'{key}="{html.escape(str(look[key]))}"' for key in known]
                 source = f"data:image/png;base64,{output.data.pop('image/png')}"
                 output.data["text/html"] = f'<img {" ".join(named)} src="{source}">'
     nbformat.write(notebook, target)
