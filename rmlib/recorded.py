@@ -43,6 +43,9 @@ def recording_of(run: Run) -> "Recording | None":
     """What :func:`rmlib.train.training` replays: on CUDA a recording, else None.
 
     Network and batches are compiled first where the run asks for it. Nothing is recorded yet.
+
+    Raises:
+        UserError: ``compiled`` without a compiler.
     """
     if run.loader.device.type == "cuda":
         return Recording(run)
@@ -147,6 +150,9 @@ def compile_steps(run: Run, batches: bool = True) -> None:
     """Compile the network of a run, and with ``batches`` what makes a batch.
 
     Whole batches alone are compiled; the smaller last one of an epoch is not.
+
+    Raises:
+        UserError: there is no compiler.
     """
     need_compiler(run.loader.device.type)
     _share_compiled()
@@ -170,7 +176,11 @@ def _share_compiled() -> None:
 
 
 def need_compiler(device: str) -> None:
-    """Refuse to compile for a device, cpu or cuda, without a compiler."""
+    """Refuse to compile for a device, cpu or cuda, without a compiler.
+
+    Raises:
+        UserError: there is none.
+    """
     compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
     # Triton's launchers need them
     headers = device == "cpu" or Path(sysconfig.get_paths()["include"], "Python.h").exists()

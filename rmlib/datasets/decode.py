@@ -73,7 +73,11 @@ def _measure(name, size):
 
 
 def decode(path: Path, names, split: str):
-    """Pixels (N, 3, H, W) uint8 of some files, how many of each mode, and what was changed."""
+    """Pixels (N, 3, H, W) uint8 of some files, how many of each mode, and what was changed.
+
+    Raises:
+        UserError: an image cannot be read, or they are of different sizes.
+    """
     _check_memory(path, names)
     tasks = [(path, names[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
     chunks = parallel(_decode_chunk, tasks, f"decoding {split}")

@@ -60,6 +60,10 @@ def drop_and_increase(model, pixels, grids, classes) -> tuple[torch.Tensor, torc
 
     Returns:
         Both (N,) float64, 0 to 100.
+
+    Raises:
+        UserError: images outside [0, 1], maps or classes that do not fit them; so do :func:`curves`
+            and :func:`road`.
     """
     pixels, grids, classes = _on_cpu(model, pixels, grids, classes)
     whole = probability(model, pixels, classes)

@@ -181,7 +181,11 @@ def query_curve(result: dict, queries: int) -> list[float]:
 
 
 def checked_options(attack: str, options: dict) -> dict:
-    """The options of an attack, checked, defaults filled in."""
+    """The options of an attack, checked, defaults filled in.
+
+    Raises:
+        UserError: unknown attack, an option that it does not have, a count below 1.
+    """
     if attack not in ATTACKS:
         raise UserError(f"attack={attack!r}: {nearest(attack, ATTACKS)}")
     for name, value in options.items():

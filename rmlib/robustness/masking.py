@@ -43,6 +43,9 @@ def check(results: dict, eps: str, total: int, seed: int) -> dict:
         FGSM, and after every attack at this eps, on the ``images`` that all but AutoAttack saw.
         ``warnings``: those of WARNINGS that apply, none where nothing contradicts FGSM. Where a
         masked gradient fools the margin and PGD alike, Square alone can show it.
+
+    Raises:
+        UserError: no FGSM or no stronger attack at this eps, or more images than there are.
     """
     from rmlib.evaluate import sample  # torch, which tables without attacks do not need
 

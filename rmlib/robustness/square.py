@@ -128,6 +128,9 @@ def square(
     Returns:
         The attacked images; whether each is still right, (N,) bool; and its queries, (N,) int64:
         0 where the network was wrong, for a fallen image the query that felled it.
+
+    Raises:
+        UserError: logits that are no numbers, for an image as it is.
     """
     found, used = images.clone(), torch.zeros_like(labels)
     clean = margins_of(model, images, labels, batch_size)

@@ -52,7 +52,11 @@ def takes_list(name: str) -> bool:
 
 
 def parse(notebook: str, values: dict) -> Any:
-    """The frozen record of a notebook's parameters: checked, defaults filled in, text a number."""
+    """The frozen record of a notebook's parameters: checked, defaults filled in, text a number.
+
+    Raises:
+        UserError: one line that names every unknown name, mistyped value and its remedy.
+    """
     if notebook not in NOTEBOOKS:
         raise UserError(f"unknown notebook {notebook!r}: {nearest(notebook, NOTEBOOKS)}")
     model = NOTEBOOKS[notebook]

@@ -78,6 +78,11 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
 
     Returns:
         How many runs and notebooks are done, failed, stopped or left.
+
+    Raises:
+        UserError: another batch works in this folder, it cannot be written, data are missing or
+            others than before, no such GPU or cluster, a record of a later rmlib, or the folder was
+            deleted meanwhile.
     """
     options = options or Options()
     refusal = f"another batch works in {batch.out}: wait for it, or stop it first"
@@ -108,7 +113,11 @@ def run_batch(batch: Batch, options: Options | None = None, log=print) -> dict[s
 
 
 def dry_run(batch: Batch, options: Options) -> str:
-    """What :func:`run_batch` would do, in words, after its checks; nothing is run or written."""
+    """What :func:`run_batch` would do, in words, after its checks; nothing is run or written.
+
+    Raises:
+        UserError: what is wrong with devices, libraries or images.
+    """
     words = describe(batch, local_places(batch, options)[0], options.starts)
     todo, done = _todo_and_done(batch, options)
     try:

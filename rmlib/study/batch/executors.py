@@ -152,7 +152,11 @@ def visible_gpus() -> list[str]:
 
 
 def chosen_gpus(words: str) -> tuple[str, ...]:
-    """``--gpus``: "all", or some of :func:`visible_gpus` such as "0,2"."""
+    """``--gpus``: "all", or some of :func:`visible_gpus` such as "0,2".
+
+    Raises:
+        UserError: there is none, or no such one.
+    """
     visible = visible_gpus()
     chosen = visible if words == "all" else [word.strip() for word in words.split(",")]
     if not chosen or not set(chosen) <= set(visible):
@@ -170,6 +174,9 @@ class Ray:
         threads: of a job; device: cpu, cuda, or auto for a GPU where the cluster has any.
         per_gpu: jobs that share one.
         workers: jobs at the same time; None: as many as the cluster takes.
+
+    Raises:
+        UserError: there is no cluster, or it has no room for a single job.
     """
 
     def __init__(

@@ -80,7 +80,11 @@ class BatchFile(BaseModel):
 
 
 def read_file(path: Path, given: dict[str, Any]) -> BatchFile:
-    """The file with its entries checked, not yet its parameters; ``given`` holds for all runs."""
+    """The file with its entries checked, not yet its parameters; ``given`` holds for all runs.
+
+    Raises:
+        UserError: it is missing, no YAML of a batch, or spans no run.
+    """
     if not path.is_file():
         known = sorted(each.stem for each in (project_root() / "notebooks/batches").glob("*.yaml"))
         remedy = f"notebooks/batches has {', '.join(known)}"
@@ -118,7 +122,11 @@ def read_file(path: Path, given: dict[str, Any]) -> BatchFile:
 
 
 def settings(texts: list[str]) -> dict[str, Any]:
-    """The parameters in the texts NAME=VALUE of ``--set``; a VALUE in [] is a list of YAML."""
+    """The parameters in the texts NAME=VALUE of ``--set``; a VALUE in [] is a list of YAML.
+
+    Raises:
+        UserError: a text of another form, an unknown or repeated name.
+    """
     given: dict[str, Any] = {}
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))

@@ -137,7 +137,12 @@ def _end_kernel(begun):
 
 
 def check_parameters(path: Path) -> None:
-    """Refuse a notebook in which papermill could not set the parameters."""
+    """Refuse a notebook in which papermill could not set the parameters.
+
+    Raises:
+        UserError: it is not there or damaged, not exactly one cell has the tag `parameters`, or a
+            name in it is no parameter.
+    """
     try:
         found = nbformat.read(path, as_version=4).cells
     except (OSError, ValueError) as error:
@@ -195,7 +200,11 @@ def in_few_colours(png: bytes) -> bytes:
 
 
 def save_figure(figure, path: Path) -> None:
-    """Store a figure as a small PNG."""
+    """Store a figure as a small PNG.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     target = io.BytesIO()
     figure.savefig(target, format="png")
     records.atomic_write(Path(path), in_few_colours(target.getvalue()))

@@ -80,7 +80,11 @@ class Batch:
         return "stopped" if there & begun else "new"
 
     def record(self, run: TrainParams) -> records.Record:
-        """The record of a run; one that belongs to another run is refused."""
+        """The record of a run; one that belongs to another run is refused.
+
+        Raises:
+            UserError: it is not there, damaged, or belongs to another run.
+        """
         record = records.read(run.folder)
         if record.run_id != run.run_id:
             raise UserError(f"{run.folder / records.RECORD} belongs to run {record.run_id}")
@@ -178,6 +182,9 @@ def read_batch(path: Path, out: Path | None = None, settings: list[str] | None =
     """Expand a YAML grid into checked runs; results go to ``out``, by default runs/NAME.
 
     ``settings``: texts NAME=VALUE, parameters of all runs in place of what the file says.
+
+    Raises:
+        UserError: unreadable file, unknown or mistyped entries or parameters: one line for all.
     """
     path = expanded(path)
     given = files.settings(settings or [])

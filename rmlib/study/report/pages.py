@@ -57,20 +57,11 @@ PROJECT = {
     ],
     "Pictures": ["results/*.png", "results/*/*.png"],
 }
-INTRODUCTION = """
-*Region Mixup* ([Saha & Garain, 2024](https://arxiv.org/abs/2409.15028)) cuts images
-into k x k tiles. Each tile is mixed with the same tile of a *different* partner, with a weight of
-its own. The paper claims that networks trained on such images generalise better than with Mixup
-and CutMix. One formula serves all three: `mixed = W * image + (1 - W) * partners`.
-
-![One image under Mixup, CutMix and Region Mixup](results/mixers.png)
-
-Begin with [lesson 1](notebooks/01_method.ipynb), the [playground](notebooks/playground.md), or
-[the mixer in your own loop](rmlib/README.md#use-it-in-your-loop).
-Teachers find plans and a work sheet in the [teaching guide](notebooks/teaching.md).
-
-## What the runs say so far
-"""
+BEGIN = (
+    "Begin with [lesson 1](notebooks/01_method.ipynb), the [playground](notebooks/playground.md),"
+    " or [the mixer in your own loop](rmlib/README.md#use-it-in-your-loop). Teachers find plans and"
+    " a work sheet in the [teaching guide](notebooks/teaching.md)."
+)
 
 
 def build(root, folder: Path, tables=None, missing=None, whole: bool = False) -> Path:
@@ -125,7 +116,11 @@ def write_sources(sources: Path, found, title: str, tables, missing, whole: bool
     _write(sources / "runs.md", "# Runs", *_runs(experiments, cells))
     parts["Results"].append("runs.md")
 
-    body = [f"# {_literal(title)}", *([INTRODUCTION] if whole else [])]
+    body = [f"# {_literal(title)}"]
+    if (sources / "README.md").exists():
+        # from its title to its commands: what the method is, with the picture
+        words = (sources / "README.md").read_text(encoding="utf-8").partition("```")[0]
+        body += [words.partition("\n")[2].strip(), BEGIN, "## What the runs say so far"]
     body += [
         *_answer(sources, found, experiments),
         *map(_table, tables["accuracy"]),

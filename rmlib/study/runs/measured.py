@@ -86,7 +86,11 @@ def explain(
 
 
 def kept(folder: Path) -> dict[str, torch.Tensor]:
-    """The maps for figures that are stored with a run: layer -> (N, H, W); none stored: {}."""
+    """The maps for figures that are stored with a run: layer -> (N, H, W); none stored: {}.
+
+    Raises:
+        UserError: the file is damaged or belongs to another run.
+    """
     stored = records.measurements(folder, "cam")
     rows = stored.measurements if stored else []
     results = [row.result for row in rows if row.settings["measure"] == maps.KEPT]

@@ -29,6 +29,9 @@ def find(runs: Path, clean_weight: float | None = None) -> list[tuple[Path, Reco
 
     ``clean_weight``: only runs with this weight of the clean loss; None: all. They must not differ
     in more than method and seed.
+
+    Raises:
+        UserError: there is none, or they differ in more than method and seed.
     """
     below = collection.opened(runs)
     stored = [each for each in below.folders.items() if (each[1] / WEIGHTS).exists()]
@@ -66,6 +69,9 @@ def images_of(record: Record, root=None) -> ImageSet:
     """The images a finished run was evaluated on, and checked to be the same ones.
 
     ``root``: folder of the datasets; for a run on folder:NAME, that folder itself.
+
+    Raises:
+        UserError: the images cannot be found, or are others than the run's.
     """
     config = complete(record.config)
     name, run = config["dataset"], f"the run {record.run_id}"

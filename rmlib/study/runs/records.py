@@ -45,6 +45,9 @@ def atomic_write(path: Path, content: bytes | memoryview, before: str | None = N
     """Write a file so that it is either whole or not there; the old one stays until then.
 
     ``before``: name under which the old one is kept.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -88,6 +91,9 @@ def holding(path: Path, problem: str, seconds: float = 0.0):
 
     It gives a function that raises UserError once the file was deleted, as with its whole folder:
     then another process can hold a new one.
+
+    Raises:
+        UserError: another process holds it for ``seconds`` more, or its folder cannot be written.
     """
     new = not path.parent.exists()
     try:
@@ -117,7 +123,11 @@ def holding(path: Path, problem: str, seconds: float = 0.0):
 
 
 def check_images(params, now, then: str) -> None:
-    """Refuse a run made from other images, as of two folders with one name, or a changed one."""
+    """Refuse a run made from other images, as of two folders with one name, or a changed one.
+
+    Raises:
+        UserError: the checksums ``now`` and ``then`` differ.
+    """
     if str(now) != then:
         problem = f"was made from other images than {params.dataset} holds now"
         remedy = "choose another folder with `out`, or delete it"
@@ -149,7 +159,11 @@ def in_rows(fields: dict, *names: str, indent: int = 4) -> bytes:
 
 
 def read(path: Path) -> Record:
-    """Read and check one record; ``path`` is the file or the run's folder."""
+    """Read and check one record; ``path`` is the file or the run's folder.
+
+    Raises:
+        UserError: missing, damaged, of another schema, or its id does not fit its configuration.
+    """
     path = Path(path)
     path = path / RECORD if path.is_dir() else path
     try:
@@ -206,7 +220,11 @@ def _finite(text):
 
 
 def measurements(folder: Path, kind: str) -> Measurements | None:
-    """What was measured on the network in a run's folder, or None; ``kind`` is one of KINDS."""
+    """What was measured on the network in a run's folder, or None; ``kind`` is one of KINDS.
+
+    Raises:
+        UserError: the file is damaged or belongs to another run.
+    """
     path = Path(folder) / f"{kind}.json"
     return read_measurements(path, read(folder)) if path.exists() else None
 
