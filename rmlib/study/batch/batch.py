@@ -24,7 +24,7 @@ from rmlib.study.runs import records
 from rmlib.study.settings import CELL
 
 # signals that end the program count as Ctrl-C; SIGHUP: a closed terminal
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 LOCK = ".batch.lock"
 # what a notebook needs besides the extra "study"
 EXTRA = {"03_robustness": "robustness", "04_cam": "maps", "05_results": "maps"}

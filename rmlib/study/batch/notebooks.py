@@ -48,6 +48,7 @@ def run(source: Path, target: Path, parameters: dict | None = None) -> None:
 
     Raises:
         Stopped: asked to end, and so it did.
+        UserError: the notebook is missing, or a cell failed (the executed copy shows which).
     """
     import papermill
     from nbclient.exceptions import DeadKernelError

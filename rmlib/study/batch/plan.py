@@ -92,9 +92,11 @@ class Batch:
 
     def notebook_state(self, name: str) -> str:
         """Of another notebook: done (it ran to its end on what is there now), failed or new."""
-        done = self.out / f"{name}.done"
-        if done.exists() and done.read_text(encoding="utf-8") == self.fingerprint(name):
-            return "done"
+        try:
+            if (self.out / f"{name}.done").read_text(encoding="utf-8") == self.fingerprint(name):
+                return "done"
+        except OSError:
+            pass
         return "failed" if (self.out / f"{name}.{records.ERROR}").exists() else "new"
 
     def plan(self) -> list[tuple[str, str, str]]:

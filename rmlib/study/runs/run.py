@@ -181,6 +181,7 @@ def train(params: TrainParams, log=print) -> Record:
     ``params.folder`` gets checkpoint, weights and record, and ``log`` a line for every epoch.
 
     Raises:
+        UserError: something to mend (no CUDA, missing data, full disk, damaged checkpoint).
         Stopped: ``max_minutes`` passed, SIGTERM or Ctrl-C arrived; the checkpoint is written.
     """
     if params.robustness:
