@@ -136,14 +136,22 @@ def test_home_is_expanded_where_the_shell_does_not(monkeypatch, tmp_path):
     ]
 
 
-def test_a_terminal_without_the_letter_gets_its_number(tmp_path):
-    """The report ends with its site also there."""
+def test_a_report_needs_no_letters_of_the_terminal_and_no_library_of_attacks_or_maps(tmp_path):
+    """In a terminal of ASCII a letter becomes its number, and the report ends with its book.
+
+    `pip install .` without the extras can make tables of records.
+    """
     save(tmp_path, *(make_record(80 + seed, seed=seed) for seed in range(2)))
+    code = (
+        "import atexit, sys; from rmlib.__main__ import console; atexit.register(lambda: print("
+        "'used:', *{'pytorch_grad_cam', 'torchattacks', 'cv2'} & sys.modules.keys())); console()"
+    )
     ascii_alone = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
-    command = [sys.executable, "-m", "rmlib", "report", str(tmp_path)]
+    command = [sys.executable, "-c", code, "report", str(tmp_path)]
     answer = subprocess.run(command, env=ascii_alone, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert r"\xb1" in answer.stdout and (tmp_path / "report" / "index.html").exists()
+    assert answer.stdout.endswith("used:\n"), "none of them"
     assert "±" in (tmp_path / "report" / "tables" / "tables.md").read_text(encoding="utf-8")
 
 
@@ -160,14 +168,3 @@ def test_data_describes_a_dataset(pictures):
     answer = subprocess.run(command, capture_output=True, text=True)
     words = "60 training and 30 test images of 8 x 12 pixels, 3 classes, sha256"
     assert answer.returncode == 0 and words in answer.stdout
-
-
-def test_reports_need_no_library_of_attacks_or_maps():
-    """`pip install .` without the extras can make tables of records."""
-    code = (
-        "import sys, rmlib.study.report.report, rmlib.study.report.pages;"
-        " print(*{'pytorch_grad_cam', 'torchattacks', 'cv2'} & sys.modules.keys())"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert answer.stdout.strip() == "", answer.stderr
-    assert answer.returncode == 0
