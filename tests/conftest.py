@@ -3,6 +3,7 @@
 Kernels started by nbval inherit this.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -20,7 +21,16 @@ for name in ("RMLIB_DATA", "RMLIB_MIRROR", "JPY_SESSION_NAME"):
     os.environ.pop(name, None)
 
 
+def pytest_collection_finish():
+    """What was imported stays: collecting garbage, as statsmodels does at every correction for
+    several claims, need not look through torch each time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure(config):
+    gc.unfreeze()
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
