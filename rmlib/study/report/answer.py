@@ -42,6 +42,8 @@ def sentences(group) -> list[str]:
     own = [times[run_id] for run_id in best.runs["run_id"] if run_id in times]
     if own and not best.plain:
         told[0] += f", in {spread(*stats.mean_std(own), 1)} times the time of plain training"
+        low, high = stats.interval(own)
+        told[0] += " (unresolved)" if low < 1 < high else ""
     wanted = [i for i, other in enumerate(others) if other.mixer == "none" and not other.longer]
     wanted.sort(key=lambda i: not others[i].plain)
     if wanted:

@@ -15,8 +15,8 @@ CAPTION = (
 KINDS = ("training", "measurements")
 RELATIVE = (
     "time: of a training, by its speed, over that of plain training with the same seed, mean ±"
-    " spread over seeds; a clean loss beside the mixed one is a second pass, and what else a"
-    " machine does distorts it"
+    " spread over seeds; a clean loss beside the mixed one is a second pass; what else a machine"
+    " does distorts it, and a spread near the mean says that it did"
 )
 
 

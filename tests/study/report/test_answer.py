@@ -52,6 +52,19 @@ def test_the_lead_is_over_plain_training_and_over_the_next(tmp_path):
     assert report.markdown(tmp_path, "answer").startswith(groups.title(group))
 
 
+def test_a_time_that_other_work_distorts_is_unresolved(tmp_path):
+    """Of three pairs of runs the ratios are 2, 2 and 2, or 2, 2 and 10."""
+    told = []
+    for name, slow in (("quiet", 50.0), ("busy", 10.0)):
+        group = experiment(tmp_path / name, plain=[70.0, 70.4, 70.2], cutmix=[75.0, 75.4, 75.2])
+        mixed = group["config.mixer"] == "cutmix"
+        group.loc[mixed, "images_per_second"] = [50.0, 50.0, slow]
+        told.append(answer.sentences(group)[0].partition(", in ")[2])
+    quiet = "2.0 ± 0.0 times the time of plain training"
+    busy = quiet.replace("2.0 ± 0.0", "4.7 ± 4.6") + " (unresolved)"
+    assert told == [quiet, busy]
+
+
 def test_an_interval_without_zero_can_be_unresolved_and_says_why(tmp_path):
     plain, best = [70.0, 71.0, 72.0], [73.0, 73.9, 75.4]
     p = stats.ttest_ind(best, plain, equal_var=False).pvalue
