@@ -7,12 +7,16 @@ from functools import cached_property
 import numpy as np
 
 from rmlib.packed import unpack_bits
-from rmlib.study.report import costs, groups, stats
+from rmlib.study.report import groups, stats
 from rmlib.study.report.groups import DEFAULTS, Method
 from rmlib.study.report.values import Table, average, by_run, difference, span
 
 ACCURACY = "metrics.accuracy"
 METRICS = ("accuracy", "nll", "ece")
+COMPUTE = (
+    "compute: images that pass the network in training, over plain training; a clean loss beside"
+    " the mixed one is a second pass"
+)
 DIFFERENCES = (
     "accuracy in points; 95 % interval: Welch's t over seeds; paired: over equal seeds, r their"
     " correlation; seeds and images: over both, from the verdicts of equal seeds on single images"
@@ -25,18 +29,16 @@ DIFFERENCES = (
 
 def summary(group) -> Table:
     """Mean, sample standard deviation and n of every method of an experiment; diverged runs are
-    counted, not averaged. ``time``: see :func:`rmlib.study.report.costs.relative`.
+    counted, not averaged. ``compute``: see :func:`rmlib.study.report.groups.compute`.
     """
-    rows, times = [], costs.relative(group)
+    rows = []
     for row, runs in groups.methods(group):
         good = runs[runs["status"] == "done"]
         row |= {"n": len(good), "diverged": len(runs) - len(good)}
         for metric in METRICS:
             row[metric] = average(by_run(good, f"metrics.{metric}"))
-        if times:
-            row["time"] = average({name: times[name] for name in good["run_id"] if name in times})
-        rows.append(row)
-    return Table(rows, groups.caption(group) + (f"; {costs.RELATIVE}" if times else ""))
+        rows.append(row | {"compute": groups.compute(runs, group)})
+    return Table(rows, f"{groups.caption(group)}; {COMPUTE}")
 
 
 @dataclass(eq=False)

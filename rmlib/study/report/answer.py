@@ -1,8 +1,8 @@
 """The answer of an experiment: which method was best, and by how much."""
 
-from rmlib.study.report import completeness, costs, groups, stats
+from rmlib.study.report import completeness, groups, stats
 from rmlib.study.report.groups import Method
-from rmlib.study.report.values import span, spread
+from rmlib.study.report.values import span
 from rmlib.study.runs import collection, records
 
 
@@ -17,7 +17,7 @@ def sentences(group) -> list[str]:
     These are plain training (without it no mixing), the next best, Region Mixup, and plain training
     with as much compute. p of Welch's t is corrected by Holm for all other methods. The same
     accuracies choose the best one, so its lead is flattered. What the best one costs stands with
-    it, see :func:`costs.relative`.
+    it, see :func:`rmlib.study.report.groups.compute`.
 
     Args:
         group: the runs of one experiment, see :func:`rmlib.study.report.groups.experiments`.
@@ -38,12 +38,9 @@ def sentences(group) -> list[str]:
     told = [f"Best in the mean: {best.name}, {best.mean:.2f} % (n = {len(best.accuracies)})"]
     if not any(p < 0.05 for p in corrected):
         told[0] = f"Undecided, as no lead of the best method is resolved. {told[0]}"
-    times = costs.relative(group)
-    own = [times[run_id] for run_id in best.runs["run_id"] if run_id in times]
-    if own and not best.plain:
-        told[0] += f", in {spread(*stats.mean_std(own), 1)} times the time of plain training"
-        low, high = stats.interval(own)
-        told[0] += " (unresolved)" if low < 1 < high else ""
+    if not best.plain:
+        twice = "twice " if groups.compute(best.runs, group) == 2 else ""
+        told[0] += f", with {twice}the compute of plain training"
     wanted = [i for i, other in enumerate(others) if other.mixer == "none" and not other.longer]
     wanted.sort(key=lambda i: not others[i].plain)
     if wanted:

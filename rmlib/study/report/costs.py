@@ -13,30 +13,6 @@ CAPTION = (
     " clean and mixed where there is a clean loss"
 )
 KINDS = ("training", "measurements")
-RELATIVE = (
-    "time: of a training, by its speed, over that of plain training with the same seed, mean ±"
-    " spread over seeds; a clean loss beside the mixed one is a second pass; what else a machine"
-    " does distorts it, and a spread near the mean says that it did"
-)
-
-
-def relative(group) -> dict[str, float]:
-    """run_id -> time of a training in that of plain training with the same seed.
-
-    Runs of one seed mostly ran one after the other, under the same load. {} without plain training,
-    or where not all methods were trained on the same devices.
-    """
-    found = groups.finished(group)
-    speeds = {m.name: m.runs["images_per_second"] * m.runs["together"] for m in found}
-    plain = next((speeds[method.name] for method in found if method.plain), None)
-    if plain is None or len({groups.hardware(method.runs) for method in found}) > 1:
-        return {}
-    times: dict[str, float] = {}
-    for method in found:
-        epochs = method.runs["config.epochs"].iloc[0] / group["config.epochs"].min()
-        ratios = (epochs * plain / speeds[method.name]).dropna()
-        times |= {method.runs.loc[seed, "run_id"]: ratio for seed, ratio in ratios.items()}
-    return times
 
 
 def costs(runs, measured: dict) -> Table:

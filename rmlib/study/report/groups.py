@@ -103,6 +103,14 @@ def _epochs(runs, group) -> str:
     return f", {epochs} epochs" if epochs > group["config.epochs"].min() else ""
 
 
+def compute(runs, group) -> int:
+    """How many images pass the network in a method's training, over plain training of the
+    experiment's length: 2 with a clean loss, which is a second pass, or with twice the epochs.
+    """
+    passes = 2 if runs["config.clean_weight"].iloc[0] else 1
+    return int(passes * runs["config.epochs"].iloc[0] // group["config.epochs"].min())
+
+
 @dataclass(frozen=True, eq=False)
 class Method:
     """A method with its finished runs.

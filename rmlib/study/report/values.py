@@ -26,7 +26,7 @@ HEADS = {
     "ece": ("ECE (%)", 1),
     "clean_accuracy": ("clean (%)", 1),
     "images_per_second": ("images/s", 0),
-    "time": ("time (plain = 1)", 2),
+    "compute": ("compute (plain = 1)", 0),
     "fgsm": ("FGSM", 1),
     "zero_gradient": ("no gradient (%)", 1),
     "autoattack": ("AutoAttack", 1),

@@ -2,7 +2,7 @@
 
 from made import attack_of, make_record, save
 
-from rmlib.study.report import accuracy, costs, groups
+from rmlib.study.report import costs, groups
 from rmlib.study.runs import collection, environment, records, schema
 
 
@@ -56,27 +56,3 @@ def test_costs_by_hand(tmp_path):
     assert found.iloc[1]["images_per_second"] == 200, (
         "two runs that share a card make its speed together"
     )
-
-
-def times(root, **of_plain):
-    """Method -> its printed time. CutMix has half the speed; other work slows one of its runs by
-    half, both runs of another seed, and a seed that plain training does not have.
-    """
-    speeds = {"none": [200.0, 200.0, 50.0], "cutmix": [50.0, 100.0, 25.0, 1.0]}
-    made = []
-    for mixer, own in speeds.items():
-        change = of_plain if mixer == "none" else {}
-        for seed, speed in enumerate(own):
-            record = make_record(seed=seed, mixer=mixer, clean_weight=float(mixer != "none"))
-            made.append(record.model_copy(update={"images_per_second": speed, **change}))
-    save(root, *made)
-    (group,) = groups.experiments(groups.runs_below(root))
-    table = accuracy.summary(group)
-    return {row["mixer"]: row["time"].text(2) for row in table.rows if "time" in row}
-
-
-def test_the_time_of_a_method_is_in_that_of_plain_training(tmp_path):
-    """By pairs of equal seeds, which ran under the same load: ratios 4, 2 and 2."""
-    assert times(tmp_path) == {"none": "1.00 ± 0.00", "cutmix": "2.67 ± 1.15"}
-    other = {"hardware": {"device": "cpu", "cpu": "another", "cores": 2}}
-    assert times(tmp_path / "other", **other) == {}, "another machine is no measure"

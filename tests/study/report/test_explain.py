@@ -51,11 +51,6 @@ def means(tables, kind):
     ]
 
 
-def method(record):
-    """Mixer and weight of the clean loss of a run."""
-    return record.config["mixer"], record.config["clean_weight"]
-
-
 @pytest.mark.parametrize("kind", ["accuracy", "robustness"])
 def test_the_values_listed_give_every_mean(kind, quick):
     """Every mean of the table is the mean of the values listed, which are in the files of the runs
@@ -63,9 +58,7 @@ def test_the_values_listed_give_every_mean(kind, quick):
     """
     found, tables = quick
     chosen = means(tables, kind)
-    plain = [record for record in found.records.values() if method(record) == ("none", 0)]
-    speeds = {record.config["seed"]: record.images_per_second for record in plain}
-    assert len(chosen) == {"accuracy": 6 * 4, "robustness": 4 * 6}[kind]
+    assert len(chosen) == {"accuracy": 6 * 3, "robustness": 4 * 6}[kind]
     for place in chosen:
         text, value = explain.place_text(found, place), place.entry
         numbers = listed(text)
@@ -79,11 +72,7 @@ def test_the_values_listed_give_every_mean(kind, quick):
             folder = QUICK / run
             if kind == "accuracy":
                 stored = json.loads((folder / "record.json").read_text())
-                if place.name == "time":
-                    beside = speeds[stored["config"]["seed"]]
-                    assert number == pytest.approx(beside / stored["images_per_second"], rel=1e-6)
-                else:
-                    assert stored["metrics"][place.name] == pytest.approx(number, rel=1e-7)
+                assert stored["metrics"][place.name] == pytest.approx(number, rel=1e-7)
             elif place.name.startswith("FGSM"):
                 stored = json.loads((folder / "attacks.json").read_text())["measurements"]
                 assert number in [
