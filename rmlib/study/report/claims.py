@@ -128,6 +128,10 @@ def measured(metric: str, eps: str = EPS) -> dict:
     return {"attacks": {"attack": metric, "eps": eps}} if metric in ("fgsm", "square") else {}
 
 
+# columns of the claims that stand in CSV alone
+ASIDE = ("paired", "r", "p", "beside it")
+
+
 def judged(found: list[tuple], verdict, needs, words: dict, decimals=2) -> list[dict]:
     """A row for every claim: A minus B by Welch's t and paired by seed, p of the primary claims
     corrected by Holm, what the records say, and the seeds that would settle what is unresolved.

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,7 +139,7 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
 
     def noted(table, group):
         note = completeness.interim(root, group)
-        return Table(table.rows, f"{table.caption}; {note}") if table and note else table
+        return replace(table, caption=f"{table.caption}; {note}") if table and note else table
 
     def made(kind):
         if kind in makers:

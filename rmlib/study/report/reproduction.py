@@ -7,6 +7,7 @@ from scipy.stats import ttest_ind_from_stats
 from rmlib.study.names import LABELS
 from rmlib.study.report import paper, stats
 from rmlib.study.report.claims import (
+    ASIDE,
     EPS,
     QUERIES,
     Claim,
@@ -28,9 +29,9 @@ CAPTION = (
     "A verdict needs the claim's own dataset, width 64 and 400 epochs, and as many seeds of both"
     ' methods as stand after "of". A minus B in points of accuracy (speed, the paper\'s "minimal'
     " to no computational overhead\": training images/s in percent of Mixup's), with its 95 %"
-    ' interval by Welch\'s t; "paired": the interval over equal seeds, r their correlation; p of'
-    " the primary claims corrected by Holm, the others judged by their interval, uncorrected; of"
-    " one precision, as most runs of the dataset; seeds to resolve: of each method, for what is"
+    " interval by Welch's t (by pairs of equal seeds: in the CSV file); p of the primary claims"
+    " corrected by Holm, the others judged by their interval, uncorrected; of one precision, as"
+    " most runs of the dataset; seeds to resolve: of each method, for what is"
     " unresolved, if difference and spread are what was seen, in 80 % of cases, at 5 %, for a"
     ' primary claim at 5 % over the number of primary claims. That the method needs "just a few'
     f' lines of code" is counted in 01_method. FGSM and Square: eps {EPS} (assumed; the paper gives'
@@ -155,10 +156,7 @@ def claims(runs, attacks) -> Table:
         return needs(claim.metric, claim.dataset, sides, claim.runs)
 
     rows = judged(found, verdict, needed, paper.METRICS | paper.DATASETS)
-    for row in rows:
-        # here it decides nothing
-        del row["p"]
-    return Table(rows, CAPTION)
+    return Table(rows, CAPTION, ASIDE)
 
 
 def verdict(claim: Claim, difference: stats.Difference, a, b, p: float) -> str:

@@ -142,10 +142,13 @@ def span(low, high, decimals: int = 2) -> str:
 
 @dataclass(eq=False)
 class Table:
-    """Rows of values and plain entries (column -> entry), with a caption."""
+    """Rows of values and plain entries (column -> entry), with a caption; ``aside``: columns that
+    stand in CSV alone.
+    """
 
     rows: list[dict]
     caption: str = ""
+    aside: tuple[str, ...] = ()
 
     def frame(self) -> pd.DataFrame:
         """The unrounded numbers, as they stand in CSV (see :meth:`Value.columns`)."""
@@ -160,7 +163,7 @@ class Table:
     def names(self) -> list[str]:
         """The columns that are printed."""
         names = dict.fromkeys(name for row in self.rows for name in row)
-        return [name for name in names if name not in HIDDEN]
+        return [name for name in names if name not in (*HIDDEN, *self.aside)]
 
     def text(self, row: int, name: str) -> str:
         """An entry as it is printed."""

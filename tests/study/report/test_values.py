@@ -65,6 +65,12 @@ def test_a_table_prints_values_and_plain_entries():
     assert list(frame) == ["method", "mixer", "n", "diverged", "accuracy", "accuracy_std", CONTROL]
 
 
+def test_columns_aside_stand_in_csv_alone():
+    table = Table([{"claim": "A > B", "r": 0.5}], aside=("r",))
+    assert table.markdown() == "| claim |\n| --- |\n| A > B |\n"
+    assert table.frame().to_dict("records") == table.rows
+
+
 def test_an_interval_that_is_not_known_is_a_dash():
     assert span(math.nan, math.nan) == "–" and span(-0.125, 0.5, 1) == "[-0.1, +0.5]"
 
