@@ -1,6 +1,6 @@
 """The answer of an experiment: which method was best, and by how much."""
 
-from rmlib.study.report import completeness, groups, stats
+from rmlib.study.report import accuracy, completeness, groups, stats
 from rmlib.study.report.groups import Method
 from rmlib.study.report.values import span
 from rmlib.study.runs import collection, records
@@ -15,8 +15,9 @@ def sentences(group) -> list[str]:
     """The best method, whether it is decided, and its lead over others; [] for one method.
 
     These are plain training (without it no mixing), the next best, Region Mixup, and plain training
-    with as much compute. p of Welch's t is corrected by Holm for all other methods. The same
-    accuracies choose the best one, so its lead is flattered. What the best one costs stands with
+    with as much compute. p of Welch's t is corrected by Holm for the comparisons of the table of
+    differences and for leads that are not among them. The same accuracies choose the best one, so
+    its lead is flattered. What the best one costs stands with
     it, see :func:`rmlib.study.report.groups.compute`.
 
     Args:
@@ -27,7 +28,11 @@ def sentences(group) -> list[str]:
         return []
     best, *others = found
     leads = [stats.welch(best.accuracies, other.accuracies) for other in others]
-    corrected = stats.holm([each.p for each in leads])
+    beside = [
+        pair for pair in accuracy.compared(group) if best.name not in (pair.a.name, pair.b.name)
+    ]
+    more = [stats.welch(pair.a.accuracies, pair.b.accuracies) for pair in beside]
+    corrected = stats.holm([each.p for each in leads + more])
 
     def lead(number, words):
         d, p = leads[number], corrected[number]
@@ -36,7 +41,7 @@ def sentences(group) -> list[str]:
         return f"{words} by {d.mean:.2f} points {span(d.low, d.high)}, {stats.state(p, d.p)}"
 
     told = [f"Best in the mean: {best.name}, {best.mean:.2f} % (n = {len(best.accuracies)})"]
-    if not any(p < 0.05 for p in corrected):
+    if not any(p < 0.05 for p in corrected[: len(leads)]):
         told[0] = f"Undecided, as no lead of the best method is resolved. {told[0]}"
     if not best.plain:
         twice = "twice " if groups.compute(best.runs, group) == 2 else ""

@@ -152,3 +152,22 @@ def test_a_diverged_run_that_leaves_a_claim_is_told(tmp_path):
     found = row(tmp_path, REGION_MIXUP)
     assert found["n"] == "10, 9 of 10 (1 diverged)"
     assert found["state"] == "too few runs (10 and 9 of 10)"
+
+
+def test_the_readme_says_in_words_what_the_committed_records_decide():
+    """Should a verdict change, the section "What it shows" is to be written anew."""
+    found = collection.gather(project_root() / "results" / "cifar10-small")
+    attacks = collection.collect_measurements(found, "attacks")
+    rows = small.claims(found.runs, attacks).rows
+    states = {
+        (row["in"], row["claim"].partition(" minus ")[2]): row["state"]
+        for row in rows
+        if row["dataset"] == "cifar10" and "Region Mixup, clean_weight=1 minus" in row["claim"]
+    }
+    mixup, cutmix = "Mixup, clean_weight=1", "CutMix, clean_weight=1"
+    for metric, state in {"accuracy": "smaller", "nll": "larger", "ece": "larger"}.items():
+        assert states[metric, mixup] == states[metric, cutmix] == f"resolved: {state}"
+    assert states["accuracy", "plain training"] == "resolved: no difference larger than 1 point"
+    assert states["nll", "plain training"] == states["ece", "plain training"] == "resolved: smaller"
+    assert states["fgsm", mixup] == states["fgsm", cutmix] == "unresolved"
+    assert states["square", cutmix] == "resolved: larger"
