@@ -6,7 +6,7 @@ from made import make_record, measured, save
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
 from rmlib.study.batch.plan import read_batch
-from rmlib.study.report import groups, report, small
+from rmlib.study.report import accuracy, groups, report, small
 from rmlib.study.report.claims import fit_protocol
 from rmlib.study.runs import collection
 
@@ -171,3 +171,17 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
     assert states["nll", "plain training"] == states["ece", "plain training"] == "resolved: smaller"
     assert states["fgsm", mixup] == states["fgsm", cutmix] == "unresolved"
     assert states["square", cutmix] == "resolved: larger"
+
+    (maps,) = report.tables(found, ("looks",))["looks"]
+    resolved = [row for row in maps.frame().to_dict("records") if row["state"] == "resolved"]
+    (extent,) = [(row["measure"], row["difference"], row["points"] < 0) for row in resolved]
+    assert extent == ("extent (%)", "Region Mixup - CutMix", True)
+
+    (wide,) = groups.experiments(
+        groups.runs_below(project_root() / "results" / "cifar10-small-width64")
+    )
+    rows = accuracy.differences(wide).frame().set_index("difference")
+    above = rows.loc["Region Mixup - plain training"]
+    assert above["state"] == "resolved" and above["points"] > 0
+    for other in ("Mixup", "CutMix"):
+        assert rows.loc[f"Region Mixup - {other}", "state"].startswith("unresolved")
