@@ -1,12 +1,13 @@
 """The small-data study's claims, from made-up records under its protocol."""
 
+import nbformat
 import pytest
 from made import make_record, measured, save
 
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
 from rmlib.study.batch.plan import read_batch
-from rmlib.study.report import accuracy, groups, report, small
+from rmlib.study.report import accuracy, groups, report, small, why
 from rmlib.study.report.claims import fit_protocol
 from rmlib.study.runs import collection
 
@@ -185,3 +186,20 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
     assert above["state"] == "resolved" and above["points"] > 0
     for other in ("Mixup", "CutMix"):
         assert rows.loc[f"Region Mixup - {other}", "state"].startswith("unresolved")
+
+
+def test_the_outputs_of_the_last_lesson_are_those_of_the_committed_records():
+    """Should this fail: run ``make notebooks``, and read the sentences below the figures again."""
+    path = project_root() / "notebooks" / "05_results.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    printed = "".join(output.get("text", "") for output in outputs)
+    shown = "".join(output.get("data", {}).get("text/markdown", "") for output in outputs)
+
+    found = collection.gather(project_root() / "results" / "cifar10-small")
+    assert report.markdown(found, "answer").strip() in printed
+    assert why.sentence(found.runs) in printed
+    attacks = collection.collect_measurements(found, "attacks")
+    for row in small.claims(found.runs, attacks).frame().to_dict("records"):
+        if (row["in"], row["dataset"]) == ("accuracy", "cifar10"):
+            assert f"| {row['claim']} | {row['n']} | {row['A - B']} | {row['state']} |" in shown
