@@ -8,7 +8,7 @@ import numpy as np
 
 from rmlib.packed import unpack_bits
 from rmlib.study.report import groups, stats
-from rmlib.study.report.groups import DEFAULTS, Method
+from rmlib.study.report.groups import Method
 from rmlib.study.report.values import Table, average, by_run, difference, span
 
 ACCURACY = "metrics.accuracy"
@@ -19,11 +19,13 @@ COMPUTE = (
 )
 DIFFERENCES = (
     "accuracy in points; 95 % interval: Welch's t over seeds; paired: over equal seeds, r their"
-    " correlation; seeds and images: over both, from the verdicts of equal seeds on single images"
+    " correlation (on different CPUs equal seeds share their random choices, not their rounding);"
+    " seeds and images: over both, from the verdicts of equal seeds on single images"
     " (over images alone where there is one seed); p of Welch's t corrected by Holm for the"
-    " comparisons of this table, the intervals are not; seeds to resolve: of each method, if"
+    " comparisons of this table, the intervals are not; interim: planned runs are missing, so there"
+    " is no verdict yet, and p counts as 1; seeds of a new study: of each method, if"
     " difference and spread are what was seen, in 80 % of cases, at 5 % over the number of"
-    " comparisons"
+    " comparisons; not to be added to these"
 )
 
 
@@ -52,6 +54,11 @@ class Comparison:
     def label(self) -> str:
         """'Region Mixup - plain training'."""
         return f"{self.a.name} - {self.b.name}"
+
+    @property
+    def waiting(self) -> bool:
+        """Whether planned runs of either are missing."""
+        return self.a.waiting or self.b.waiting
 
     @cached_property
     def verdicts(self):
@@ -87,36 +94,32 @@ def compared(group) -> list[Comparison]:
     pairs += [(method, longer[0]) for method in clean if longer]
     both = list(itertools.combinations(others, 2))
     same = [(a, b) for a, b in both if a.loss == b.loss and _alike(a, b)]
-    pairs += [(b, a) if _default(a) else (a, b) for a, b in same]
+    pairs += [(b, a) if groups.default(a.settings) else (a, b) for a, b in same]
     pairs += [(a, b) for a, b in both if a.loss != b.loss and a.settings == b.settings]
     return [Comparison(*pair) for pair in pairs]
 
 
-def _default(method: Method) -> bool:
-    """Whether all settings of a method are the defaults, whatever its loss."""
-    return all(x == DEFAULTS[name] for name, x in method.settings.items() if name != "mixer")
-
-
 def _alike(a: Method, b: Method) -> bool:
     """Whether two methods are two mixers with default settings, or one mixer, once with them."""
-    default = _default(a), _default(b)
+    default = groups.default(a.settings), groups.default(b.settings)
     return all(default) if a.mixer != b.mixer else any(default)
 
 
 def differences(group) -> Table | None:
     """Differences in accuracy within an experiment, see :func:`compared`, by Welch's t, paired by
     seed, and over seeds and images. "resolved": p below 0.05 after Holm's correction for the number
-    of comparisons. None if there is nothing to compare.
+    of comparisons; "interim": planned runs are missing. None if there is nothing to compare.
     """
     comparisons = compared(group)
     rows = [_difference(each) for each in comparisons]
-    corrected = stats.holm([row["p (Holm)"] for row in rows])
-    alpha = 0.05 / max(1, np.isfinite(corrected).sum())
+    waiting = [each.waiting for each in comparisons]
+    corrected = stats.holm([row["p (Holm)"] for row in rows], waiting)
+    alpha = 0.05 / max(1, np.isfinite(corrected).sum() + sum(waiting))
     for row, each, p in zip(rows, comparisons, corrected):
-        row["state"] = stats.state(p, row["p (Holm)"])
+        row["state"] = stats.state(p, row["p (Holm)"], each.waiting)
         a, b = each.a.accuracies, each.b.accuracies
         needed = stats.seeds_to_resolve(a, b, alpha) if p >= 0.05 else np.nan
-        row |= {"p (Holm)": round(p, 4), "seeds to resolve": needed}
+        row |= {"p (Holm)": p, stats.NEEDED: needed}
     return Table(rows, f"{groups.title(group)}; {DIFFERENCES}") if rows else None
 
 
@@ -141,7 +144,7 @@ def _difference(each: Comparison) -> dict:
         "paired": span(pairs.low, pairs.high),
         "paired_low": pairs.low,
         "paired_high": pairs.high,
-        "r": round(pairs.correlation, 2),
+        "r": pairs.correlation,
         "seeds and images": images,
         "p (Holm)": d.p,
     }

@@ -4,7 +4,6 @@ import shlex
 
 from rmlib.params import TrainParams, complete
 from rmlib.study.names import method_name
-from rmlib.study.report import completeness
 from rmlib.study.report.groups import DEFAULTS
 from rmlib.study.runs import collection, environment, records
 from rmlib.study.runs.records import KINDS
@@ -77,7 +76,7 @@ def again(found: collection.Collection, run_id: str) -> list[str]:
     if record.config["dataset"].startswith("folder:") and not where:
         lines.append("with the path of that folder after folder: (a record holds its name alone)")
     for path in found.plans:
-        plan = completeness.read_plan(path)
+        plan = collection.read_plan(path)
         if plan and plan.file and run_id in [run["run_id"] for run in plan.cells]:
             words = ["rmlib", "batch", plan.file, "--out", str(path.parent)]
             own = f"dataset={record.config['dataset']}"

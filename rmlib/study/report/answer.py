@@ -17,8 +17,8 @@ def sentences(group) -> list[str]:
     These are plain training (without it no mixing), the next best, Region Mixup, and plain training
     with as much compute. p of Welch's t is corrected by Holm for the comparisons of the table of
     differences and for leads that are not among them. The same accuracies choose the best one, so
-    its lead is flattered. What the best one costs stands with
-    it, see :func:`rmlib.study.report.groups.compute`.
+    its lead is flattered. A lead is "interim" while planned runs of either are missing. What the
+    best one costs stands with it, see :func:`rmlib.study.report.groups.compute`.
 
     Args:
         group: the runs of one experiment, see :func:`rmlib.study.report.groups.experiments`.
@@ -32,13 +32,16 @@ def sentences(group) -> list[str]:
         pair for pair in accuracy.compared(group) if best.name not in (pair.a.name, pair.b.name)
     ]
     more = [stats.welch(pair.a.accuracies, pair.b.accuracies) for pair in beside]
-    corrected = stats.holm([each.p for each in leads + more])
+    waiting = [best.waiting or other.waiting for other in others]
+    corrected = stats.holm(
+        [each.p for each in leads + more], waiting + [pair.waiting for pair in beside]
+    )
 
     def lead(number, words):
-        d, p = leads[number], corrected[number]
-        if p != p:
+        d, state = leads[number], stats.state(corrected[number], leads[number].p, waiting[number])
+        if d.p != d.p:
             return f"{words} by {d.mean:.2f} points; without more runs that has no interval"
-        return f"{words} by {d.mean:.2f} points {span(d.low, d.high)}, {stats.state(p, d.p)}"
+        return f"{words} by {d.mean:.2f} points {span(d.low, d.high)}, {state}"
 
     told = [f"Best in the mean: {best.name}, {best.mean:.2f} % (n = {len(best.accuracies)})"]
     if not any(p < 0.05 for p in corrected[: len(leads)]):

@@ -134,7 +134,8 @@ ASIDE = ("paired", "r", "p", "beside it")
 
 def judged(found: list[tuple], verdict, needs, words: dict, decimals=2) -> list[dict]:
     """A row for every claim: A minus B by Welch's t and paired by seed, p of the primary claims
-    corrected by Holm, what the records say, and the seeds that would settle what is unresolved.
+    corrected by Holm, what the records say, and the seeds that a new study would need for what is
+    unresolved.
 
     Args:
         found: (claim, what :func:`numbers` found for A and for B, how many runs diverged).
@@ -175,10 +176,10 @@ def judged(found: list[tuple], verdict, needs, words: dict, decimals=2) -> list[
             "n": f"{len(a)}, {len(b)} of {claim.runs}" + (f" ({gone} diverged)" if gone else ""),
             "A - B": gap,
             "paired": difference(pairs, low=pairs.low, high=pairs.high, decimals=decimals).text(),
-            "r": round(pairs.correlation, 2),
-            "p": round(welch.p, 4),
-            "p (Holm)": round(p, 4),
-            "seeds to resolve": needed,
+            "r": pairs.correlation,
+            "p": welch.p,
+            "p (Holm)": p,
+            stats.NEEDED: needed,
         }
         rows.append(row)
     return rows
@@ -196,9 +197,10 @@ def _holm(found, tests) -> list[float]:
     """p of the primary claims, corrected for their number; one without enough runs counts as p = 1
     and has none itself. NaN for the others.
     """
-    known, p_values = [], []
-    for (claim, *_), test in zip(found, tests):
-        known.append(claim.primary and min(test.n) >= claim.runs and test.p == test.p)
-        unknown = 1.0 if claim.primary else math.nan
-        p_values.append(test.p if known[-1] else unknown)
-    return [p if has else math.nan for has, p in zip(known, stats.holm(p_values))]
+    primary = [claim.primary for claim, *_ in found]
+    few = [
+        not (min(test.n) >= claim.runs and test.p == test.p)
+        for (claim, *_), test in zip(found, tests)
+    ]
+    p_values = [test.p if own else math.nan for own, test in zip(primary, tests)]
+    return list(stats.holm(p_values, [a and b for a, b in zip(primary, few)]))

@@ -7,14 +7,14 @@ from pathlib import Path
 from rmlib.params import config_id
 from rmlib.study.names import experiment, longer
 from rmlib.study.report import groups
-from rmlib.study.runs import collection, records, schema
+from rmlib.study.runs import collection, records
 
 
 def missing(found: collection.Collection) -> list[str]:
     """A line for everything that is missing in a collection; [] if it is complete."""
     lines, planned = [], set()
     for path in found.plans:
-        plan = read_plan(path)
+        plan = collection.read_plan(path)
         if plan is None:
             lines.append(
                 f"{path} is damaged: the same batch writes it anew; until then other runs tell"
@@ -31,20 +31,10 @@ def missing(found: collection.Collection) -> list[str]:
     return lines
 
 
-def read_plan(path: Path) -> schema.Plan | None:
-    """The content of a plan, or None if it cannot be used."""
-    try:
-        return schema.Plan.model_validate_json(path.read_bytes())
-    except (ValueError, OSError):
-        return None
-
-
 def interim(found: collection.Collection, group) -> str:
     """'interim, 20 of 55 planned runs': of an experiment whose plan is not done yet, else ''."""
     own = experiment(found.records[group["run_id"].iloc[0]].config)
-    plans = [plan for plan in map(read_plan, found.plans) if plan]
-    cells = [run for plan in plans for run in plan.cells if "config" in run]
-    configs = {run["run_id"]: run["config"] for run in cells}
+    configs = found.planned
     planned = {run_id for run_id, config in configs.items() if experiment(config) == own}
     twins = [twin for run_id in planned for twin in longer(configs[run_id])]
     planned |= configs.keys() & set(map(config_id, twins))

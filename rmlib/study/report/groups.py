@@ -137,6 +137,11 @@ class Method:
         return self.mixer == "none" and self.loss[:2] == (0, False) and not self.longer
 
     @property
+    def waiting(self) -> bool:
+        """Whether planned runs of it are missing: until they are there it has no verdict."""
+        return bool(self.runs["waiting"].any())
+
+    @property
     def accuracies(self) -> pd.Series:
         """The accuracies in percent, a Series over seeds."""
         return self.runs["metrics.accuracy"]
@@ -145,6 +150,11 @@ class Method:
     def mean(self) -> float:
         """The mean accuracy."""
         return self.accuracies.mean()
+
+
+def default(settings: dict) -> bool:
+    """Whether a method's settings are all the defaults, whatever its mixer and loss."""
+    return all(x == DEFAULTS[name] for name, x in settings.items() if name != "mixer")
 
 
 def finished(group) -> list[Method]:
@@ -237,10 +247,14 @@ def _all(group, name):
 
 
 def hardware(rows) -> str:
-    """Every device of some runs or measurements, a GPU by its name, a CPU with its cores."""
+    """Every device of some runs or measurements: a GPU by its name, a CPU with its instruction set
+    (where the record tells it) and its cores.
+    """
     names = set()
     for row in rows.to_dict("records"):
-        gpu = row.get("hardware.gpu")
-        cpu = f"{row['hardware.cpu']} ({int(row['hardware.cores'])} cores)"
+        gpu, capability = row.get("hardware.gpu"), row.get("hardware.capability")
+        kind = [capability] if isinstance(capability, str) else []
+        kind.append(f"{int(row['hardware.cores'])} cores")
+        cpu = f"{row['hardware.cpu']} ({', '.join(kind)})"
         names.add(gpu if isinstance(gpu, str) else cpu)
     return ", ".join(sorted(names))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rmlib.packed import unpack_values
-from rmlib.study.names import MAPS, method_name
+from rmlib.study.names import MAPS, METHOD, method_name
 from rmlib.study.report import groups, stats
 from rmlib.study.report.values import CONTROL, Table, Value, average, difference, span
 
@@ -49,14 +49,18 @@ class Looked:
     Args:
         loss: weight of the clean loss, whether it is averaged, epochs.
         results: seed -> (run id, {kind of map: what was found}).
+        settings: the other values of METHOD.
         measured: the settings by which the stored measurements are found.
+        waiting: whether planned runs of the method are missing.
     """
 
     name: str
     mixer: str
     loss: tuple
+    settings: dict
     results: dict
     measured: dict = field(default_factory=dict)
+    waiting: bool = False
 
     @property
     def maps(self) -> dict:
@@ -86,7 +90,8 @@ def by_method(results) -> list[Looked]:
     for record, result in results:
         config, name = record.config, method_name(record.config)
         loss = config["clean_weight"], config["average"], config["epochs"]
-        own = found.setdefault(name, Looked(name, config["mixer"], loss, {}))
+        settings = {key: config[key] for key in METHOD if key not in ("clean_weight", "average")}
+        own = found.setdefault(name, Looked(name, config["mixer"], loss, settings, {}))
         own.results[config["seed"]] = record.run_id, result["found"]
     return list(found.values())
 
@@ -107,7 +112,8 @@ def of_group(group, cams) -> list[Looked]:
         run_ids = method.runs["run_id"].items()
         own = {seed: (run_id, results[run_id]) for seed, run_id in run_ids if run_id in results}
         if own:
-            found.append(Looked(method.name, method.mixer, method.loss, own, settings))
+            told = method.name, method.mixer, method.loss, method.settings
+            found.append(Looked(*told, own, settings, method.waiting))
     return found
 
 
@@ -231,30 +237,34 @@ def sanity(found: list[Looked]) -> Table | None:
 
 
 def differences(several: list[list[Looked]]) -> Table | None:
-    """Region Mixup minus every other method that treats the clean batch as it does, in the measures
-    COMPARED of the first map, paired by seed and image, with 95 % intervals over both. None if
-    there is nothing to compare.
+    """Region Mixup minus every other mixer under the same loss, all with default settings, in the
+    measures COMPARED of the first map, paired by seed and image, with 95 % intervals over both.
+    None if there is nothing to compare.
 
     Args:
         several: ``found`` of one or more measures (localization, faithfulness). "resolved": p below
-            0.05 after Holm's correction for the rows. With one network each there is no p: the
-            interval is about two networks, not about two methods.
+            0.05 after Holm's correction for the rows; "interim": planned runs are missing. With one
+            network each there is no p: the interval is about two networks, not about two methods.
     """
-    rows = []
+    rows, waiting = [], []
     for found in filter(None, several):
         key, entry = next(iter(found[0].maps.items()))
+        usual = [own for own in found if groups.default(own.settings)]
         pairs = [
             (own, other)
-            for own, other in itertools.product(found, found)
+            for own, other in itertools.product(usual, usual)
             if own.mixer == "region_mixup" != other.mixer and own.loss == other.loss
         ]
         names = [name for name in COMPARED if name in entry["mean"]]
         for name, (own, other) in itertools.product(names, pairs):
             if seeds := sorted(own.results.keys() & other.results.keys()):
                 rows.append(_difference(own, other, key, name, seeds))
-    for row, p in zip(rows, stats.holm([row["p (Holm)"] for row in rows])):
-        row["p (Holm)"] = f"{p:.3f}" if p == p else "–"
-        row["state"] = stats.state(p) if row["n"] > 1 else "one network each"
+                waiting.append(own.waiting or other.waiting)
+    corrected = stats.holm([row["p (Holm)"] for row in rows], waiting)
+    for row, p, early in zip(rows, corrected, waiting):
+        single = row["n"] == 1 and not early
+        row["state"] = "one network each" if single else stats.state(p, waiting=early)
+        row["p (Holm)"] = p
     return Table(rows) if rows else None
 
 

@@ -31,10 +31,11 @@ CAPTION = (
     " to no computational overhead\": training images/s in percent of Mixup's), with its 95 %"
     " interval by Welch's t (by pairs of equal seeds: in the CSV file); p of the primary claims"
     " corrected by Holm, the others judged by their interval, uncorrected; of one precision, as"
-    " most runs of the dataset; seeds to resolve: of each method, for what is"
+    " most runs of the dataset; seeds of a new study: of each method, for what is"
     " unresolved, if difference and spread are what was seen, in 80 % of cases, at 5 %, for a"
-    ' primary claim at 5 % over the number of primary claims. That the method needs "just a few'
-    f' lines of code" is counted in 01_method. FGSM and Square: eps {EPS} (assumed; the paper gives'
+    " primary claim at 5 % over the number of primary claims; not to be added to these. That the"
+    ' method needs "just a few lines of code" is counted in 01_method.'
+    f" FGSM and Square: eps {EPS} (assumed; the paper gives"
     f" none), {QUERIES} queries, all test images"
 )
 

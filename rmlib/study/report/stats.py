@@ -20,6 +20,9 @@ from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+# heading of the column of seeds_to_resolve: adding seeds until it is resolved finds one too often
+NEEDED = "seeds of a new study"
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -133,8 +136,12 @@ def seeds_to_resolve(a, b, alpha: float = 0.05, margin: float = 0.0) -> float:
     return needed if math.isfinite(needed) else math.nan
 
 
-def state(p: float, uncorrected: float = math.nan) -> str:
-    """'resolved' for a p below 0.05, else 'unresolved', and whether a correction made it so."""
+def state(p: float, uncorrected: float = math.nan, waiting: bool = False) -> str:
+    """'resolved' for a p below 0.05, else 'unresolved', and whether a correction made it so;
+    'interim' where planned runs are missing.
+    """
+    if waiting:
+        return "interim"
     made_so = " after Holm's correction" if uncorrected < 0.05 else ""
     return "resolved" if p < 0.05 else f"unresolved{made_so}"
 
@@ -229,12 +236,20 @@ def interval(values) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def holm(p_values) -> np.ndarray:
+def holm(p_values, waiting=()) -> np.ndarray:
     """p values corrected for their number by Holm's method; NaN stands for a test that was not made
     and does not count.
+
+    Args:
+        waiting: for each, whether its planned runs are missing: it counts as p = 1, and has no p
+            itself.
     """
-    p_values = np.asarray(p_values, dtype=float)
+    p_values, waiting = np.array(p_values, dtype=float), np.array(waiting, dtype=bool)
+    if len(waiting):
+        p_values[waiting] = 1.0
     corrected, made = np.full_like(p_values, math.nan), ~np.isnan(p_values)
     if made.any():
         corrected[made] = multipletests(p_values[made], method="holm")[1]
+    if len(waiting):
+        corrected[waiting] = math.nan
     return corrected

@@ -6,9 +6,10 @@ from functools import cached_property
 from pathlib import Path
 
 from rmlib import UserError
-from rmlib.params import complete
+from rmlib.params import complete, config_id
 from rmlib.paths import AGAIN, walk
-from rmlib.study.runs import records
+from rmlib.study.names import WITHOUT_EFFECT
+from rmlib.study.runs import records, schema
 from rmlib.study.runs.records import KINDS, PLAN, RECORD, Measurements, Record
 
 # folder of runs that were made again, as `rmlib explain` says how
@@ -43,14 +44,24 @@ class Collection:
         """A DataFrame with a row for each run.
 
         Columns are ``config.*``, ``metrics.*``, ``hardware.*``, ``versions.*``, ``data.*``,
-        ``code.*`` and the scalars.
+        ``code.*`` and the scalars; ``waiting``: planned runs of the same method are missing.
         """
         import pandas as pd
 
         frame = pd.DataFrame([_run_row(record) for record in self.records.values()])
+        missing = self.planned.keys() - self.records.keys()
+        waiting = {_method(self.planned[run_id]) for run_id in missing}
+        frame["waiting"] = [_method(record.config) in waiting for record in self.records.values()]
         texts = [name for name, dtype in frame.dtypes.items() if isinstance(dtype, pd.StringDtype)]
         # a dozen tables slice these rows, and Arrow's strings are slow at it
         return frame.astype(dict.fromkeys(texts, object))
+
+    @cached_property
+    def planned(self) -> dict[str, dict]:
+        """run_id -> configuration of every run that a plan names."""
+        plans = [plan for plan in map(read_plan, self.plans) if plan]
+        cells = [run for plan in plans for run in plan.cells if "config" in run]
+        return {run["run_id"]: run["config"] for run in cells}
 
     @cached_property
     def tables(self) -> dict:
@@ -62,6 +73,20 @@ class Collection:
             for run_id, (_, found) in runs.items():
                 rows[kind] += [_measurement_row(run_id, row) for row in found.measurements]
         return {kind: pd.DataFrame(some) for kind, some in rows.items()}
+
+
+def read_plan(path: Path) -> schema.Plan | None:
+    """The content of a plan, or None if it cannot be used."""
+    try:
+        return schema.Plan.model_validate_json(path.read_bytes())
+    except (ValueError, OSError):
+        return None
+
+
+def _method(config):
+    """What runs share that differ in their seed alone."""
+    others = {"seed", *WITHOUT_EFFECT}
+    return config_id({name: x for name, x in complete(config).items() if name not in others})
 
 
 def _run_row(record):

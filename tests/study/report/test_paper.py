@@ -177,16 +177,16 @@ def test_states_of_a_claim(tmp_path):
     assert row["state"] == "holds" and row["n"] == "6, 6 of 6"
     assert row["A - B"] == f"+0.30 [{d.low:+.2f}, {d.high:+.2f}]"
     assert row["paired"].startswith("+0.30") and row["r"] > 0.95
-    assert pd.isna(row["seeds to resolve"]), "nothing is asked of what is resolved"
+    assert pd.isna(row["seeds of a new study"]), "nothing is asked of what is resolved"
     assert state(worse, base)["state"] == "fails"
     close = [v + (0.1 if i % 2 else -0.08) for i, v in enumerate(base)]
     (a, std_a), (b, std_b) = stats.mean_std(close), stats.mean_std(base)
     needed = stats.seeds_needed(a - b, std_a, std_b, alpha=0.05 / 2)
     row = state(close, base)
     assert sum(c.primary for c in paper.CLAIMS) == 2
-    assert row["state"] == "unresolved" and row["seeds to resolve"] == needed > 6
+    assert row["state"] == "unresolved" and row["seeds of a new study"] == needed > 6
     for nothing in ((base, base), (base[:1], [])):
-        assert pd.isna(state(*nothing)["seeds to resolve"]), "no difference, or no run: a dash"
+        assert pd.isna(state(*nothing)["seeds of a new study"]), "no difference, or no run: a dash"
     assert state(better[:5], base)["state"] == "too few runs (5 and 6 of 6)"
     assert state(better[:1], [])["state"] == "too few runs (1 and 0 of 6)"
 
@@ -209,7 +209,7 @@ def test_overhead_is_judged_by_its_margin(tmp_path):
             other.images_per_second = 1000.0 + seed
             save(root, own, other)
         row = claim(root, "at most 5 % slower", metric="speed")
-        return row["state"], row["seeds to resolve"]
+        return row["state"], row["seeds of a new study"]
 
     assert [speed(x)[0] for x in (980.0, 900.0, 951.0)] == ["holds", "fails", "unresolved"]
     percent = 100 / 1001  # one image/s in percent of Mixup's

@@ -182,10 +182,8 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
         groups.runs_below(project_root() / "results" / "cifar10-small-width64")
     )
     rows = accuracy.differences(wide).frame().set_index("difference")
-    above = rows.loc["Region Mixup - plain training"]
-    assert above["state"] == "resolved" and above["points"] > 0
-    for other in ("Mixup", "CutMix"):
-        assert rows.loc[f"Region Mixup - {other}", "state"].startswith("unresolved")
+    assert set(rows["state"]) == {"interim"}, "and of this one there is no verdict yet"
+    assert rows.loc["Region Mixup - plain training", "low"] > 0
 
 
 def test_the_outputs_of_the_last_lesson_are_those_of_the_committed_records():
