@@ -1,6 +1,6 @@
 """The names of methods in tables and figures, and what makes a method and an experiment."""
 
-from rmlib.params import TrainParams, complete
+from rmlib.params import TrainParams, complete, config_id
 
 # of a mixer alone; a method without mixing is called PLAIN or DOUBLED
 LABELS = {"none": "No mixing", "mixup": "Mixup", "cutmix": "CutMix", "region_mixup": "Region Mixup"}
@@ -19,6 +19,12 @@ def experiment(config: dict) -> dict:
     """What runs must share to be compared: all but method, seed, and what changes no network."""
     others = {*METHOD, "seed", *WITHOUT_EFFECT}
     return {name: value for name, value in complete(config).items() if name not in others}
+
+
+def method_id(config: dict) -> str:
+    """Equal for runs that differ in nothing but their seed and what changes no network."""
+    others = {"seed", *WITHOUT_EFFECT}
+    return config_id({name: x for name, x in complete(config).items() if name not in others})
 
 
 def longer(config: dict) -> list[dict]:

@@ -75,6 +75,8 @@ class BatchFile(BaseModel):
     grid: list[dict[str, Any]] = Field(min_length=1)
     # plain training of twice the epochs beside every run with the clean loss
     equal_compute: bool = False
+    # the difference named before the runs: what selects method A, and method B
+    primary: list[dict[str, Any]] = Field([], min_length=2, max_length=2)
     # the other notebooks of the study, with their parameters
     notebooks: dict[str, dict[str, Any] | None] = {}
 

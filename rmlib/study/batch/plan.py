@@ -20,7 +20,7 @@ from rmlib import UserError
 from rmlib.params import DataParams, NetworksParams, Params, TrainParams, nearest
 from rmlib.paths import expanded, project_root, runs_dir
 from rmlib.study.batch import file as files
-from rmlib.study.names import METHOD, longer, method_name
+from rmlib.study.names import METHOD, longer, method_id, method_name
 from rmlib.study.runs import records
 from rmlib.study.settings import CELL, NOTEBOOKS, listed, parse, takes_list
 
@@ -53,6 +53,8 @@ class Batch:
     file: str
     # the words of the command line that changed the grid
     settings: list[str]
+    # the ids of the runs on both sides of the difference named before them
+    primary: list[list[str]]
 
     def state(self, run: TrainParams) -> str:
         """What has become of a run: done, damaged, failed, stopped or new.
@@ -170,6 +172,7 @@ class Batch:
             rows.append(row | {"robustness": run.robustness})
         fields = {"schema_version": 1, "name": self.name, "file": self.file}
         fields |= {"options": [*self.settings, *options]}
+        fields |= {"primary": self.primary} if self.primary else {}
         fields |= {"notebooks": list(self.notebooks), "cells": rows}
         records.atomic_write(path, records.in_rows(fields, "cells"))
         return path
@@ -197,10 +200,12 @@ def read_batch(path: Path, out: Path | None = None, settings: list[str] | None =
     wrong: list[str] = []
     runs = _runs(file, out, wrong)
     others = _others(file, runs, out, wrong) if runs else {}
+    # other methods than the file's: its difference is not theirs
+    primary = [] if given.keys() & set(METHOD) else _primary(file, runs, wrong)
     if wrong:
         where = " ".join([str(path), *(f"--set {text}" for text in settings or [])])
         raise UserError(f"{where}: {listed(list(dict.fromkeys(wrong)))}")
-    return Batch(path.stem, out, runs, others, _named(path), files.words(given))
+    return Batch(path.stem, out, runs, others, _named(path), files.words(given), primary)
 
 
 def _runs(file, out, wrong):
@@ -245,6 +250,27 @@ def _others(file, runs, out, wrong):
             known = ", ".join(f"{each:g}" for each in weights)
             wrong.append(f"{problem}: set it to one of {known}, or none for all")
     return notebooks
+
+
+def _primary(file, runs, wrong):
+    """The ids of the runs on both sides of the difference that is named; mistakes are added to
+    ``wrong``.
+    """
+    sides = []
+    for values in file.primary:
+        for name in values.keys() - set(METHOD):
+            wrong.append(f"primary: {name}: {nearest(name, METHOD)}")
+        own = [
+            run
+            for run in runs
+            if all(getattr(run, name, None) == value for name, value in values.items())
+        ]
+        if len({method_id(run.config) for run in own}) != 1:
+            text = ", ".join(f"{name}={value}" for name, value in values.items())
+            remedy = "give parameters that select the runs of one method"
+            wrong.append(f"primary: {text} selects {'several' if own else 'no'} methods: {remedy}")
+        sides.append([run.run_id for run in own])
+    return sides
 
 
 def _named(path):

@@ -55,7 +55,9 @@ def sentences(group) -> list[str]:
         told.append(lead(wanted[0], f"above {others[wanted[0]].name}"))
     if wanted[:1] != [0]:
         told.append(lead(0, f"above the next, {others[0].name},"))
-    regions = [i for i, other in enumerate(others) if other.mixer == "region_mixup"][:1]
+    regions = [i for i, other in enumerate(others) if other.mixer == "region_mixup"]
+    # the paper's own rather than a variant of it
+    regions = sorted(regions, key=lambda i: not groups.default(others[i].settings))[:1]
     equal = [i for i, other in enumerate(others) if other.longer and best.loss[0]]
     for i in regions + equal:
         words = ", the same compute," if i in equal else ""
@@ -63,15 +65,37 @@ def sentences(group) -> list[str]:
     return told
 
 
+def primary(found: collection.Collection, group) -> list[str]:
+    """The difference that a plan named before the runs, with its verdict: one comparison, so its p
+    needs no correction. [] where there is none, or runs of both sides are not there.
+    """
+    told = []
+    for plan in filter(None, map(collection.read_plan, found.plans)):
+        sides = [
+            [each for each in groups.finished(group) if set(ids) & set(each.runs["run_id"])]
+            for ids in plan.primary
+        ]
+        if sides and all(sides):
+            (a, *_), (b, *_) = sides
+            d = stats.welch(a.accuracies, b.accuracies)
+            state = stats.state(d.p, waiting=a.waiting or b.waiting)
+            told.append(
+                f"Named before the runs: {a.name} minus {b.name}, {d.mean:+.2f} points"
+                f" {span(d.low, d.high)} (n = {d.n[0]}, {d.n[1]}), {state}"
+            )
+    return told
+
+
 def answers(found: collection.Collection) -> list[str]:
-    """For each experiment of two methods or more: its title, whether runs of its plan are still
-    missing, and its sentences, in one line.
+    """For each experiment of two methods or more, in one line: its title, whether runs of its plan
+    are still missing, the difference that was named before them, and its sentences.
     """
     lines = []
     for group in groups.experiments(groups.runs_below(found)):
         if told := sentences(group):
             head = [groups.title(group), completeness.interim(found, group)]
-            lines.append(f"{'; '.join(filter(None, head))}. {'; '.join(told)}.")
+            parts = ["; ".join(filter(None, head)), *primary(found, group), "; ".join(told)]
+            lines.append(f"{'. '.join(parts)}.")
     return lines
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from rmlib import UserError
 from rmlib.params import MIXERS, TrainParams
-from rmlib.study.names import METHOD, experiment, label, method_name
+from rmlib.study.names import METHOD, experiment, method_name
 from rmlib.study.runs import collection
 
 DEFAULTS = TrainParams().config
@@ -69,7 +69,7 @@ def methods(group, repeated: bool = False) -> list:
     ``repeated`` gives all of them.
     """
     config = [f"config.{name}" for name in (*METHOD, "epochs")]
-    varying = [name for name in METHOD[1:] if group[f"config.{name}"].map(str).nunique() > 1]
+    several = group["config.clean_weight"].nunique() > 1
 
     def order(runs):
         first = runs.iloc[0]
@@ -81,8 +81,11 @@ def methods(group, repeated: bool = False) -> list:
     found = []
     for runs in sorted(equal(group, config), key=order):
         first = _method(runs)
-        columns = {"method": label(first) + _epochs(runs, group), "mixer": first["mixer"]}
-        columns |= {name: first[name] for name in varying}
+        # the weight of the clean loss has a column; without mixing it makes the method's name
+        weight = {} if first["mixer"] == "none" else {"clean_weight": DEFAULTS["clean_weight"]}
+        name = method_name(first | weight) + _epochs(runs, group)
+        columns = {"method": name, "mixer": first["mixer"]}
+        columns |= {"clean_weight": first["clean_weight"]} if several else {}
         found.append((columns, runs if repeated else _latest(runs)))
     return found
 

@@ -35,6 +35,8 @@ LOWER = ("average_drop", "deletion")
 COMPARED = ("energy_inside", "pointing_game", "extent", "grid_trace", "deletion", "road")
 # shares of the images: each has a 0 or a 100
 SHARES = ("pointing_game", "empty", "increase")
+# shares of a map or of a probability: their intervals end at 0 and 100
+BOUNDED = ("energy_inside", "iou", "extent", "average_drop")
 # of these, compared is what a map does beyond the map of another image: they depend on how
 # confident a network is
 BEYOND = ("deletion", "road")
@@ -132,6 +134,8 @@ def score(own: Looked, key: str, name: str) -> Value:
     several = own.values(key, name)
     spread = stats.crossed(several)
     low, high = stats.share(several) if name in SHARES else (spread.low, spread.high)
+    if name in BOUNDED:
+        low, high = np.clip((low, high), 0.0, 100.0).tolist()
     beside = {"low": low, "high": high, "measured": own.measured}
     controls = own.parts(key, "control")
     if name in controls[0]:

@@ -22,7 +22,7 @@ from rmlib.study.settings import CELL, NOTEBOOKS
 CIRCLES = (
     "A circle is a run, the bar a method's mean with its 95 % interval over seeds (Student's t)."
     " The best method was chosen by the same accuracies, which flatters its lead. p is corrected by"
-    " Holm for all other methods."
+    " Holm for the comparisons of the table of differences."
 )
 CLEAN_WEIGHT = (
     "**clean_weight** is the weight of the loss of the clean batch beside that of the mixed one: 1"

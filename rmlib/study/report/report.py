@@ -49,9 +49,9 @@ HEADINGS = {
 SPREAD = "n networks, mean ± sample standard deviation"
 BETTER = (
     "in brackets the 95 % interval over networks and images (over images alone where n is 1; of"
-    f" shares Wilson's), in parentheses the same measure with {CONTROL}, explained for another"
-    " class, and a star where the map does better than that, paired by image and network, beyond"
-    " such an interval, uncorrected"
+    " shares Wilson's, none beyond 0 or 100 where the measure cannot be), in parentheses the same"
+    f" measure with {CONTROL}, explained for another class, and a star where the map does better"
+    " than that, paired by image and network, beyond such an interval, uncorrected"
 )
 
 

@@ -62,7 +62,7 @@ CAPTION = (
     " before the runs. p of the two primary claims corrected by Holm; the others are resolved by"
     " their interval, uncorrected. No larger difference: two one-sided tests at 5 % against a"
     f" margin of {MARGIN:g} point of accuracy. FGSM and Square: eps {EPS}, {QUERIES} queries,"
-    f" {IMAGES} test images"
+    f" the same {IMAGES} test images"
 )
 
 

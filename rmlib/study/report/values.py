@@ -25,7 +25,6 @@ HEADS = {
     "nll": ("NLL (nats)", 3),
     "ece": ("ECE (%)", 1),
     "clean_accuracy": ("clean (%)", 1),
-    "images_per_second": ("images/s", 0),
     "compute": ("compute (plain = 1)", 0),
     "fgsm": ("FGSM", 1),
     "zero_gradient": ("no gradient (%)", 1),

@@ -137,7 +137,7 @@ def sentence(runs) -> str:
         )
     told = "we could not show that tiles add or cost anything"
     if (tiles.low or 0.0) * (tiles.high or 0.0) > 0:
-        told = f"tiles {'add to' if tiles.mean > 0 else 'cost'} accuracy"
+        told = f"tiles {'add to' if tiles.mean > 0 else 'cost'} accuracy (uncorrected)"
     if counts != [planned(WEIGHT), planned(MIXUP)]:
         told = "interim, as seeds are missing"
     return (

@@ -6,9 +6,9 @@ from functools import cached_property
 from pathlib import Path
 
 from rmlib import UserError
-from rmlib.params import complete, config_id
+from rmlib.params import complete
 from rmlib.paths import AGAIN, walk
-from rmlib.study.names import WITHOUT_EFFECT
+from rmlib.study.names import method_id
 from rmlib.study.runs import records, schema
 from rmlib.study.runs.records import KINDS, PLAN, RECORD, Measurements, Record
 
@@ -50,8 +50,9 @@ class Collection:
 
         frame = pd.DataFrame([_run_row(record) for record in self.records.values()])
         missing = self.planned.keys() - self.records.keys()
-        waiting = {_method(self.planned[run_id]) for run_id in missing}
-        frame["waiting"] = [_method(record.config) in waiting for record in self.records.values()]
+        waiting = {method_id(self.planned[run_id]) for run_id in missing}
+        configs = [record.config for record in self.records.values()]
+        frame["waiting"] = [method_id(config) in waiting for config in configs]
         texts = [name for name, dtype in frame.dtypes.items() if isinstance(dtype, pd.StringDtype)]
         # a dozen tables slice these rows, and Arrow's strings are slow at it
         return frame.astype(dict.fromkeys(texts, object))
@@ -81,12 +82,6 @@ def read_plan(path: Path) -> schema.Plan | None:
         return schema.Plan.model_validate_json(path.read_bytes())
     except (ValueError, OSError):
         return None
-
-
-def _method(config):
-    """What runs share that differ in their seed alone."""
-    others = {"seed", *WITHOUT_EFFECT}
-    return config_id({name: x for name, x in complete(config).items() if name not in others})
 
 
 def _run_row(record):

@@ -229,6 +229,8 @@ class Plan(BaseModel):
     name: str = ""
     file: str = ""
     options: list[str] = []
+    # the ids of the runs on both sides of the difference that was named before them
+    primary: list[list[str]] = []
     cells: list[Planned]
 
 

@@ -73,6 +73,12 @@ MISTAKES = {
     ),
     ONE + "notebooks: {03_robustness: {quieries: 5}}": "did you mean 'queries'",
     ONE + "notebooks: {03_robustness: {eps: [8]}}": "scale of pixels",
+    ONE + "primary: [{mixer: none}]": "primary: .* at least 2 items",
+    ONE + "primary: [{mixr: none}, {}]": "primary: mixr: did you mean 'mixer'",
+    ONE + "primary: [{}, {mixer: mixup}]": "primary: mixer=mixup selects no methods: give param",
+    "grid: [{mixer: [none, mixup]}]\nprimary: [{mixer: none}, {clean_weight: 1}]": (
+        "primary: clean_weight=1 selects several methods"
+    ),
 }
 
 

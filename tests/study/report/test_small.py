@@ -173,10 +173,21 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
     assert states["fgsm", mixup] == states["fgsm", cutmix] == "unresolved"
     assert states["square", cutmix] == "resolved: larger"
 
+    ablation = "Region Mixup, clean_weight=1 minus Region Mixup, clean_weight=0"
+    (lost,) = [row for row in rows if row["claim"] == ablation]
+    assert lost["state"] == "resolved: larger" and 8 < lost["A - B"].mean < 9.5
+
     (maps,) = report.tables(found, ("looks",))["looks"]
     resolved = [row for row in maps.frame().to_dict("records") if row["state"] == "resolved"]
-    (extent,) = [(row["measure"], row["difference"], row["points"] < 0) for row in resolved]
-    assert extent == ("extent (%)", "Region Mixup - CutMix", True)
+    alone = "Region Mixup, clean_weight=0 -"
+    assert {(row["measure"], row["difference"]): row["points"] > 0 for row in resolved} == {
+        ("extent (%)", "Region Mixup - CutMix"): False,
+        ("extent (%)", "Region Mixup - clean loss twice (control)"): False,
+        ("extent (%)", f"{alone} CutMix, clean_weight=0"): False,
+        ("trace of the grid (points)", f"{alone} plain training"): True,
+        ("trace of the grid (points)", f"{alone} Mixup, clean_weight=0"): True,
+        ("ROAD (points), beyond another image's map", f"{alone} CutMix, clean_weight=0"): False,
+    }
 
     (wide,) = groups.experiments(
         groups.runs_below(project_root() / "results" / "cifar10-small-width64")
