@@ -129,7 +129,7 @@ def measured(metric: str, eps: str = EPS) -> dict:
 
 
 # columns of the claims that stand in CSV alone
-ASIDE = ("paired", "r", "p", "beside it")
+ASIDE = ("paired", "r", "p")
 
 
 def judged(found: list[tuple], verdict, needs, words: dict, decimals=2) -> list[dict]:

@@ -100,8 +100,8 @@ def claims(runs, attacks) -> Table | None:
 
     rows = named.judged(found, verdict, needs, {}, decimals=3)
     for row, claim in zip(rows, CLAIMS):
-        row["paper"] = direction(claim)
-        row["beside it"] = beside(row["paper"], row["state"])
+        says = direction(claim)
+        row["paper"] = says if says == "–" else f"{says}: {beside(says, row['state'])}"
     return Table(rows, f"{CAPTION}. {beside_paper(rows)}", named.ASIDE)
 
 
@@ -119,9 +119,7 @@ def direction(claim: Claim) -> str:
 
 
 def beside(paper_says: str, state: str) -> str:
-    """A claim's state beside the paper's direction."""
-    if paper_says == "–":
-        return "–"
+    """A claim's state beside the paper's direction, 'larger' or 'smaller'."""
     if state.startswith(("not run", "too few")):
         return "no verdict yet"
     if state in ("resolved: larger", "resolved: smaller"):
@@ -131,12 +129,12 @@ def beside(paper_says: str, state: str) -> str:
 
 def beside_paper(rows) -> str:
     """How many claims go the paper's way, in a sentence."""
-    found = [row["beside it"] for row in rows if row["paper"] != "–"]
+    found = [row["paper"].split(": ")[1] for row in rows if row["paper"] != "–"]
     words = ("same direction", "opposite", "not told apart", "no verdict yet")
     told = ", ".join(f"{found.count(word)} {word}" for word in words)
     return (
-        f"Beside the paper's direction, which comes from another experiment: of {len(found)} claims"
-        f" that have one, {told}"
+        "Paper: its direction, which comes from another experiment, and ours beside it: of"
+        f" {len(found)} claims that have one, {told}"
     )
 
 
