@@ -7,7 +7,7 @@ from made import make_record, measured, save
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
 from rmlib.study.batch.plan import read_batch
-from rmlib.study.report import accuracy, groups, report, small, why
+from rmlib.study.report import accuracy, completeness, groups, report, small, why
 from rmlib.study.report.claims import fit_protocol
 from rmlib.study.runs import collection
 
@@ -156,45 +156,54 @@ def test_a_diverged_run_that_leaves_a_claim_is_told(tmp_path):
 
 
 def test_the_readme_says_in_words_what_the_committed_records_decide():
-    """Should a verdict change, the section "What it shows" is to be written anew."""
+    """Should a verdict or a number change, "What it shows" is to be written anew."""
+    text = (project_root() / "README.md").read_text(encoding="utf-8")
     found = collection.gather(project_root() / "results" / "cifar10-small")
     attacks = collection.collect_measurements(found, "attacks")
-    rows = small.claims(found.runs, attacks).rows
-    states = {
-        (row["in"], row["claim"].partition(" minus ")[2]): row["state"]
-        for row in rows
-        if row["dataset"] == "cifar10" and "Region Mixup, clean_weight=1 minus" in row["claim"]
-    }
+    rows = [row for row in small.claims(found.runs, attacks).rows if row["dataset"] == "cifar10"]
+    ours = "Region Mixup, clean_weight=1 minus "
+    claims = {(row["in"], row["claim"].split(ours)[1]): row for row in rows if ours in row["claim"]}
+    states = {what: row["state"] for what, row in claims.items()}
     mixup, cutmix = "Mixup, clean_weight=1", "CutMix, clean_weight=1"
     for metric, state in {"accuracy": "smaller", "nll": "larger", "ece": "larger"}.items():
         assert states[metric, mixup] == states[metric, cutmix] == f"resolved: {state}"
-    assert states["accuracy", "plain training"] == "resolved: no difference larger than 1 point"
-    assert states["nll", "plain training"] == states["ece", "plain training"] == "resolved: smaller"
+    below = [-claims["accuracy", other]["A - B"].mean for other in (mixup, cutmix)]
+    assert "ends {:.1f} points below Mixup and {:.1f} below CutMix".format(*below) in text
+    for other in ("plain training", "clean loss twice (control)"):
+        assert states["accuracy", other] == "resolved: no difference larger than 1 point"
+        assert states["nll", other] == states["ece", other] == "resolved: smaller"
     assert states["fgsm", mixup] == states["fgsm", cutmix] == "unresolved"
     assert states["square", cutmix] == "resolved: larger"
+    assert states["square", mixup] == "unresolved"
+    pgd = attacks[(attacks["attack"] == "pgd") & (attacks["eps"] == small.EPS)]
+    assert len(pgd) == len(found.records) and pgd["accuracy_after"].max() < 1
 
-    ablation = "Region Mixup, clean_weight=1 minus Region Mixup, clean_weight=0"
-    (lost,) = [row for row in rows if row["claim"] == ablation]
-    assert lost["state"] == "resolved: larger" and 8 < lost["A - B"].mean < 9.5
+    gains = {}
+    for name in ("Region Mixup", "CutMix", "Mixup"):
+        ablation = f"{name}, clean_weight=1 minus {name}, clean_weight=0"
+        (row,) = [row for row in rows if row["claim"] == ablation]
+        assert row["state"] == "resolved: larger"
+        gains[name] = row["A - B"]
+    told = "it adds {:.1f} points to Region Mixup, {:.1f} to CutMix and {:.1f} to Mixup (five seeds"
+    assert told.format(*(gain.mean for gain in gains.values())) in text
+    assert gains["Mixup"].low < 0.1, "uncertain"
 
     (maps,) = report.tables(found, ("looks",))["looks"]
     resolved = [row for row in maps.frame().to_dict("records") if row["state"] == "resolved"]
-    alone = "Region Mixup, clean_weight=0 -"
-    assert {(row["measure"], row["difference"]): row["points"] > 0 for row in resolved} == {
+    clean = [row for row in resolved if "clean_weight=0" not in row["difference"]]
+    assert {(row["measure"], row["difference"]): row["points"] > 0 for row in clean} == {
         ("extent (%)", "Region Mixup - CutMix"): False,
         ("extent (%)", "Region Mixup - clean loss twice (control)"): False,
-        ("extent (%)", f"{alone} CutMix, clean_weight=0"): False,
-        ("trace of the grid (points)", f"{alone} plain training"): True,
-        ("trace of the grid (points)", f"{alone} Mixup, clean_weight=0"): True,
-        ("ROAD (points), beyond another image's map", f"{alone} CutMix, clean_weight=0"): False,
     }
 
-    (wide,) = groups.experiments(
-        groups.runs_below(project_root() / "results" / "cifar10-small-width64")
-    )
+    found = collection.gather(project_root() / "results" / "cifar10-small-width64")
+    (wide,) = groups.experiments(groups.runs_below(found))
+    assert completeness.interim(found, wide) == "interim, 14 of 40 planned runs"
     rows = accuracy.differences(wide).frame().set_index("difference")
     assert set(rows["state"]) == {"interim"}, "and of this one there is no verdict yet"
-    assert rows.loc["Region Mixup - plain training", "low"] > 0
+    others = ["plain training", "Mixup", "CutMix"]
+    points = [rows.loc[f"Region Mixup - {other}", "points"] for other in others]
+    assert [each > 0 for each in points] == [True, False, False]
 
 
 def test_the_outputs_of_the_last_lesson_are_those_of_the_committed_records():
