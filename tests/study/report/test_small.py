@@ -188,6 +188,14 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
     assert told.format(*(gain.mean for gain in gains.values())) in text
     assert gains["Mixup"].low < 0.1, "uncertain"
 
+    contrasts = {row["what differs"]: row for row in why.tables(found.runs)[1].rows}
+    tiles = contrasts["tiles, the weight as in Mixup"]
+    assert tiles["n"] == "5 of 5; 10 of 10" and tiles["accuracy (points)"].high < 0
+    points = -tiles["accuracy (points)"].mean
+    assert f"it stays {points:.1f} points below Mixup (five seeds, uncorrected)" in text
+    softer = contrasts["softer targets"]["accuracy (points)"]
+    assert softer.low < 0 < softer.high
+
     (maps,) = report.tables(found, ("looks",))["looks"]
     resolved = [row for row in maps.frame().to_dict("records") if row["state"] == "resolved"]
     clean = [row for row in resolved if "clean_weight=0" not in row["difference"]]
