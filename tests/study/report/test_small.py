@@ -193,6 +193,8 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
     assert tiles["n"] == "5 of 5; 10 of 10" and tiles["accuracy (points)"].high < 0
     points = -tiles["accuracy (points)"].mean
     assert f"it stays {points:.1f} points below Mixup (five seeds, uncorrected)" in text
+    finer = contrasts["a finer grid, softer targets"]["accuracy (points)"]
+    assert f"A grid of 4 x 4 costs {-finer.mean:.1f} points more" in text and finer.high < 0
     softer = contrasts["softer targets"]["accuracy (points)"]
     assert softer.low < 0 < softer.high
 
