@@ -19,7 +19,7 @@ from rmlib.data import stream, to_float
 from rmlib.models import preact_resnet18
 from rmlib.paths import below
 from rmlib.study.cli import build_parser
-from rmlib.study.report import report
+from rmlib.study.report import groups, report, stats
 
 # what git knows; all that there is in a source archive
 LISTED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True)
@@ -214,3 +214,26 @@ def test_the_other_snippets_run(part, names):
 def test_numbers_come_from_the_committed_records(name):
     text = text_of(name)
     assert report.fill(text, (ROOT / name).parent) == text, "run: make readme"
+
+
+def test_numbers_in_the_words_of_pages_are_those_of_the_committed_records():
+    """Speeds on the GPU and their times in the ledger; pairs of precisions."""
+    runs = groups.runs_below(ROOT / "results" / "cifar10-small-width64")
+    plain = runs[(runs["config.mixer"] == "none") & (runs["config.clean_weight"] == 0)]
+    speeds = sorted(plain["images_per_second"])
+    told = [f"{speed:,.0f}".replace(",", " ") for speed in speeds]
+    ledger = text_of("results/README.md")
+    assert "{}, {} and {} images a second".format(*told) in ledger
+    slow, fast = (400 * 50_000 * 2 / speed / 60 for speed in (speeds[0], speeds[-1]))
+    assert f"between {fast:.0f} and {slow:.0f} minutes" in ledger
+
+    found = groups.runs_below(ROOT / "results" / "precision").set_index("config.seed")
+    for mixer, name in (("none", "plain training"), ("region_mixup", "Region Mixup")):
+        own = found[found["config.mixer"] == mixer]
+        half, full = (
+            own.loc[own["config.precision"] == each, "metrics.accuracy"]
+            for each in ("bf16", "fp32")
+        )
+        d = stats.paired(half, full)
+        text = f"{name} {d.mean:+.2f} [{d.low:+.2f}, {d.high:+.2f}]"
+        assert text in text_of("results/precision/README.md")

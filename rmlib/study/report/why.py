@@ -3,7 +3,8 @@
 Softness here is the standard deviation, over batches, of the original's weight in the soft target.
 Mixup's weight lies anywhere between 0 and 1. The mean of k x k independent weights lies the nearer
 to 1/2, the more there are. So Region Mixup differs from Mixup in two things at once: it mixes by
-tiles, and its targets are softer. One weight shared by all tiles separates the two.
+tiles, each with a partner of its own, and its targets are softer. One weight shared by all tiles
+separates the two: then the partners alone differ from Mixup.
 """
 
 import math
@@ -26,11 +27,11 @@ FINER, RANDOM = REGION | {"k": 4}, REGION | {"regions": "random"}
 PARTNER, WEIGHT = REGION | {"shared_partner": True}, REGION | {"shared_weight": True}
 METHODS = (MIXUP, CUTMIX, REGION, FINER, RANDOM, PARTNER, WEIGHT)
 CONTRASTS = (
-    ("tiles, the weight as in Mixup", WEIGHT, MIXUP),
+    ("a partner for each tile, the weight as in Mixup", WEIGHT, MIXUP),
     ("softer targets", REGION, WEIGHT),
     ("both", REGION, MIXUP),
     ("a finer grid, softer targets", FINER, REGION),
-    ("a partner for each tile", REGION, PARTNER),
+    ("a partner for each tile, its own weights", REGION, PARTNER),
     ("borders that move", RANDOM, REGION),
     ("average of the losses, not their sum", REGION | {"average": True}, REGION),
 )
@@ -135,9 +136,10 @@ def sentence(runs) -> str:
             f" {counts[0]} of {planned(WEIGHT)} seeds. Tiles and softer targets together,"
             f" Region Mixup - Mixup: {both.text()} points of accuracy"
         )
-    told = "we could not show that tiles add or cost anything"
+    told = "we could not show that a partner for each tile adds or costs anything"
     if (tiles.low or 0.0) * (tiles.high or 0.0) > 0:
-        told = f"tiles {'add to' if tiles.mean > 0 else 'cost'} accuracy (uncorrected)"
+        verb = "adds to" if tiles.mean > 0 else "costs"
+        told = f"a partner for each tile {verb} accuracy (uncorrected)"
     if counts != [planned(WEIGHT), planned(MIXUP)]:
         told = "interim, as seeds are missing"
     return (

@@ -189,7 +189,7 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
     assert gains["Mixup"].low < 0.1, "uncertain"
 
     contrasts = {row["what differs"]: row for row in why.tables(found.runs)[1].rows}
-    tiles = contrasts["tiles, the weight as in Mixup"]
+    tiles = contrasts["a partner for each tile, the weight as in Mixup"]
     assert tiles["n"] == "5 of 5; 10 of 10" and tiles["accuracy (points)"].high < 0
     points = -tiles["accuracy (points)"].mean
     assert f"it stays {points:.1f} points below Mixup (five seeds, uncorrected)" in text

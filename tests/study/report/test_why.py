@@ -61,13 +61,13 @@ def test_tiles_are_judged_where_the_weight_is_mixups(tmp_path):
     assert "cifar10-small.yaml" in found["softer targets"]["NLL (nats)"].missing
     trained(tmp_path, why.WEIGHT, 72.0)
     told = why.sentence(groups.runs_below(tmp_path))
-    assert "minus Mixup: -3.10 [" in told and "(n = 5, 10): tiles cost accuracy" in told
+    assert "minus Mixup: -3.10 [" in told and "(n = 5, 10): a partner for each tile costs" in told
     assert gaps(tmp_path)["softer targets"]["accuracy (points)"].mean == pytest.approx(-1.9)
 
 
 @pytest.mark.parametrize(
     "mean, count, words",
-    [(75.0, 5, "could not show"), (77.0, 5, "tiles add to accuracy"), (77.0, 4, "interim")],
+    [(75.0, 5, "could not show"), (77.0, 5, "each tile adds to accuracy"), (77.0, 4, "interim")],
 )
 def test_the_sentence_says_no_more_than_the_interval(tmp_path, mean, count, words):
     for settings, value in ((why.MIXUP, 75.0), (why.REGION, 74.0)):
