@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from rmlib.study.names import METHOD
-from rmlib.study.report.stats import Difference, mean_std
+from rmlib.study.report.stats import NEEDED, Difference, mean_std
 
 CONTROL = "another image's map"
 
 # decimals of columns that hold plain numbers
 PLACES = {CONTROL: 1, "r": 2, "p": 4, "p (Holm)": 4}
+# above these a number of seeds says no more than that no study will tell
+MOST_SEEDS = 1000
 # columns for figures and CSV alone
 HIDDEN = ("diverged", "mixer", "of", "low", "high", "paired_low", "paired_high")
 
@@ -192,6 +194,8 @@ def _is_number(frame, name):
 def _plain(name, entry):
     if entry is None or entry != entry:
         return "–"
+    if name == NEEDED and entry > MOST_SEEDS:
+        return f">{MOST_SEEDS}"
     if name in PLACES and not isinstance(entry, str):
         least = 10.0 ** -PLACES[name]
         small = name.startswith("p") and entry < least

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rmlib.study.report.stats import Difference
+from rmlib.study.report.stats import NEEDED, Difference
 from rmlib.study.report.values import CONTROL, Table, Value, average, difference, span
 
 
@@ -80,3 +80,9 @@ def test_plain_numbers_have_fixed_decimals():
     rows = [{"r": 0.5, "p": 0.01}, {"r": -1.0, "p": 3e-7}, {"r": float("nan"), "p": 1.0}]
     text = Table(rows).markdown()
     assert "| 0.50 | 0.0100 |\n| -1.00 | <0.0001 |\n| – | 1.0000 |" in text
+
+
+def test_a_number_of_seeds_that_no_study_has_is_only_said_to_be_large():
+    table = Table([{NEEDED: 1000.0}, {NEEDED: 226932.0}, {NEEDED: math.inf}])
+    assert "| 1000 |\n| >1000 |\n| >1000 |" in table.markdown()
+    assert table.frame()[NEEDED].tolist() == [1000, 226932, math.inf], "CSV has the number"
