@@ -43,7 +43,7 @@ HEADINGS = {
     "paper": "The paper's tables, and ours",
     "claims": "The claims",
     "small": "The claims of the small-data study",
-    "why": "Small data: tiles, or softer targets?",
+    "why": "Small data: partners, or weights?",
     "costs": "What it cost",
 }
 SPREAD = "n networks, mean ± sample standard deviation"

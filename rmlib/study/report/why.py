@@ -1,10 +1,12 @@
 """Why: accuracy, NLL and ECE of the small-data study against the softness of the targets.
 
+Region Mixup differs from Mixup in two things: each tile has a partner of its own, and a weight of
+its own. Either can be shared by all tiles, so four methods tell what each of the two does.
+
 Softness here is the standard deviation, over batches, of the original's weight in the soft target.
 Mixup's weight lies anywhere between 0 and 1. The mean of k x k independent weights lies the nearer
-to 1/2, the more there are. So Region Mixup differs from Mixup in two things at once: it mixes by
-tiles, each with a partner of its own, and its targets are softer. One weight shared by all tiles
-separates the two: then the partners alone differ from Mixup.
+to 1/2, the more there are. So own weights make softer targets. With one partner for all tiles,
+Region Mixup is a softer Mixup: what it is more than that, its partners do.
 """
 
 import math
@@ -27,11 +29,12 @@ FINER, RANDOM = REGION | {"k": 4}, REGION | {"regions": "random"}
 PARTNER, WEIGHT = REGION | {"shared_partner": True}, REGION | {"shared_weight": True}
 METHODS = (MIXUP, CUTMIX, REGION, FINER, RANDOM, PARTNER, WEIGHT)
 CONTRASTS = (
-    ("a partner for each tile, the weight as in Mixup", WEIGHT, MIXUP),
-    ("softer targets", REGION, WEIGHT),
+    ("own partners, with one weight", WEIGHT, MIXUP),
+    ("own partners, with own weights", REGION, PARTNER),
+    ("own weights, with one partner", PARTNER, MIXUP),
+    ("own weights, with own partners", REGION, WEIGHT),
     ("both", REGION, MIXUP),
-    ("a finer grid, softer targets", FINER, REGION),
-    ("a partner for each tile, its own weights", REGION, PARTNER),
+    ("a finer grid", FINER, REGION),
     ("borders that move", RANDOM, REGION),
     ("average of the losses, not their sum", REGION | {"average": True}, REGION),
 )
@@ -127,25 +130,25 @@ def _gaps(runs, a, b) -> dict[str, Value]:
 
 def sentence(runs) -> str:
     """Whether Region Mixup is more than a softer Mixup, as far as the runs tell."""
-    tiles, softer, both = (_gaps(runs, a, b)["accuracy"] for _, a, b in CONTRASTS[:3])
     question = "Is Region Mixup more than a softer Mixup?"
-    counts = [len(side) for side in tiles.sides.values()]
+    gap = _gaps(runs, REGION, PARTNER)["accuracy"]
+    counts = [len(side) for side in gap.sides.values()]
     if min(counts) < 2:
+        both = _gaps(runs, REGION, MIXUP)["accuracy"]
         return (
-            f"{question} Not known yet, as Region Mixup with one weight for all tiles has"
-            f" {counts[0]} of {planned(WEIGHT)} seeds. Tiles and softer targets together,"
+            f"{question} Not known yet, as Region Mixup with one partner for all tiles has"
+            f" {counts[1]} of {planned(PARTNER)} seeds. Own partners and own weights together,"
             f" Region Mixup - Mixup: {both.text()} points of accuracy"
         )
-    told = "we could not show that a partner for each tile adds or costs anything"
-    if (tiles.low or 0.0) * (tiles.high or 0.0) > 0:
-        verb = "adds to" if tiles.mean > 0 else "costs"
-        told = f"a partner for each tile {verb} accuracy (uncorrected)"
-    if counts != [planned(WEIGHT), planned(MIXUP)]:
+    told = "we could not show that own partners add or cost anything"
+    if gap.low * gap.high > 0:
+        verb = "add to" if gap.mean > 0 else "cost"
+        told = f"own partners {verb} accuracy (uncorrected)"
+    if counts != [planned(REGION), planned(PARTNER)]:
         told = "interim, as seeds are missing"
     return (
-        f"{question} Tiles with a weight as in Mixup, minus Mixup: {tiles.text()} points of"
-        f" accuracy (n = {counts[0]}, {counts[1]}): {told}. Softer targets, own weights minus a"
-        f" shared one: {softer.text()} points"
+        f"{question} With one partner for all tiles it is such a Mixup. Own partners minus one:"
+        f" {gap.text()} points of accuracy (n = {counts[0]}, {counts[1]}): {told}"
     )
 
 

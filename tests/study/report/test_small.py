@@ -189,14 +189,22 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
     assert gains["Mixup"].low < 0.1, "uncertain"
 
     contrasts = {row["what differs"]: row for row in why.tables(found.runs)[1].rows}
-    tiles = contrasts["a partner for each tile, the weight as in Mixup"]
-    assert tiles["n"] == "5 of 5; 10 of 10" and tiles["accuracy (points)"].high < 0
-    points = -tiles["accuracy (points)"].mean
-    assert f"it stays {points:.1f} points below Mixup (five seeds, uncorrected)" in text
-    finer = contrasts["a finer grid, softer targets"]["accuracy (points)"]
+    points = {what: row["accuracy (points)"] for what, row in contrasts.items()}
+    for weights, counts in (
+        ("one weight", "5 of 5; 10 of 10"),
+        ("own weights", "10 of 10; 5 of 5"),
+    ):
+        assert contrasts[f"own partners, with {weights}"]["n"] == counts
+    one, own = (
+        points[f"own partners, with {weights}"] for weights in ("one weight", "own weights")
+    )
+    told = "takes {:.1f} points with one weight for all tiles, and {:.1f} with a weight for each"
+    assert told.format(-one.mean, -own.mean) in text and max(one.high, own.high) < 0
+    for partners in ("one partner", "own partners"):
+        weights = points[f"own weights, with {partners}"]
+        assert weights.low < 0 < weights.high
+    finer = points["a finer grid"]
     assert f"A grid of 4 x 4 costs {-finer.mean:.1f} points more" in text and finer.high < 0
-    softer = contrasts["softer targets"]["accuracy (points)"]
-    assert softer.low < 0 < softer.high
 
     (maps,) = report.tables(found, ("looks",))["looks"]
     resolved = [row for row in maps.frame().to_dict("records") if row["state"] == "resolved"]

@@ -1,4 +1,4 @@
-"""Tiles or softer targets: the softness against the real mixers, the rest from made-up records."""
+"""Partners or weights: the softness against the real mixers, the rest from made-up records."""
 
 import matplotlib
 import numpy as np
@@ -48,7 +48,7 @@ def test_the_batch_has_every_planned_run():
             assert wanted.run_id in there, (settings, seed)
 
 
-def test_tiles_are_judged_where_the_weight_is_mixups(tmp_path):
+def test_partners_are_judged_where_the_weights_are_equal(tmp_path):
     trained(tmp_path, why.MIXUP, 75.0)
     trained(tmp_path, why.REGION, 70.0)
     trained(tmp_path, why.FINER, 60.0)
@@ -56,23 +56,36 @@ def test_tiles_are_judged_where_the_weight_is_mixups(tmp_path):
     assert "Not known yet" in why.sentence(runs) and "0 of 5 seeds" in why.sentence(runs)
     assert "-5.00 [" in why.sentence(runs), "what is known is said"
     found = gaps(tmp_path)
-    assert found["a finer grid, softer targets"]["accuracy (points)"].mean == pytest.approx(-10.1)
-    assert found["softer targets"]["n"] == "10 of 10; not run yet"
-    assert "cifar10-small.yaml" in found["softer targets"]["NLL (nats)"].missing
-    trained(tmp_path, why.WEIGHT, 72.0)
+    assert found["a finer grid"]["accuracy (points)"].mean == pytest.approx(-10.1)
+    missing = found["own partners, with own weights"]
+    assert missing["n"] == "10 of 10; not run yet"
+    assert "cifar10-small.yaml" in missing["NLL (nats)"].missing
+    trained(tmp_path, why.PARTNER, 76.0)
     told = why.sentence(groups.runs_below(tmp_path))
-    assert "minus Mixup: -3.10 [" in told and "(n = 5, 10): a partner for each tile costs" in told
-    assert gaps(tmp_path)["softer targets"]["accuracy (points)"].mean == pytest.approx(-1.9)
+    assert "minus one: -5.90 [" in told and "(n = 10, 5): own partners cost accuracy" in told
+
+
+def test_four_methods_separate_partners_from_weights(tmp_path):
+    """Both changes at once are one after the other, whichever comes first."""
+    means = {"mixup": 75.0, "weight": 72.0, "partner": 76.0, "region": 70.0}
+    for settings, mean in zip((why.MIXUP, why.WEIGHT, why.PARTNER, why.REGION), means.values()):
+        trained(tmp_path, settings, mean, count=4)
+    found = {what: row["accuracy (points)"].mean for what, row in gaps(tmp_path).items()}
+    assert found["own partners, with one weight"] == means["weight"] - means["mixup"]
+    assert found["own weights, with one partner"] == means["partner"] - means["mixup"]
+    for first, then in (("partners", "weights"), ("weights", "partners")):
+        one = {"partners": "weight", "weights": "partner"}[first]
+        steps = found[f"own {first}, with one {one}"], found[f"own {then}, with own {first}"]
+        assert sum(steps) == found["both"] == means["region"] - means["mixup"]
 
 
 @pytest.mark.parametrize(
     "mean, count, words",
-    [(75.0, 5, "could not show"), (77.0, 5, "each tile adds to accuracy"), (77.0, 4, "interim")],
+    [(74.0, 5, "could not show"), (71.0, 5, "own partners add to"), (71.0, 4, "interim")],
 )
 def test_the_sentence_says_no_more_than_the_interval(tmp_path, mean, count, words):
-    for settings, value in ((why.MIXUP, 75.0), (why.REGION, 74.0)):
-        trained(tmp_path, settings, value)
-    trained(tmp_path, why.WEIGHT, mean, count)
+    trained(tmp_path, why.REGION, 74.0)
+    trained(tmp_path, why.PARTNER, mean, count)
     assert words in why.sentence(groups.runs_below(tmp_path))
 
 
