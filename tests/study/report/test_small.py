@@ -188,7 +188,8 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
     assert told.format(*(gain.mean for gain in gains.values())) in text
     assert gains["Mixup"].low < 0.1, "uncertain"
 
-    contrasts = {row["what differs"]: row for row in why.tables(found.runs)[1].rows}
+    methods, changes = why.tables(found.runs)
+    contrasts = {row["what differs"]: row for row in changes.rows}
     points = {what: row["accuracy (points)"] for what, row in contrasts.items()}
     for weights, counts in (
         ("one weight", "5 of 5; 10 of 10"),
@@ -203,8 +204,13 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
     for partners in ("one partner", "own partners"):
         weights = points[f"own weights, with {partners}"]
         assert weights.low < 0 < weights.high
-    finer = points["a finer grid"]
-    assert f"A grid of 4 x 4 costs {-finer.mean:.1f} points more" in text and finer.high < 0
+    moved, finer = points["borders that move"], points["a finer grid"]
+    told = "Borders that move add {:.1f} points, a grid of 4 x 4 costs {:.1f}"
+    assert told.format(moved.mean, -finer.mean) in text and finer.high < 0 < moved.low
+    page = (project_root() / "results/cifar10-small/README.md").read_text(encoding="utf-8")
+    ends = {row["method"]: row["accuracy"].mean for row in methods.rows}
+    pair = ends["Region Mixup, shared_partner"] - ends["Region Mixup, shared_weight"]
+    assert f"one partner with own weights ends {pair:.1f} points above own partners" in page
 
     (maps,) = report.tables(found, ("looks",))["looks"]
     resolved = [row for row in maps.frame().to_dict("records") if row["state"] == "resolved"]
