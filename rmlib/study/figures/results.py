@@ -82,7 +82,8 @@ def methods(groups: list):
 
 def against_softness(found: list):
     """Accuracy, NLL and ECE of every run over the softness of the targets, each with the mean of
-    its method and its 95 % interval over seeds (Student's t).
+    its method and its 95 % interval over seeds (Student's t). Methods of equal softness stand side
+    by side.
 
     Args:
         found: (mixer, name, standard deviation of the original's weight, metric -> values); a
@@ -104,6 +105,6 @@ def against_softness(found: list):
                 axis.plot([place + 0.008] * 2, interval(several), color=COLOURS[mixer], lw=1.5)
                 axis.plot(place + 0.008, np.mean(several), ms=7, **look)
         axis.set(ylabel=label, xlim=(0.05, 0.34))
-    axes[1].set_xlabel("standard deviation of the original's weight (left: softer targets)")
+    axes[1].set_xlabel("standard deviation of the original's weight (left: nearer to its mean)")
     legend_below(figure, axes[0])
     return figure

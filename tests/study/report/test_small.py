@@ -184,33 +184,45 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
         (row,) = [row for row in rows if row["claim"] == ablation]
         assert row["state"] == "resolved: larger"
         gains[name] = row["A - B"]
-    told = "it adds {:.1f} points to Region Mixup, {:.1f} to CutMix and {:.1f} to Mixup (five seeds"
+    told = "With the clean loss it ends {:.1f} points higher**, CutMix {:.1f} and Mixup {:.1f} (five seeds"
     assert told.format(*(gain.mean for gain in gains.values())) in text
     assert gains["Mixup"].low < 0.1, "uncertain"
 
-    methods, changes = why.tables(found.runs)
-    contrasts = {row["what differs"]: row for row in changes.rows}
-    points = {what: row["accuracy (points)"] for what, row in contrasts.items()}
-    for weights, counts in (
-        ("one weight", "5 of 5; 10 of 10"),
-        ("own weights", "10 of 10; 5 of 5"),
+    contrasts = {row["what differs"]: row for row in why.tables(found.runs)[1].rows}
+    for row in contrasts.values():
+        counts = [len(side) for side in row["accuracy (points)"].sides.values()]
+        complete = {small.SEEDS["cifar10"], small.ABLATION_SEEDS}
+        assert set(counts) <= complete, f"{row['what differs']} is interim"
+
+    def signs(what):
+        """Of accuracy, NLL and ECE: -1 or 1 where the interval excludes zero, else 0."""
+        gaps = [contrasts[what][head] for head in why.HEADS]
+        return [(gap.low > 0) - (gap.high < 0) for gap in gaps]
+
+    for weights in ("one weight", "own weights"):
+        assert signs(f"own partners, with {weights}") == [-1, 1, 1]
+    assert signs("own weights, with one partner") == [0, -1, 0]
+    assert signs("own weights, with own partners") == [0, -1, -1]
+    assert signs("borders that move") == [1, 0, 1] and signs("a finer grid") == [-1, 1, 0]
+    assert signs("average of the losses, not their sum") == [0, 0, 0]
+    points = {what: abs(row["accuracy (points)"].mean) for what, row in contrasts.items()}
+    for told in (
+        f"costs {points['own partners, with one weight']:.1f} points with one weight for all",
+        f"and {points['own partners, with own weights']:.1f} with own weights.",
+        f"Borders that move add {points['borders that move']:.1f} points.",
+        f"A grid of 4 x 4 ends {points['a finer grid']:.1f} lower.",
     ):
-        assert contrasts[f"own partners, with {weights}"]["n"] == counts
-    one, own = (
-        points[f"own partners, with {weights}"] for weights in ("one weight", "own weights")
-    )
-    told = "takes {:.1f} points with one weight for all tiles, and {:.1f} with a weight for each"
-    assert told.format(-one.mean, -own.mean) in text and max(one.high, own.high) < 0
-    for partners in ("one partner", "own partners"):
-        weights = points[f"own weights, with {partners}"]
-        assert weights.low < 0 < weights.high
-    moved, finer = points["borders that move"], points["a finer grid"]
-    told = "Borders that move add {:.1f} points, a grid of 4 x 4 costs {:.1f}"
-    assert told.format(moved.mean, -finer.mean) in text and finer.high < 0 < moved.low
-    page = (project_root() / "results/cifar10-small/README.md").read_text(encoding="utf-8")
-    ends = {row["method"]: row["accuracy"].mean for row in methods.rows}
-    pair = ends["Region Mixup, shared_partner"] - ends["Region Mixup, shared_weight"]
-    assert f"one partner with own weights ends {pair:.1f} points above own partners" in page
+        assert told in text
+    (cifar10,) = groups.experiments(groups.runs_below(found))
+    ends = {method.name: method.mean for method in groups.finished(cifar10)}
+    assert ends["Region Mixup, average"] > ends["Region Mixup, clean_weight=0"] + 8, "far above"
+    strict = accuracy.differences(cifar10).frame().set_index("difference")["state"]
+    for other, state in {"shared_partner": "resolved", "regions=random": "resolved"}.items():
+        assert strict[f"Region Mixup, {other} - Region Mixup"] == state
+    assert strict["Region Mixup, k=4 - Region Mixup"].startswith("unresolved")
+    changed = [key for key in ("k", "regions", "shared_partner", "shared_weight", "average")]
+    part_c = sum(found.runs[f"config.{key}"] != groups.DEFAULTS[key] for key in changed) > 0
+    assert set(found.runs[part_c]["hardware.cpu"]) == {"Intel(R) Xeon(R) Processor"}
 
     (maps,) = report.tables(found, ("looks",))["looks"]
     resolved = [row for row in maps.frame().to_dict("records") if row["state"] == "resolved"]
@@ -241,6 +253,8 @@ def test_the_outputs_of_the_last_lesson_are_those_of_the_committed_records():
     found = collection.gather(project_root() / "results" / "cifar10-small")
     assert report.markdown(found, "answer").strip() in printed
     assert why.sentence(found.runs) in printed
+    for row in why.tables(found.runs)[1].rows:
+        assert f"| {row['n']} | {row['accuracy (points)'].text()} |" in shown
     attacks = collection.collect_measurements(found, "attacks")
     for row in small.claims(found.runs, attacks).frame().to_dict("records"):
         if (row["in"], row["dataset"]) == ("accuracy", "cifar10"):

@@ -39,6 +39,19 @@ def test_the_softness_is_that_of_the_mixer(settings):
     assert why.weight(settings) == pytest.approx((drawn.mean(), drawn.std()), abs=enough)
 
 
+@pytest.mark.parametrize("settings", why.METHODS, ids=why.name_of)
+def test_the_partners_are_those_of_the_mixer(settings):
+    plan = make_mixer(TrainParams(**settings), 10).draw((50, 3, 32, 32), stream(0, "partners"))
+    assert len({tuple(row.tolist()) for row in plan.partners}) == why.partners(settings)
+
+
+def test_with_one_partner_and_one_weight_region_mixup_is_mixup():
+    """The corner of the table of two by two: every tile as the first."""
+    settings = TrainParams(**why.REGION, shared_partner=True, shared_weight=True)
+    plan = make_mixer(settings, 10).draw((8, 3, 32, 32), stream(0, "corner"))
+    assert (plan.partners == plan.partners[0]).all() and (plan.lam == plan.lam[0]).all()
+
+
 def test_the_batch_has_every_planned_run():
     cells = read_batch(project_root() / "notebooks" / "batches" / "cifar10-small.yaml").runs
     there = {cell.run_id for cell in cells}
@@ -62,11 +75,13 @@ def test_partners_are_judged_where_the_weights_are_equal(tmp_path):
     assert "cifar10-small.yaml" in missing["NLL (nats)"].missing
     trained(tmp_path, why.PARTNER, 76.0)
     told = why.sentence(groups.runs_below(tmp_path))
-    assert "minus one: -5.90 [" in told and "(n = 10, 5): own partners cost accuracy" in told
+    assert (
+        "compared with one: -5.90 [" in told and "(n = 10, 5): own partners cost accuracy" in told
+    )
 
 
 def test_four_methods_separate_partners_from_weights(tmp_path):
-    """Both changes at once are one after the other, whichever comes first."""
+    """The rows take the right methods: both ways from Mixup to Region Mixup add up."""
     means = {"mixup": 75.0, "weight": 72.0, "partner": 76.0, "region": 70.0}
     for settings, mean in zip((why.MIXUP, why.WEIGHT, why.PARTNER, why.REGION), means.values()):
         trained(tmp_path, settings, mean, count=4)
@@ -113,6 +128,6 @@ def test_the_figure_shows_every_run_where_its_targets_are(tmp_path):
     seeds = {len(line.get_xdata()): line for line in lines if len(line.get_xdata()) > 2}
     assert sorted(seeds) == [5, 10] and set(seeds[10].get_ydata()) == {75.0, 76.0}
     assert seeds[10].get_xdata()[0] == pytest.approx(12**-0.5)
-    assert seeds[5].get_xdata()[0] > seeds[10].get_xdata()[0], "as soft, so beside it"
+    assert seeds[5].get_xdata()[0] > seeds[10].get_xdata()[0], "of equal spread, so beside it"
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "Mixup (n = 10)" in names and "Region Mixup, k=4 (not run yet)" in names
