@@ -56,8 +56,12 @@ def sentences(group) -> list[str]:
     if wanted[:1] != [0]:
         told.append(lead(0, f"above the next, {others[0].name},"))
     regions = [i for i, other in enumerate(others) if other.mixer == "region_mixup"]
-    # the paper's own rather than a variant of it
-    regions = sorted(regions, key=lambda i: not groups.default(others[i].settings))[:1]
+
+    def variant(i):
+        """Whether its mixer or its loss is not the paper's."""
+        return not groups.default(others[i].settings), others[i].loss[:2] != (1.0, False)
+
+    regions = sorted(regions, key=variant)[:1]
     equal = [i for i, other in enumerate(others) if other.longer and best.loss[0]]
     for i in regions + equal:
         words = ", the same compute," if i in equal else ""

@@ -97,6 +97,19 @@ def test_region_mixup_has_its_place_also_where_it_is_neither_first_nor_next(tmp_
     assert len(answer.sentences(best)) == 2, "the best is not above itself"
 
 
+def test_the_region_mixup_that_is_named_is_the_papers(tmp_path):
+    """Not the best of its variants, of the mixer or of the loss."""
+    for change, value in ({}, 70.0), ({"average": True}, 72.0), ({"clean_weight": 0.0}, 73.0):
+        save(
+            tmp_path,
+            *(make_record(value + s, mixer="region_mixup", seed=s, **change) for s in (0, 1)),
+        )
+    store(tmp_path, cutmix=[80.0, 81.0], doubled=[60.0, 61.0], plain=[79.0, 80.0])
+    (group,) = groups.experiments(groups.runs_below(tmp_path))
+    told = " ".join(answer.sentences(group))
+    assert "above Region Mixup by 10.00 points" in told
+
+
 def test_plain_training_of_equal_compute_stands_in_the_same_table_and_answer(tmp_path):
     """Twice the epochs, as a clean loss costs; three times the epochs are another experiment."""
     best, plain, longer = [75.0, 75.4, 75.2], [70.0, 70.4, 70.2], [74.0, 74.4, 74.1]
