@@ -147,7 +147,7 @@ def sentence(runs) -> str:
             f" Region Mixup - Mixup: {both.text()} points of accuracy"
         )
     told = "we could not show that own partners add or cost anything"
-    if gap.low * gap.high > 0:
+    if (gap.low or 0.0) * (gap.high or 0.0) > 0:
         verb = "add to" if gap.mean > 0 else "cost"
         told = f"own partners {verb} accuracy (uncorrected)"
     if counts != [planned(REGION), planned(PARTNER)]:
