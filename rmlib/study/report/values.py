@@ -16,7 +16,7 @@ CONTROL = "another image's map"
 
 # decimals of columns that hold plain numbers
 PLACES = {CONTROL: 1, "r": 2, "p": 4, "p (Holm)": 4}
-# above these a number of seeds says no more than that no study will tell
+# a larger number of seeds is printed as ">1000": no study has so many
 MOST_SEEDS = 1000
 # columns for figures and CSV alone
 HIDDEN = ("diverged", "mixer", "of", "low", "high", "paired_low", "paired_high")

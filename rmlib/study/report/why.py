@@ -40,8 +40,8 @@ CONTRASTS = (
 SOFTNESS = (
     "small data, why: methods with the clean loss on 5 000 images of CIFAR-10; partners: of one"
     " image, each brings its label; weight: of the original in the soft target, its mean and its"
-    " standard deviation over batches; n of the seeds fixed before the runs; mean ± sample standard"
-    " deviation"
+    " standard deviation over batches; n of the seeds fixed before the runs; mean ± sample"
+    " standard deviation"
 )
 ESTIMATES = (
     "small data, why: what one setting changes, with 95 % intervals by Welch's t; these are"
@@ -77,7 +77,7 @@ def weight(settings: dict) -> tuple[float, float]:
 
 
 def partners(settings: dict) -> int:
-    """The number of an image's partners."""
+    """How many partners an image has; each brings its label into the target."""
     config = DEFAULTS | settings
     whole = config["mixer"] != "region_mixup" or config["shared_partner"]
     return 1 if whole else config["k"] ** 2
