@@ -1,5 +1,8 @@
 """The benchmarks: what is counted must be what is said, so it is checked where it can be known."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -58,6 +61,27 @@ def test_the_bare_step_trains_on_its_one_batch():
     bench.bare_epoch(params, run.model, run.optimizer, images, steps=2)()
     assert all((a != b).any() for a, b in zip(before, run.model.parameters()))
     assert len(seen) == 2 and all(each is images for each in seen)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_recorded_bare_step_outlives_its_run(compiled):
+    """Its network is still there and learns, and the step stays clear of what is allocated afterwards."""
+    cuda, data = torch.device("cuda"), bench.random_set(256, 8)
+    weightless = {"mixer": "none", "clean_weight": 0, "width": 2, "batch_size": 128}
+    run = bench.make_run(TrainParams(**weightless, compiled=compiled), data, cuda)
+    first = next(run.model.parameters())
+    network, before = weakref.ref(run.model), first.detach().clone()
+    images = torch.rand(128, 3, 8, 8, device=cuda)
+    epoch = bench.bare_epoch(run.params, run.model, run.optimizer, images, steps=2)
+    del run, images
+    gc.collect()
+    others = [torch.full((100, 100), 7.0, device=cuda) for _ in range(100)]
+    epoch()
+    torch.cuda.synchronize()
+    assert network() is not None
+    assert torch.isfinite(first).all() and not torch.equal(first, before)
+    assert all((each == 7).all() for each in others)
 
 
 def test_every_table_has_its_rows(capsys, monkeypatch, tmp_path):
