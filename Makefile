@@ -27,7 +27,7 @@ check: env  ## before a commit: format, lint, spelling, types, and the fast test
 MINUTES =
 gpu: env  ## on a GPU: its tests, what is fast there, then `make grid`; MINUTES=25 limits the grid alone: what trains then stops with a checkpoint
 	$(BIN) -m pytest tests -m cuda
-	$(BIN) -X faulthandler -m rmlib bench --device cuda --only training maps --rounds 30 $(COMPILE) --out results/bench-cuda.md
+	$(BIN) -m rmlib bench --device cuda --only mixers loader training maps --rounds 30 $(COMPILE) --out results/bench-cuda.md
 	$(MAKE) grid
 
 grid: env  ## the paper's CIFAR-10 grid, or what is left of it; stopped by the limit it ends well, and the same command goes on

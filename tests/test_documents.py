@@ -18,6 +18,7 @@ from torch import nn
 from rmlib.data import stream, to_float
 from rmlib.models import preact_resnet18
 from rmlib.paths import below
+from rmlib.study.batch.plan import read_batch
 from rmlib.study.cli import build_parser
 from rmlib.study.report import groups, report, stats
 
@@ -217,15 +218,21 @@ def test_numbers_come_from_the_committed_records(name):
 
 
 def test_numbers_in_the_words_of_pages_are_those_of_the_committed_records():
-    """Speeds on the GPU and their times in the ledger; pairs of precisions."""
-    runs = groups.runs_below(ROOT / "results" / "cifar10-small-width64")
-    plain = runs[(runs["config.mixer"] == "none") & (runs["config.clean_weight"] == 0)]
-    speeds = sorted(plain["images_per_second"])
-    told = [f"{speed:,.0f}".replace(",", " ") for speed in speeds]
+    """Speeds on the GPU and the times of its grid in the ledger; pairs of precisions."""
+    rows = [row.split("|")[1:3] for row in text_of("results/bench-cuda.md").splitlines()]
+    speeds = {row[0].strip(): row[1] for row in rows if row}
+    both, alone = (
+        float(speeds[f"full step, Region Mixup, {words}"])
+        for words in ("clean + mixed", "mixed alone")
+    )
     ledger = text_of("results/README.md")
-    assert "{}, {} and {} images a second".format(*told) in ledger
-    slow, fast = (400 * 50_000 * 2 / speed / 60 for speed in (speeds[0], speeds[-1]))
-    assert f"between {fast:.0f} and {slow:.0f} minutes" in ledger
+    told = [f"{speed:,.0f}".replace(",", " ") for speed in (both, alone)]
+    assert "at {} images a second with the clean loss, and at {} without it".format(*told) in ledger
+    images = 400 * 50_000
+    assert f"take {images / both / 60:.0f} or {images / alone / 60:.0f} minutes there" in ledger
+    grid = read_batch(ROOT / "notebooks/batches/cifar10.yaml").runs
+    hours = sum(images / (both if run.clean_weight else alone) for run in grid) / 3600
+    assert 5.5 < hours < 6.5 and f"the {len(grid)} networks of CIFAR-10 six hours" in ledger
 
     found = groups.runs_below(ROOT / "results" / "precision").set_index("config.seed")
     for mixer, name in (("none", "plain training"), ("region_mixup", "Region Mixup")):

@@ -7,8 +7,8 @@ from made import make_record, measured, save
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
 from rmlib.study.batch.plan import read_batch
-from rmlib.study.report import accuracy, completeness, groups, report, small, why
-from rmlib.study.report.claims import fit_protocol
+from rmlib.study.report import accuracy, completeness, groups, report, small, stats, why
+from rmlib.study.report.claims import fit_protocol, numbers
 from rmlib.study.runs import collection
 
 SMALL = {name: value for name, value in small.PROTOCOL.items() if name in TrainParams.model_fields}
@@ -232,14 +232,70 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
         ("extent (%)", "Region Mixup - clean loss twice (control)"): False,
     }
 
-    found = collection.gather(project_root() / "results" / "cifar10-small-width64")
+
+def test_the_pages_say_in_words_what_the_networks_of_width_64_show():
+    root = project_root()
+    page = (root / "results/cifar10-small-width64/README.md").read_text(encoding="utf-8")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    found = collection.gather(root / "results" / "cifar10-small-width64")
     (wide,) = groups.experiments(groups.runs_below(found))
-    assert completeness.interim(found, wide) == "interim, 14 of 40 planned runs"
+    assert not completeness.interim(found, wide)
     rows = accuracy.differences(wide).frame().set_index("difference")
-    assert set(rows["state"]) == {"interim"}, "and of this one there is no verdict yet"
-    others = ["plain training", "Mixup", "CutMix"]
-    points = [rows.loc[f"Region Mixup - {other}", "points"] for other in others]
-    assert [each > 0 for each in points] == [True, False, False]
+    ablations = [f"{name} - {name}, clean_weight=0" for name in ("CutMix", "Mixup")]
+    found_states = {
+        f"Region Mixup - {other}": rows.loc[f"Region Mixup - {other}", "state"]
+        for other in ("plain training", "clean loss twice (control)", "CutMix", "Mixup")
+    }
+    assert list(found_states.values()) == ["resolved"] * 3 + ["unresolved after Holm's correction"]
+    assert [rows.loc[each, "state"] for each in ablations] == [
+        "unresolved after Holm's correction",
+        "unresolved",
+    ]
+    assert rows.loc["Region Mixup - Region Mixup, clean_weight=0", "state"] == "resolved"
+    ends = {each.name: each.runs["metrics.accuracy"] for each in groups.finished(wide)}
+
+    def told(a, b, sign=1):
+        gap = stats.welch(ends[a], ends[b])
+        low, high = sorted((sign * gap.low, sign * gap.high))
+        return f"{sign * gap.mean:.2f} [{low:.2f}, {high:.2f}]", f"{abs(gap.mean):.1f}"
+
+    plain, short = told("Region Mixup", "plain training")
+    below, less = told("Region Mixup", "CutMix", -1)
+    mixup, least = told("Region Mixup", "Mixup", -1)
+    assert f"**above plain training** by {plain.replace(' ', ' points ', 1)}" in page
+    control, _ = told("Region Mixup", "clean loss twice (control)")
+    assert f"above the clean loss twice by {control}" in page
+    assert f"**below CutMix** by {below}" in page and f"below Mixup by {mixup}" in page
+    assert f"{short} points above plain training and {less} below CutMix, after Holm" in readme
+    assert f"Below Mixup it ends {least}," in readme
+    for name, words in (
+        ("Region Mixup", "ends {} higher** {}"),
+        ("CutMix", "CutMix ends {} higher {}"),
+        ("Mixup", "Mixup {} {}"),
+    ):
+        mean, interval = told(name, f"{name}, clean_weight=0")[0].split(" ", 1)
+        assert words.format(mean, interval) in page
+
+    runs, attacks = found.runs, collection.collect_measurements(found, "attacks")
+    methods = {"Mixup": ("mixup", 1.0), "CutMix": ("cutmix", 1.0)}
+    for other, side in methods.items():
+        for metric in ("nll", "ece"):
+            sides = (
+                numbers(runs, attacks, metric, "cifar10", each) for each in (small.REGION, side)
+            )
+            gap = stats.welch(*(each["number"] for each in sides))
+            assert gap.low < 0 < gap.high
+        for metric, sign in (("fgsm", -1), ("square", 1)):
+            sides = (
+                numbers(runs, attacks, metric, "cifar10", each, images=small.IMAGES)
+                for each in (small.REGION, side)
+            )
+            gap = stats.welch(*(each["number"] for each in sides))
+            low, high = sorted((sign * gap.low, sign * gap.high))
+            words = " points" if (other, metric) == ("Mixup", "fgsm") else ""
+            place = f"{'below' if sign < 0 else 'above'} {other}"
+            text = f"{sign * gap.mean:.1f}{words} [{low:.1f}, {high:.1f}] {place}"
+            assert text in page and low > 0
 
 
 def test_the_outputs_of_the_last_lesson_are_those_of_the_committed_records():
