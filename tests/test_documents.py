@@ -229,10 +229,10 @@ def test_numbers_in_the_words_of_pages_are_those_of_the_committed_records():
     told = [f"{speed:,.0f}".replace(",", " ") for speed in (both, alone)]
     assert "at {} images a second with the clean loss, and at {} without it".format(*told) in ledger
     images = 400 * 50_000
-    assert f"take {images / both / 60:.0f} or {images / alone / 60:.0f} minutes there" in ledger
+    assert f"would take {images / both / 60:.0f} or {images / alone / 60:.0f} minutes" in ledger
     grid = read_batch(ROOT / "notebooks/batches/cifar10.yaml").runs
     hours = sum(images / (both if run.clean_weight else alone) for run in grid) / 3600
-    assert 5.5 < hours < 6.5 and f"the {len(grid)} networks of CIFAR-10 six hours" in ledger
+    assert 5.5 < hours < 6.5 and f"{len(grid)} networks of CIFAR-10 would take six hours" in ledger
 
     found = groups.runs_below(ROOT / "results" / "precision").set_index("config.seed")
     for mixer, name in (("none", "plain training"), ("region_mixup", "Region Mixup")):

@@ -24,6 +24,7 @@ from rmlib.study.report import (
     reproduction,
     small,
     why,
+    widths,
 )
 from rmlib.study.report.values import CONTROL, Table
 from rmlib.study.runs import collection, records
@@ -44,6 +45,7 @@ HEADINGS = {
     "claims": "The claims",
     "small": "The claims of the small-data study",
     "why": "Small data: partners, or weights?",
+    "widths": "Small data: the narrow network, and the paper's",
     "costs": "What it cost",
 }
 SPREAD = "n networks, mean ± sample standard deviation"
@@ -135,6 +137,7 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
         "claims": lambda: [reproduction.claims(runs, attacks)] if of_paper else [],
         "small": lambda: [small.claims(runs, attacks)],
         "why": lambda: why.tables(runs),
+        "widths": lambda: [widths.table(runs)],
         "costs": lambda: [costs.costs(runs, measured)],
     }
 

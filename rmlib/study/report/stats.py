@@ -26,8 +26,8 @@ NEEDED = "seeds of a new study"
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of A minus mean of B, its 95 % interval from ``low`` to ``high``, two-sided p, and the
-    numbers of runs behind it.
+    """Mean of A minus mean of B (or a difference of two such), its 95 % interval from ``low`` to
+    ``high``, two-sided p, and the numbers of runs behind it.
 
     ``correlation`` of the pairs is NaN for unpaired runs and for fewer than three pairs. Without a
     spread (n < 2) interval and p are NaN.
@@ -37,7 +37,7 @@ class Difference:
     low: float
     high: float
     p: float
-    n: tuple[int, int]
+    n: tuple[int, ...]
     correlation: float = math.nan
 
 
@@ -77,6 +77,23 @@ def welch(a, b) -> Difference:
     zero = next((each[0] for each in (a, b) if known and _alike(each)), 0.0)
     test = stats.ttest_ind(a - zero, b - zero, equal_var=False) if known else None
     return _by_t(mean_std(a)[0] - mean_std(b)[0], (len(a), len(b)), test)
+
+
+def change(a, b, c, d) -> Difference:
+    """A minus B, minus C minus D, of four groups of independent runs with unequal spread: Welch's t
+    with Satterthwaite's degrees of freedom, as :func:`welch` has them for two groups.
+    """
+    groups = [np.asarray(each, dtype=float) for each in (a, b, c, d)]
+    means, n = [mean_std(each)[0] for each in groups], tuple(map(len, groups))
+    mean = (means[0] - means[1]) - (means[2] - means[3])
+    if min(n) < 2 or all(map(_alike, groups)):
+        return _by_t(mean, n, None)
+    parts = [each.var(ddof=1) / len(each) for each in groups]
+    freedom = sum(parts) ** 2 / sum(part**2 / (size - 1) for part, size in zip(parts, n))
+    student = stats.t(freedom, loc=mean, scale=math.sqrt(sum(parts)))
+    low, high = student.interval(0.95)
+    p = 2 * min(student.cdf(0), student.sf(0))
+    return Difference(mean, float(low), float(high), float(p), n)
 
 
 def paired(a, b) -> Difference:

@@ -40,9 +40,10 @@ class Value:
 
     Args:
         mean: the number; NaN where no run gives it.
-        sides: {side: {run_id: number}}. A mean has one side named "", a difference two, A first.
-        how: "mean" of one side with its ``std``; "difference" of the means of two sides; "sum" of
-            all sides.
+        sides: {side: {run_id: number}}. A mean has one side named "", a difference two, A first, a
+            difference of two differences four.
+        how: "mean" of one side with its ``std``; "difference" of the means of two or four sides;
+            "sum" of all sides.
         std: sample standard deviation over the runs, NaN for fewer than two.
         low, high: ends of the 95 % interval that is printed with it; NaN where there is none.
         control: the same measure of a control, and ``better``: whether the mean beats it.
@@ -74,8 +75,9 @@ class Value:
         """The number made again from its sides."""
         if self.how == "sum":
             return round(math.fsum(sum(side.values()) for side in self.sides.values()), 2)
-        first, *other = (mean_std(side.values())[0] for side in self.sides.values())
-        return first - other[0] if other else first
+        means = [mean_std(side.values())[0] for side in self.sides.values()]
+        signs = (1, -1, -1, 1)  # of A, B, C and D in (A - B) - (C - D)
+        return math.fsum(sign * mean for sign, mean in zip(signs, means))
 
     def text(self, decimals: int = 1) -> str:
         """'82.31 ± 0.40 [81.9, 82.7] (20.8)*': mean, spread, interval, control, and a star where

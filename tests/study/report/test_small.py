@@ -7,8 +7,17 @@ from made import make_record, measured, save
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
 from rmlib.study.batch.plan import read_batch
-from rmlib.study.report import accuracy, completeness, groups, report, small, stats, why
-from rmlib.study.report.claims import fit_protocol, numbers
+from rmlib.study.report import (
+    accuracy,
+    completeness,
+    groups,
+    report,
+    small,
+    stats,
+    why,
+    widths,
+)
+from rmlib.study.report.claims import fit_protocol
 from rmlib.study.runs import collection
 
 SMALL = {name: value for name, value in small.PROTOCOL.items() if name in TrainParams.model_fields}
@@ -233,6 +242,11 @@ def test_the_readme_says_in_words_what_the_committed_records_decide():
     }
 
 
+def ends(gap, sign=1):
+    """The two ends of an interval, of the difference or of its opposite."""
+    return sorted((sign * gap.low, sign * gap.high))
+
+
 def test_the_pages_say_in_words_what_the_networks_of_width_64_show():
     root = project_root()
     page = (root / "results/cifar10-small-width64/README.md").read_text(encoding="utf-8")
@@ -241,61 +255,116 @@ def test_the_pages_say_in_words_what_the_networks_of_width_64_show():
     (wide,) = groups.experiments(groups.runs_below(found))
     assert not completeness.interim(found, wide)
     rows = accuracy.differences(wide).frame().set_index("difference")
-    ablations = [f"{name} - {name}, clean_weight=0" for name in ("CutMix", "Mixup")]
-    found_states = {
-        f"Region Mixup - {other}": rows.loc[f"Region Mixup - {other}", "state"]
-        for other in ("plain training", "clean loss twice (control)", "CutMix", "Mixup")
+    unresolved = {name for name, row in rows.iterrows() if row["state"] != "resolved"}
+    assert len(rows) == 19 and unresolved == {
+        "clean loss twice (control) - plain training",
+        "CutMix - Mixup",
+        "Region Mixup - Mixup",
+        "CutMix, clean_weight=0 - Mixup, clean_weight=0",
+        "Mixup - Mixup, clean_weight=0",
+        "CutMix - CutMix, clean_weight=0",
     }
-    assert list(found_states.values()) == ["resolved"] * 3 + ["unresolved after Holm's correction"]
-    assert [rows.loc[each, "state"] for each in ablations] == [
-        "unresolved after Holm's correction",
-        "unresolved",
-    ]
-    assert rows.loc["Region Mixup - Region Mixup, clean_weight=0", "state"] == "resolved"
-    ends = {each.name: each.runs["metrics.accuracy"] for each in groups.finished(wide)}
-
-    def told(a, b, sign=1):
-        gap = stats.welch(ends[a], ends[b])
-        low, high = sorted((sign * gap.low, sign * gap.high))
-        return f"{sign * gap.mean:.2f} [{low:.2f}, {high:.2f}]", f"{abs(gap.mean):.1f}"
-
-    plain, short = told("Region Mixup", "plain training")
-    below, less = told("Region Mixup", "CutMix", -1)
-    mixup, least = told("Region Mixup", "Mixup", -1)
-    assert f"**above plain training** by {plain.replace(' ', ' points ', 1)}" in page
-    control, _ = told("Region Mixup", "clean loss twice (control)")
-    assert f"above the clean loss twice by {control}" in page
-    assert f"**below CutMix** by {below}" in page and f"below Mixup by {mixup}" in page
-    assert f"{short} points above plain training and {less} below CutMix, after Holm" in readme
-    assert f"Below Mixup it ends {least}," in readme
-    for name, words in (
-        ("Region Mixup", "ends {} higher** {}"),
-        ("CutMix", "CutMix ends {} higher {}"),
-        ("Mixup", "Mixup {} {}"),
+    accuracies = {each.name: each.accuracies for each in groups.finished(wide)}
+    for words, a, b, sign in (
+        ("**above plain training** by {} points {}", "Region Mixup", "plain training", 1),
+        ("above the clean loss twice by {} {}", "Region Mixup", "clean loss twice (control)", 1),
+        ("**below CutMix** by {} {}", "Region Mixup", "CutMix", -1),
+        ("below Mixup by {} {}", "Region Mixup", "Mixup", -1),
+        ("it ends {} {} below plain", "Region Mixup, clean_weight=0", "plain training", -1),
+        ("goes with {} points {}", "Region Mixup", "Region Mixup, clean_weight=0", 1),
+        ("CutMix has {} {}", "CutMix", "CutMix, clean_weight=0", 1),
+        ("Mixup {} {}; neither", "Mixup", "Mixup, clean_weight=0", 1),
     ):
-        mean, interval = told(name, f"{name}, clean_weight=0")[0].split(" ", 1)
-        assert words.format(mean, interval) in page
+        gap = stats.welch(accuracies[a], accuracies[b])
+        low, high = ends(gap, sign)
+        assert words.format(f"{sign * gap.mean:.2f}", f"[{low:.2f}, {high:.2f}]") in page
+    pairs = [(accuracies["Region Mixup"], accuracies[other]) for other in ("Mixup", "CutMix")]
+    as_two = stats.holm([stats.welch(*pair).p for pair in pairs])
+    assert as_two.max() < 0.05, "resolved, as two"
+    gap = stats.paired(accuracies["Region Mixup"], accuracies["CutMix"])
+    assert -0.1 < gap.high < 0, "by pairs it only just excludes zero"
+    for name in ("Mixup", "CutMix"):
+        gap = stats.welch(accuracies["Region Mixup"], accuracies[f"{name}, clean_weight=0"])
+        assert gap.low < 0 < gap.high
 
-    runs, attacks = found.runs, collection.collect_measurements(found, "attacks")
-    methods = {"Mixup": ("mixup", 1.0), "CutMix": ("cutmix", 1.0)}
-    for other, side in methods.items():
-        for metric in ("nll", "ece"):
-            sides = (
-                numbers(runs, attacks, metric, "cifar10", each) for each in (small.REGION, side)
+    for metric, a, b, sign, words in (
+        ("fgsm", small.REGION, small.MIXUP, -1, "{} points {} below Mixup"),
+        ("fgsm", small.REGION, small.CUTMIX, -1, "{} {} below CutMix"),
+        ("fgsm_margin", small.REGION, small.MIXUP, -1, "still ends {} {} and"),
+        ("fgsm_margin", small.REGION, small.CUTMIX, -1, "and {} {} below them"),
+        ("square", small.REGION, small.MIXUP, 1, "{} {} above Mixup"),
+        ("square", small.REGION, small.CUTMIX, 1, "{} {} above CutMix"),
+        ("corruptions", small.REGION, small.MIXUP, -1, "{} {} below Mixup"),
+        ("nll", small.REGION, small.MIXUP, 0, ""),
+        ("nll", small.REGION, small.CUTMIX, 0, ""),
+        ("ece", small.REGION, small.MIXUP, 0, ""),
+        ("ece", small.REGION, small.CUTMIX, 0, ""),
+        ("fgsm", small.REGION, small.PLAIN, 0, ""),
+        ("corruptions", small.REGION, small.CUTMIX, 0, ""),
+        ("corruptions", small.REGION, small.PLAIN, 0, ""),
+    ):
+        gap = stats.welch(*(measured_on(found, metric, *side) for side in (a, b)))
+        low, high = ends(gap, sign or 1)
+        assert low < 0 < high if sign == 0 else low > 0, (metric, b)
+        told = words.format(f"{sign * gap.mean:.1f}", f"[{low:.1f}, {high:.1f}]")
+        assert told in page, told
+
+    table = widths.table(groups.runs_below(collection.gather(root / "results")))
+    rows = {row["difference"]: row for row in table.rows}
+    gains = [
+        rows[f"{x} - plain training"][widths.CHANGE] for x in ("Region Mixup", "Mixup", "CutMix")
+    ]
+    assert all(each.low > 0 for each in gains) and gains[0].low > max(
+        each.mean for each in gains[1:]
+    )
+    for other in ("Mixup", "CutMix"):
+        row = rows[f"Region Mixup - {other}"]
+        assert row[widths.CHANGE].low > 0 > row[widths.PAPERS].high
+    assert rows["Region Mixup - Region Mixup, clean_weight=0"][widths.CHANGE].high < 0
+    assert rows["Region Mixup, clean_weight=0 - plain training"][widths.CHANGE].low > 0
+
+    points = {name: abs(row[widths.PAPERS].mean) for name, row in rows.items()}
+    fgsm, square = (
+        [
+            abs(
+                stats.welch(*(measured_on(found, metric, *side) for side in (small.REGION, b))).mean
             )
-            gap = stats.welch(*(each["number"] for each in sides))
-            assert gap.low < 0 < gap.high
-        for metric, sign in (("fgsm", -1), ("square", 1)):
-            sides = (
-                numbers(runs, attacks, metric, "cifar10", each, images=small.IMAGES)
-                for each in (small.REGION, side)
-            )
-            gap = stats.welch(*(each["number"] for each in sides))
-            low, high = sorted((sign * gap.low, sign * gap.high))
-            words = " points" if (other, metric) == ("Mixup", "fgsm") else ""
-            place = f"{'below' if sign < 0 else 'above'} {other}"
-            text = f"{sign * gap.mean:.1f}{words} [{low:.1f}, {high:.1f}] {place}"
-            assert text in page and low > 0
+            for b in (small.MIXUP, small.CUTMIX)
+        ]
+        for metric in ("fgsm", "square")
+    )
+    for words, numbers_told in (
+        (
+            "ends {:.1f} points above plain training and {:.1f} below CutMix, after Holm",
+            [points[f"Region Mixup - {other}"] for other in ("plain training", "CutMix")],
+        ),
+        (
+            "Without the clean loss it still ends {:.1f} below plain training",
+            [points["Region Mixup, clean_weight=0 - plain training"]],
+        ),
+        ("FGSM puts it {:.1f} and {:.1f} points below Mixup and CutMix", fgsm),
+        ("Square {:.1f} and {:.1f} above", square),
+    ):
+        assert words.format(*numbers_told) in readme
+
+
+def measured_on(found, what, mixer, clean_weight):
+    """What is left of each network of a method under an attack at EPS or corruptions, or a metric
+    of its record.
+    """
+    runs = found.runs
+    own = runs[(runs["config.mixer"] == mixer) & (runs["config.clean_weight"] == clean_weight)]
+    if f"metrics.{what}" in own:
+        return own[f"metrics.{what}"]
+    kind, column = "attacks", "accuracy_after"
+    if what == "corruptions":
+        kind, column = what, "mean_accuracy"
+    rows = found.tables[kind]
+    rows = rows[rows["run_id"].isin(own["run_id"])]
+    if kind == "attacks":
+        rows = rows[(rows["attack"] == what) & (rows["eps"] == small.EPS)]
+    assert len(rows) == len(own) and set(rows["images"]) == {small.IMAGES}
+    return rows[column]
 
 
 def test_the_outputs_of_the_last_lesson_are_those_of_the_committed_records():
