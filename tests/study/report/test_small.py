@@ -266,10 +266,10 @@ def test_the_pages_say_in_words_what_the_networks_of_width_64_show():
     }
     accuracies = {each.name: each.accuracies for each in groups.finished(wide)}
     for words, a, b, sign in (
-        ("**above plain training** by {} points {}", "Region Mixup", "plain training", 1),
+        ("above plain training by {} points {}", "Region Mixup", "plain training", 1),
         ("above the clean loss twice by {} {}", "Region Mixup", "clean loss twice (control)", 1),
-        ("**below CutMix** by {} {}", "Region Mixup", "CutMix", -1),
-        ("below Mixup by {} {}", "Region Mixup", "Mixup", -1),
+        ("**Below CutMix** by {} {}", "Region Mixup", "CutMix", -1),
+        ("**Below Mixup** by {} {}", "Region Mixup", "Mixup", -1),
         ("it ends {} {} below plain", "Region Mixup, clean_weight=0", "plain training", -1),
         ("goes with {} points {}", "Region Mixup", "Region Mixup, clean_weight=0", 1),
         ("CutMix has {} {}", "CutMix", "CutMix, clean_weight=0", 1),
