@@ -160,7 +160,7 @@ def _bench_options(parser):
 
 def _lesson_options(parser):
     add = parser.add_argument
-    text = "build: the students' copies; check: what the answers are worth"
+    text = "build: the students' copies, and lessons without outputs; check: what answers are worth"
     add("action", choices=("build", "check"), help=text)
     text = "build: folder of the copies (default: exercises/ in runs/); check: notebooks"
     add("paths", nargs="*", type=_path, metavar="PATH", help=text)

@@ -1,8 +1,9 @@
-"""Exercises: the student's copy of a notebook, and the verdicts of its checks.
+"""Exercises: the students' copies of notebooks, and the verdicts of their checks.
 
 An exercise is a notebook with its solution. Cells tagged ``solution`` hold the answers, cells
 tagged ``check`` judge them by :func:`rmlib.study.lesson.check`. The copy has blanks for answers,
-and no cell tagged ``source``.
+and no cell tagged ``source``. Beside it lie the lessons, without outputs: these hold the answers to
+what is to be predicted.
 """
 
 import ast
@@ -26,6 +27,7 @@ from rmlib.study.lesson import NOT_YET
 from rmlib.study.runs.records import DAMAGE, atomic_write
 
 BLANK_TEXT = "*Write your reason here.*"
+LESSONS = "lessons"  # folder of the lessons, beside the students' copies
 TITLE = re.compile(r'lesson\.check\(\s*"(.*?)",')
 # seconds that a cell may take when it is checked
 LIMIT = 60
@@ -55,30 +57,45 @@ def solutions() -> dict[str, Path]:
 
 def students_copy(path: Path) -> nbformat.NotebookNode:
     """A notebook without its solutions and outputs."""
-    notebook = nbformat.read(path, as_version=4)
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "rmlib": {"exercise": path.stem}})
+    notebook = _empty(path, r"\.\./(\w+\.ipynb)", rf"{LESSONS}/\1")
+    notebook.metadata["rmlib"] = nbformat.from_dict({"exercise": path.stem})
     notebook.cells = [c for c in notebook.cells if "source" not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
-        code = cell.cell_type == "code"
         if "solution" in cell.metadata.get("tags", []):
-            cell.source = blank(cell.source) if code else BLANK_TEXT
-        if not code:  # the lessons do not lie beside the copy
-            cell.source = re.sub(r"\[(\w+)\]\(\.\./\S*\)", r"\1", cell.source)
-        if code:
-            cell.outputs, cell.execution_count = [], None
+            cell.source = blank(cell.source) if cell.cell_type == "code" else BLANK_TEXT
         if "check" in cell.metadata.get("tags", []):  # it tells much of the answer
             cell.metadata["jupyter"] = {"source_hidden": True}
     return notebook
 
 
+def _empty(path, place, instead):
+    """A notebook without outputs, with links that lead from the copy to other copies."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL})
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        else:
+            cell.source = re.sub(rf"(?<=\]\(){place}(?=\))", instead, cell.source)
+    return notebook
+
+
 def build(folder: Path) -> Iterator[str]:
-    """Write the students' copies into a folder, and say so; what lies there stays as it is."""
-    for path in solutions().values():
-        target = folder / path.name
+    """Write the students' copies into a folder, the lessons into one in it, and say so; what lies
+    there stays as it is.
+    """
+    made = {folder / path.name: students_copy(path) for path in solutions().values()}
+    notebooks = project_root() / "notebooks"
+    for path in sorted(notebooks.glob("0*.ipynb")):
+        made[folder / LESSONS / path.name] = _empty(path, r"exercises/(\w+\.ipynb)", r"../\1")
+    texts = {target: nbformat.writes(notebook) + "\n" for target, notebook in made.items()}
+    page = "playground.html"  # lesson 01 leads to it
+    texts[folder / LESSONS / page] = (notebooks / page).read_text(encoding="utf-8")
+    for target, text in texts.items():
         if target.exists():
             yield f"{target}: kept, it may hold answers"
         else:
-            atomic_write(target, (nbformat.writes(students_copy(path)) + "\n").encode())
+            atomic_write(target, text.encode())
             yield f"{target}: written"
 
 

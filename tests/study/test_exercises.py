@@ -164,6 +164,7 @@ WRONG = {
     },
 }
 ALL = exercises.solutions()
+NOTEBOOKS = next(iter(ALL.values())).parents[1]
 TITLE = exercises.TITLE
 each_exercise = pytest.mark.parametrize("name", ALL)
 
@@ -255,12 +256,15 @@ def copy(tmp_path):
 
 def test_a_student_works_on_a_copy(copy, capsys):
     path, notebook, answers = copy
-    assert {path.stem for path in path.parent.iterdir()} == set(ALL)
+    assert {path.stem for path in path.parent.glob("*.ipynb")} == set(ALL)
     assert all("..." in cell.source and "64" not in cell.source for cell in answers)
     hidden = [cell for cell in notebook.cells if "jupyter" in cell.metadata]
     assert hidden == [cell for cell in notebook.cells if "check" in tagged(cell)]
     sources = [cell.source for cell in notebook.cells]
-    assert exercises.BLANK_TEXT in sources and "**Before:** 05_results." in sources[0]
+    assert (
+        exercises.BLANK_TEXT in sources
+        and "**Before:** [05_results](lessons/05_results.ipynb)." in sources[0]
+    )
     first = nbformat.read(ALL["05_seeds"], as_version=4).cells[0].source
     assert "holds the solutions" in first and "holds the solutions" not in path.read_text()
     assert main(["lesson", "check", str(path)]) == 1
@@ -279,8 +283,31 @@ def test_a_student_works_on_a_copy(copy, capsys):
     stops = "12. two machines: not yet. It stops with NameError: name 'a' is not defined"
     assert "unequal noise" in lines and stops in lines
     assert main(["lesson", "build", str(path.parent)]) == 0
-    assert capsys.readouterr().out.count("kept, it may hold answers") == len(ALL)
+    kept = capsys.readouterr().out
+    assert kept.count("kept, it may hold answers") == len(kept.splitlines()) > len(ALL)
     assert "1.76" in path.read_text()
+
+
+def test_the_lessons_lie_beside_it_without_outputs(copy):
+    folder = copy[0].parent
+    lessons = sorted((folder / "lessons").glob("*.ipynb"))
+    assert [path.name for path in lessons] == [path.name for path in sorted(NOTEBOOKS.glob("0*"))]
+    for path in lessons:
+        cells = nbformat.read(path, as_version=4).cells
+        code = [cell for cell in cells if cell.cell_type == "code"]
+        assert code and not any(cell.outputs or cell.execution_count for cell in code)
+        sources = nbformat.read(NOTEBOOKS / path.name, as_version=4).cells
+        assert [cell.source for cell in code] == [
+            c.source for c in sources if c.cell_type == "code"
+        ]
+    for path in (*folder.glob("*.ipynb"), *lessons):
+        for cell in nbformat.read(path, as_version=4).cells:
+            links = (
+                re.findall(r"\]\((?!http|#)([^)]+)\)", cell.source)
+                if "code" not in cell.cell_type
+                else []
+            )
+            assert all((path.parent / link).exists() for link in links), (path, links)
 
 
 def test_a_copy_may_have_another_name_and_lack_a_check(copy, tmp_path):
