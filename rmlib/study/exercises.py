@@ -2,8 +2,8 @@
 
 An exercise is a notebook with its solution. Cells tagged ``solution`` hold the answers, cells
 tagged ``check`` judge them by :func:`rmlib.study.lesson.check`. The copy has blanks for answers,
-and no cell tagged ``source``. Beside it lie the lessons, without outputs: these hold the answers to
-what is to be predicted.
+and no cell tagged ``source``. Beside it lie the lessons without their outputs, which tell what is
+to be predicted.
 """
 
 import ast
@@ -57,7 +57,7 @@ def solutions() -> dict[str, Path]:
 
 def students_copy(path: Path) -> nbformat.NotebookNode:
     """A notebook without its solutions and outputs."""
-    notebook = _empty(path, r"\.\./(\w+\.ipynb)", rf"{LESSONS}/\1")
+    notebook = _without_outputs(path, r"\.\./(\w+\.ipynb)", rf"{LESSONS}/\1")
     notebook.metadata["rmlib"] = nbformat.from_dict({"exercise": path.stem})
     notebook.cells = [c for c in notebook.cells if "source" not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
@@ -68,7 +68,7 @@ def students_copy(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def _empty(path, place, instead):
+def _without_outputs(path, link, new_link):
     """A notebook without outputs, with links that lead from the copy to other copies."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL})
@@ -76,7 +76,7 @@ def _empty(path, place, instead):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         else:
-            cell.source = re.sub(rf"(?<=\]\(){place}(?=\))", instead, cell.source)
+            cell.source = re.sub(rf"(?<=\]\(){link}(?=\))", new_link, cell.source)
     return notebook
 
 
@@ -87,13 +87,15 @@ def build(folder: Path) -> Iterator[str]:
     made = {folder / path.name: students_copy(path) for path in solutions().values()}
     notebooks = project_root() / "notebooks"
     for path in sorted(notebooks.glob("0*.ipynb")):
-        made[folder / LESSONS / path.name] = _empty(path, r"exercises/(\w+\.ipynb)", r"../\1")
+        made[folder / LESSONS / path.name] = _without_outputs(
+            path, r"exercises/(\w+\.ipynb)", r"../\1"
+        )
     texts = {target: nbformat.writes(notebook) + "\n" for target, notebook in made.items()}
     page = "playground.html"  # lesson 01 leads to it
     texts[folder / LESSONS / page] = (notebooks / page).read_text(encoding="utf-8")
     for target, text in texts.items():
         if target.exists():
-            yield f"{target}: kept, it may hold answers"
+            yield f"{target}: kept as it is"
         else:
             atomic_write(target, text.encode())
             yield f"{target}: written"

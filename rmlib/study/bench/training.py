@@ -56,11 +56,12 @@ def bare_epoch(params: TrainParams, model, optimizer, images, steps: int):
         loss.backward()
         optimizer.step()
 
-    turn = _recorded(step, optimizer) if device.type == "cuda" else step
+    if device.type == "cuda":
+        step = _recorded(step, optimizer)
 
-    def epoch(_owner=step):  # a recording does not keep alive the memory and the code it replays
+    def epoch():
         for _ in range(steps):
-            turn()
+            step()
 
     return epoch
 
@@ -76,7 +77,11 @@ def _recorded(step, optimizer):
         optimizer.zero_grad()  # the gradients of the recording are new ones
     with torch.cuda.graph(graph, stream=stream):
         step()
-    return graph.replay
+
+    def replay(_owner=step):  # a graph does not keep alive the memory and the code that it replays
+        graph.replay()
+
+    return replay
 
 
 def rates(device: torch.device, data: ImageSet, rounds: int, **common) -> dict[str, float]:
@@ -103,12 +108,13 @@ def training_table(device, rounds: int, width: int | None, compiled: bool) -> li
     default, steps = SIZES[device.type]
     width = width or default
     precision = "bf16" if device.type == "cuda" else "fp32"
+    how = f"{precision}, compiled" if compiled else precision
     data = random_set(steps * BATCH)
     common = {"width": width, "precision": precision, "compiled": compiled}
     with fastest_kernels():
         found = rates(device, data, rounds, **common)
     lines = [
-        f"| step, width {width}, {precision}, batch {BATCH}, {len(data)} random images of 32 x 32"
+        f"| step, width {width}, {how}, batch {BATCH}, {len(data)} random images of 32 x 32"
         f" per epoch, medians of {rounds} interleaved epochs | images/s | share of the bare step |",
         "|---|---:|---:|",
     ]

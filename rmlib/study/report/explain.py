@@ -27,6 +27,7 @@ SHOWN, IN_FULL = 8, 3
 HOW = {
     "mean": "mean and sample standard deviation of {count} values, one for each network:",
     "difference": "mean of {0} minus mean of {1}, over these runs:",
+    "change": "mean of {0} minus mean of {1}, minus the same of {2} and {3}, over these runs:",
     "sum": "sum over these runs:",
 }
 
@@ -151,9 +152,12 @@ def _value(found, name, value, with_name):
             lines.append(f"  {side}: {spread(*mean_std(numbers.values()), 4)}, n = {len(numbers)}")
         for run_id in sorted(numbers, key=lambda run_id: found.records[run_id].config["seed"]):
             lines.append(f"    {numbers[run_id]:<12.8g} {run_name(found, run_id)}  run {run_id}")
+    if value.mean != value.mean and value.missing:
+        lines.append(f"  {value.missing}")
     again = value.again()
     if again == again and value.runs:
-        texts = {"difference": f"{again:+.4f}", "sum": f"{again:.2f}"}
+        signed = f"{again:+.4f}"
+        texts = {"difference": signed, "change": signed, "sum": f"{again:.2f}"}
         text = texts.get(value.how) or spread(again, value.std, 4)
         same = abs(value.mean - again) <= 1e-9 * max(1, abs(value.mean))
         wrong = f"but the table has {value.mean}: a mistake in rmlib, please report it"

@@ -26,8 +26,9 @@ NEEDED = "seeds of a new study"
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of A minus mean of B (or a difference of two such), its 95 % interval from ``low`` to
-    ``high``, two-sided p, and the numbers of runs behind it.
+    """Mean of A minus mean of B, or a change from one such to another.
+
+    With its 95 % interval from ``low`` to ``high``, two-sided p, and the numbers of runs behind it.
 
     ``correlation`` of the pairs is NaN for unpaired runs and for fewer than three pairs. Without a
     spread (n < 2) interval and p are NaN.
@@ -80,8 +81,9 @@ def welch(a, b) -> Difference:
 
 
 def change(a, b, c, d) -> Difference:
-    """A minus B, minus C minus D, of four groups of independent runs with unequal spread: Welch's t
-    with Satterthwaite's degrees of freedom, as :func:`welch` has them for two groups.
+    """(A - B) - (C - D) of four groups of independent runs with unequal spread.
+
+    By Welch's t with Satterthwaite's degrees of freedom, as :func:`welch` for two groups.
     """
     groups = [np.asarray(each, dtype=float) for each in (a, b, c, d)]
     means, n = [mean_std(each)[0] for each in groups], tuple(map(len, groups))
@@ -90,10 +92,9 @@ def change(a, b, c, d) -> Difference:
         return _by_t(mean, n, None)
     parts = [each.var(ddof=1) / len(each) for each in groups]
     freedom = sum(parts) ** 2 / sum(part**2 / (size - 1) for part, size in zip(parts, n))
-    student = stats.t(freedom, loc=mean, scale=math.sqrt(sum(parts)))
-    low, high = student.interval(0.95)
-    p = 2 * min(student.cdf(0), student.sf(0))
-    return Difference(mean, float(low), float(high), float(p), n)
+    error = math.sqrt(sum(parts))
+    half, p = stats.t.ppf(0.975, freedom) * error, 2 * stats.t.sf(abs(mean) / error, freedom)
+    return Difference(mean, float(mean - half), float(mean + half), float(p), n)
 
 
 def paired(a, b) -> Difference:

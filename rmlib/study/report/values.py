@@ -41,13 +41,13 @@ class Value:
     Args:
         mean: the number; NaN where no run gives it.
         sides: {side: {run_id: number}}. A mean has one side named "", a difference two, A first, a
-            difference of two differences four.
-        how: "mean" of one side with its ``std``; "difference" of the means of two or four sides;
-            "sum" of all sides.
+            change four.
+        how: "mean" of one side with its ``std``; "difference" of the means of two sides; "change":
+            a difference minus another one; "sum" of all sides.
         std: sample standard deviation over the runs, NaN for fewer than two.
         low, high: ends of the 95 % interval that is printed with it; NaN where there is none.
         control: the same measure of a control, and ``better``: whether the mean beats it.
-        decimals: of a difference; those of the others are their column's.
+        decimals: of a difference or change; those of the others are their column's.
         as_text: CSV holds the printed text.
         measured: {kind of measurement: settings} that the numbers were read from.
         missing: what would have to be run, if nothing was.
@@ -88,7 +88,7 @@ class Value:
         if self.how == "sum":
             return f"{self.mean:g}"
         has_interval = self.low is not None and self.low == self.low
-        if self.how == "difference":
+        if self.how in ("difference", "change"):
             ends = f" {span(self.low, self.high, self.decimals)}" if has_interval else ""
             return f"{self.mean:+.{self.decimals}f}{ends}"
         text = spread(self.mean, self.std, decimals)
@@ -100,9 +100,9 @@ class Value:
         """Its columns in CSV: X, and of a mean X_std, X_low, X_high, X_control, X_better."""
         if self.as_text:
             return {name: self.text()}
-        if self.how != "mean":
-            return {name: self.mean}
-        found: dict = {name: self.mean, f"{name}_std": self.std}
+        found: dict = {name: self.mean}
+        if self.how == "mean":
+            found[f"{name}_std"] = self.std
         if self.low is not None:
             found |= {f"{name}_low": self.low, f"{name}_high": self.high}
         if self.control is not None:
@@ -122,8 +122,11 @@ def average(numbers: dict, **more) -> Value:
 
 
 def difference(found: Difference, *sides: tuple[str, dict], **more) -> Value:
-    """A difference with what it was made from: (name, run_id -> number) of each side."""
-    return Value(found.mean, dict(sides), "difference", **more)
+    """A difference, or a change of four sides, with what it was made from: (name, run_id -> number)
+    of each side.
+    """
+    how = "difference" if len(sides) == 2 else "change"
+    return Value(found.mean, dict(sides), how, **more)
 
 
 def heading(name: str) -> str:

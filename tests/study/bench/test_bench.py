@@ -71,10 +71,11 @@ def test_a_recorded_bare_step_outlives_its_run(compiled):
     weightless = {"mixer": "none", "clean_weight": 0, "width": 2, "batch_size": 128}
     run = bench.make_run(TrainParams(**weightless, compiled=compiled), data, cuda)
     first = next(run.model.parameters())
-    network, before = weakref.ref(run.model), first.detach().clone()
+    network = weakref.ref(run.model)
     images = torch.rand(128, 3, 8, 8, device=cuda)
     epoch = bench.bare_epoch(run.params, run.model, run.optimizer, images, steps=2)
     del run, images
+    before = first.detach().clone()  # the recording has taken steps of its own
     gc.collect()
     others = [torch.full((100, 100), 7.0, device=cuda) for _ in range(100)]
     epoch()

@@ -1,5 +1,7 @@
 """The small-data study's claims, from made-up records under its protocol."""
 
+import itertools
+
 import nbformat
 import pytest
 from made import make_record, measured, save
@@ -17,7 +19,7 @@ from rmlib.study.report import (
     why,
     widths,
 )
-from rmlib.study.report.claims import fit_protocol
+from rmlib.study.report.claims import fit_protocol, numbers
 from rmlib.study.runs import collection
 
 SMALL = {name: value for name, value in small.PROTOCOL.items() if name in TrainParams.model_fields}
@@ -296,13 +298,14 @@ def test_the_pages_say_in_words_what_the_networks_of_width_64_show():
         ("square", small.REGION, small.MIXUP, 1, "{} {} above Mixup"),
         ("square", small.REGION, small.CUTMIX, 1, "{} {} above CutMix"),
         ("corruptions", small.REGION, small.MIXUP, -1, "{} {} below Mixup"),
-        ("nll", small.REGION, small.MIXUP, 0, ""),
-        ("nll", small.REGION, small.CUTMIX, 0, ""),
-        ("ece", small.REGION, small.MIXUP, 0, ""),
-        ("ece", small.REGION, small.CUTMIX, 0, ""),
-        ("fgsm", small.REGION, small.PLAIN, 0, ""),
-        ("corruptions", small.REGION, small.CUTMIX, 0, ""),
-        ("corruptions", small.REGION, small.PLAIN, 0, ""),
+        *(
+            (metric, *both, 0, "of the three mixers with the clean loss are not told apart")
+            for metric in ("nll", "ece")
+            for both in itertools.combinations((small.REGION, small.MIXUP, small.CUTMIX), 2)
+        ),
+        ("fgsm", small.REGION, small.PLAIN, 0, "It is not told apart from plain training"),
+        ("corruptions", small.REGION, small.CUTMIX, 0, "apart from CutMix and plain training"),
+        ("corruptions", small.REGION, small.PLAIN, 0, "apart from CutMix and plain training"),
     ):
         gap = stats.welch(*(measured_on(found, metric, *side) for side in (a, b)))
         low, high = ends(gap, sign or 1)
@@ -339,20 +342,15 @@ def test_the_pages_say_in_words_what_the_networks_of_width_64_show():
 
 
 def measured_on(found, what, mixer, clean_weight):
-    """What is left of each network of a method under an attack at EPS or corruptions, or a metric
-    of its record.
-    """
-    runs = found.runs
-    own = runs[(runs["config.mixer"] == mixer) & (runs["config.clean_weight"] == clean_weight)]
-    if f"metrics.{what}" in own:
-        return own[f"metrics.{what}"]
-    kind, column = "attacks", "accuracy_after"
-    if what == "corruptions":
-        kind, column = what, "mean_accuracy"
-    rows = found.tables[kind]
-    rows = rows[rows["run_id"].isin(own["run_id"])]
-    if kind == "attacks":
-        rows = rows[(rows["attack"] == what) & (rows["eps"] == small.EPS)]
+    """A number for each network of a method: of its record, under an attack at EPS or corruptions."""
+    side, attacks = (mixer, clean_weight), found.tables["attacks"]
+    if what in ("nll", "ece", "fgsm", "square"):
+        return numbers(found.runs, attacks, what, "cifar10", side, images=small.IMAGES)["number"]
+    own = numbers(found.runs, attacks, "accuracy", "cifar10", side)["run_id"]
+    rows, column = found.tables["corruptions"], "mean_accuracy"
+    if what == "fgsm_margin":
+        rows, column = attacks[attacks["attack"] == what], "accuracy_after"
+    rows = rows[rows["run_id"].isin(own)]
     assert len(rows) == len(own) and set(rows["images"]) == {small.IMAGES}
     return rows[column]
 

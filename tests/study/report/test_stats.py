@@ -49,6 +49,34 @@ def test_a_side_without_spread_is_no_cause_for_a_warning(even):
         assert (d.high - d.low) / 2 == pytest.approx(half), "the spread of the other side alone"
 
 
+def test_a_change_beside_groups_without_a_spread_is_welchs_difference():
+    a, b = np.array([1.0, 2.5, 3.0]), np.array([0.0, 0.5, 2.0, 1.0])
+    found = stats.change(a, b, [7.0, 7.0], [3.0, 3.0, 3.0])
+    test = scipy_stats.ttest_ind(a, b + 4, equal_var=False)
+    assert (found.mean, found.p) == pytest.approx((a.mean() - b.mean() - 4, test.pvalue))
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert found.n == (3, 4, 2, 3)
+
+
+def test_the_interval_of_a_change_covers_it_in_95_of_100_studies():
+    """Spreads and sizes differ; four standard errors of a share of 4000."""
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(4000):
+        samples = (
+            random.normal(m, s, n) for m, s, n in ((3, 1, 5), (1, 2, 5), (4, 1, 10), (3, 3, 5))
+        )
+        found = stats.change(*samples)
+        covered += found.low < 1 < found.high
+    assert covered / 4000 == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / 4000) ** 0.5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("last", [[0.3, 0.1 + 0.2], [0.3]])
+def test_a_change_without_a_spread_or_of_one_run_has_no_interval(last):
+    found = stats.change(*[[0.3, 0.1 + 0.2]] * 3, last)
+    assert found.mean == pytest.approx(0) and np.isnan([found.low, found.high, found.p]).all()
+
+
 def test_paired_is_the_interval_of_the_differences():
     a, b = pd.Series([80.0, 82.0, 81.0, 85.0]), pd.Series([79.0, 80.5, 80.0, 83.0, 0.0])
     d, pairs = stats.paired(a, b), b[:4]
