@@ -117,7 +117,7 @@ def test_files_that_are_named_exist(name):
     pattern = r"(?<![\w./-])(?:rmlib|tests|notebooks|results)/[\w/.-]*\w"
     named = set(re.findall(pattern, BLOCK.sub("", text_of(name))))
     # those that a command is going to make
-    made = {"results/bench-cuda.md", "results/cifar10", "results/cifar100"}
+    made = {"results/cifar10", "results/cifar100"}
     assert not {path for path in named - made if not (ROOT / path).exists()}
 
 
@@ -218,9 +218,19 @@ def test_numbers_come_from_the_committed_records(name):
 
 
 def test_numbers_in_the_words_of_pages_are_those_of_the_committed_records():
-    """Speeds on the GPU and the times of its grid in the ledger; pairs of precisions."""
-    rows = [row.split("|")[1:3] for row in text_of("results/bench-cuda.md").splitlines()]
+    """Speeds on the GPU, the times of its grid in the ledger, its maps; pairs of precisions."""
+    rows = [row.split("|")[1:-1] for row in text_of("results/bench-cuda.md").splitlines()]
     speeds = {row[0].strip(): row[1] for row in rows if row}
+    shares = [float(row[2].strip(" %")) for row in rows if row and "full step" in row[0]]
+    low, high = min(shares), max(shares)
+    assert f"at {low:.0f} to {high:.0f} % of the speed" in text_of("notebooks/batches/README.md")
+    peers = [row for row in rows if row and "torchvision v2" in row[-1]]
+    assert len(peers) == 4 and all(float(row[3]) < 1 for row in peers), "torchvision's are faster"
+    maps = {(row[0].strip(), row[1].strip()): row[3:] for row in rows if len(row) == 5}
+    ours, theirs = (float(maps[f"{who}, layer4", "32 x 32"][0]) for who in ("ours", "grad-cam"))
+    assert f"{ours:.0f} {theirs:.0f}" == "4 17" and "costs four" in text_of("rmlib/maps/README.md")
+    slower = max(1 / float(row[1]) for (name, _), row in maps.items() if name == "ours, layer3")
+    assert f"up to {slower:.1f} times as long as grad-cam" in text_of("rmlib/maps/README.md")
     both, alone = (
         float(speeds[f"full step, Region Mixup, {words}"])
         for words in ("clean + mixed", "mixed alone")

@@ -83,7 +83,8 @@ def welch(a, b) -> Difference:
 def change(a, b, c, d) -> Difference:
     """(A - B) - (C - D) of four groups of independent runs with unequal spread.
 
-    By Welch's t with Satterthwaite's degrees of freedom, as :func:`welch` for two groups.
+    By Welch's t with Satterthwaite's degrees of freedom, as :func:`welch` for two groups. Each
+    group has one number per run. Without a spread, or with a single run, interval and p are NaN.
     """
     groups = [np.asarray(each, dtype=float) for each in (a, b, c, d)]
     means, n = [mean_std(each)[0] for each in groups], tuple(map(len, groups))
