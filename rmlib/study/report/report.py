@@ -46,6 +46,7 @@ HEADINGS = {
     "small": "The claims of the small-data study",
     "why": "Small data: partners, or weights?",
     "widths": "Small data: the narrow network, and the paper's",
+    "changes": "Small data: what one setting changes",
     "costs": "What it cost",
 }
 SPREAD = "n networks, mean ± sample standard deviation"
@@ -138,6 +139,7 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
         "small": lambda: [small.claims(runs, attacks)],
         "why": lambda: why.tables(runs),
         "widths": lambda: [widths.table(runs)],
+        "changes": lambda: [widths.changes(runs)],
         "costs": lambda: [costs.costs(runs, measured)],
     }
 

@@ -142,9 +142,22 @@ def verdict(claim: Claim, difference: stats.Difference, a, b, p: float) -> str:
     """What two samples of enough runs say: A larger, A smaller, no difference larger than MARGIN
     (accuracy), or unresolved.
     """
-    if p < 0.05:
-        return "resolved: larger" if difference.mean > 0 else "resolved: smaller"
+    if claim.metric == "accuracy":
+        return accuracy_verdict(difference, a, b, p)
+    return _direction_of(difference, p) or "unresolved"
+
+
+def accuracy_verdict(difference: stats.Difference, a, b, p: float) -> str:
+    """The verdict on two samples of accuracies; ``p``: of their difference, perhaps corrected."""
+    if state := _direction_of(difference, p):
+        return state
     # two one-sided tests
-    if claim.metric == "accuracy" and ttost_ind(a, b, -MARGIN, MARGIN, "unequal")[0] < 0.05:
+    if ttost_ind(a, b, -MARGIN, MARGIN, "unequal")[0] < 0.05:
         return f"resolved: no difference larger than {MARGIN:g} point"
     return "unresolved"
+
+
+def _direction_of(difference, p):
+    if p < 0.05:
+        return "resolved: larger" if difference.mean > 0 else "resolved: smaller"
+    return ""
