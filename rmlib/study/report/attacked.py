@@ -58,12 +58,17 @@ def robustness(group, attacks, corruptions) -> Table | None:
         for name, settings in kinds.items():
             same = own[(own[list(settings)] == pd.Series(settings)).all(axis=1)]
             measured = {"attacks": settings | {"images": images}}
-            row[name] = average(by_run(same, "accuracy_after"), measured=measured)
+            row[name] = _of_some(by_run(same, "accuracy_after"), row["n"], measured)
         if corruptions is not None:
             mean = by_run(groups.of_runs(corruptions, runs), "mean_accuracy")
-            row["corrupted (mean)"] = average(mean, measured={"corruptions": {}})
+            row["corrupted (mean)"] = _of_some(mean, row["n"], {"corruptions": {}})
         rows.append(row)
     return Table(rows)
+
+
+def _of_some(numbers, n, measured):
+    """A mean that says of how many networks it is, where that is fewer than n."""
+    return average(numbers, measured=measured, fewer=0 < len(numbers) < n)
 
 
 def checks(group, attacks) -> Table | None:

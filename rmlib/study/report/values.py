@@ -50,6 +50,7 @@ class Value:
         decimals: of a difference or change; those of the others are their column's.
         as_text: CSV holds the printed text.
         measured: {kind of measurement: settings} that the numbers were read from.
+        fewer: it comes from fewer runs than its row says, so their number is printed with it.
         missing: what would have to be run, if nothing was.
     """
 
@@ -64,6 +65,7 @@ class Value:
     decimals: int = 2
     as_text: bool = False
     measured: dict = field(default_factory=dict)
+    fewer: bool = False
     missing: str = ""
 
     @property
@@ -94,6 +96,7 @@ class Value:
         text = spread(self.mean, self.std, decimals)
         text += f" [{self.low:.1f}, {self.high:.1f}]" if has_interval else ""
         text += "" if self.control is None else f" ({self.control:.1f})"
+        text += f" (n = {len(self.runs)})" if self.fewer else ""
         return text + ("*" if self.better else "")
 
     def columns(self, name: str) -> dict:

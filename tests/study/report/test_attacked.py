@@ -75,6 +75,17 @@ def verdicts(left, zero=None, count=200):
     return result if zero is None else result | {"zero_gradient": zero}
 
 
+def test_a_mean_of_fewer_networks_than_its_row_says_so(tmp_path):
+    made = [make_record(80, seed=s) for s in range(3)]
+    save(tmp_path, *made)
+    for accuracy, record in zip((40.0, 44.0), made):
+        store_robustness(tmp_path, record, accuracy)
+    measured(tmp_path, made[2], "attacks", fgsm("16/255", 18.0), fgsm("8/255", 48.0))
+    text = report.markdown(tmp_path, "robustness")
+    assert "| 44.0 ± 4.0 | 14.0 ± 4.0 | 50.0 ± 0.0 (n = 2) | 62.0 ± 2.8 (n = 2) |" in text
+    assert "Region Mixup | 3 | 50 |" in text
+
+
 def test_checks_count_the_networks_behind_a_warning(tmp_path):
     """Three networks on 200 of 10000 images: one without gradients, one overstated, one honest."""
     made = [make_record(80, seed=s) for s in range(3)]
