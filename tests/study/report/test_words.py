@@ -1,0 +1,296 @@
+"""The sentences of the pages are those of the committed records: a changed verdict or number fails."""
+
+import itertools
+
+import nbformat
+
+from rmlib.paths import project_root
+from rmlib.study.report import accuracy, completeness, groups, report, small, stats, why, widths
+from rmlib.study.report.claims import numbers
+from rmlib.study.runs import collection
+
+
+def test_the_readme_says_in_words_what_the_committed_records_decide():
+    """Should a verdict or a number change, "What it shows" is to be written anew."""
+    text = (project_root() / "README.md").read_text(encoding="utf-8")
+    found = collection.gather(project_root() / "results" / "cifar10-small")
+    attacks = collection.collect_measurements(found, "attacks")
+    rows = [row for row in small.claims(found.runs, attacks).rows if row["dataset"] == "cifar10"]
+    ours = "Region Mixup, clean_weight=1 minus "
+    claims = {(row["in"], row["claim"].split(ours)[1]): row for row in rows if ours in row["claim"]}
+    states = {what: row["state"] for what, row in claims.items()}
+    mixup, cutmix = "Mixup, clean_weight=1", "CutMix, clean_weight=1"
+    for metric, state in {"accuracy": "smaller", "nll": "larger", "ece": "larger"}.items():
+        assert states[metric, mixup] == states[metric, cutmix] == f"resolved: {state}"
+    below = [-claims["accuracy", other]["A - B"].mean for other in (mixup, cutmix)]
+    assert "ends {:.1f} points below Mixup and {:.1f} below CutMix".format(*below) in text
+    for other in ("plain training", "clean loss twice (control)"):
+        assert states["accuracy", other] == "resolved: no difference larger than 1 point"
+        assert states["nll", other] == states["ece", other] == "resolved: smaller"
+    assert states["fgsm", mixup] == states["fgsm", cutmix] == "unresolved"
+    assert states["square", cutmix] == "resolved: larger"
+    assert states["square", mixup] == "unresolved"
+    pgd = attacks[(attacks["attack"] == "pgd") & (attacks["eps"] == small.EPS)]
+    assert len(pgd) == len(found.records) and pgd["accuracy_after"].max() < 1
+
+    gains = {}
+    for name in ("Region Mixup", "CutMix", "Mixup"):
+        ablation = f"{name}, clean_weight=1 minus {name}, clean_weight=0"
+        (row,) = [row for row in rows if row["claim"] == ablation]
+        assert row["state"] == "resolved: larger"
+        gains[name] = row["A - B"]
+    told = "clean loss it ends {:.1f} points higher**, CutMix {:.1f} and Mixup {:.1f} (five seeds"
+    assert told.format(*(gain.mean for gain in gains.values())) in text
+    assert gains["Mixup"].low < 0.1, "uncertain"
+
+    contrasts = {row["what differs"]: row for row in why.tables(found.runs)[1].rows}
+    for row in contrasts.values():
+        counts = [len(side) for side in row["accuracy (points)"].sides.values()]
+        complete = {small.SEEDS["cifar10"], small.ABLATION_SEEDS}
+        assert set(counts) <= complete, f"{row['what differs']} is interim"
+
+    def signs(what):
+        """Of accuracy, NLL and ECE: -1 or 1 where the interval excludes zero, else 0."""
+        gaps = [contrasts[what][head] for head in why.HEADS]
+        return [(gap.low > 0) - (gap.high < 0) for gap in gaps]
+
+    for weights in ("one weight", "own weights"):
+        assert signs(f"own partners, with {weights}") == [-1, 1, 1]
+    assert signs("own weights, with one partner") == [0, -1, 0]
+    assert signs("own weights, with own partners") == [0, -1, -1]
+    assert signs("borders that move") == [1, 0, 1] and signs("a finer grid") == [-1, 1, 0]
+    assert signs("average of the losses, not their sum") == [0, 0, 0]
+    points = {what: abs(row["accuracy (points)"].mean) for what, row in contrasts.items()}
+    for told in (
+        f"costs {points['own partners, with one weight']:.1f} points with one weight for all",
+        f"and {points['own partners, with own weights']:.1f} with own weights.",
+        f"Borders that move add {points['borders that move']:.1f} points, and",
+        f"A grid of 4 x 4 ends {points['a finer grid']:.1f} lower.",
+    ):
+        assert told in text
+    (cifar10,) = groups.experiments(groups.runs_below(found))
+    ends = {method.name: method.mean for method in groups.finished(cifar10)}
+    assert ends["Region Mixup, average"] > ends["Region Mixup, clean_weight=0"] + 8, "far above"
+    strict = accuracy.differences(cifar10).frame().set_index("difference")["state"]
+    for other in ("shared_partner", "regions=random"):
+        assert strict[f"Region Mixup, {other} - Region Mixup"] == "resolved"
+    assert strict["Region Mixup, k=4 - Region Mixup"].startswith("unresolved")
+    changed = [key for key in ("k", "regions", "shared_partner", "shared_weight", "average")]
+    part_c = sum(found.runs[f"config.{key}"] != groups.DEFAULTS[key] for key in changed) > 0
+    assert set(found.runs[part_c]["hardware.cpu"]) == {"Intel(R) Xeon(R) Processor"}
+
+    (maps,) = report.tables(found, ("looks",))["looks"]
+    resolved = [row for row in maps.frame().to_dict("records") if row["state"] == "resolved"]
+    clean = [row for row in resolved if "clean_weight=0" not in row["difference"]]
+    assert {(row["measure"], row["difference"]): row["points"] > 0 for row in clean} == {
+        ("extent (%)", "Region Mixup - CutMix"): False,
+        ("extent (%)", "Region Mixup - clean loss twice (control)"): False,
+    }
+
+
+def ends(gap, sign=1):
+    """The two ends of an interval, of the difference or of its opposite."""
+    return sorted((sign * gap.low, sign * gap.high))
+
+
+def test_the_pages_say_in_words_what_the_networks_of_width_64_show():
+    root = project_root()
+    page = (root / "results/cifar10-small-width64/README.md").read_text(encoding="utf-8")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    found = collection.gather(root / "results" / "cifar10-small-width64")
+    (wide,) = groups.experiments(groups.runs_below(found))
+    assert not completeness.interim(found, wide)
+    rows = accuracy.differences(wide).frame().set_index("difference")
+    unresolved = {name for name, row in rows.iterrows() if row["state"] != "resolved"}
+    assert len(rows) == 19 and unresolved == {
+        "clean loss twice (control) - plain training",
+        "CutMix - Mixup",
+        "Region Mixup - Mixup",
+        "CutMix, clean_weight=0 - Mixup, clean_weight=0",
+        "Mixup - Mixup, clean_weight=0",
+        "CutMix - CutMix, clean_weight=0",
+    }
+    accuracies = {each.name: each.accuracies for each in groups.finished(wide)}
+    for words, a, b, sign in (
+        ("above plain training by {} points {}", "Region Mixup", "plain training", 1),
+        ("above the clean loss twice by {} {}", "Region Mixup", "clean loss twice (control)", 1),
+        ("**Below CutMix** by {} {}", "Region Mixup", "CutMix", -1),
+        ("**Below Mixup** by {} {}", "Region Mixup", "Mixup", -1),
+        ("it ends {} {} below plain", "Region Mixup, clean_weight=0", "plain training", -1),
+        ("ends {} points {} higher", "Region Mixup", "Region Mixup, clean_weight=0", 1),
+        ("CutMix ends {} {} higher", "CutMix", "CutMix, clean_weight=0", 1),
+        ("Mixup {} {}; neither", "Mixup", "Mixup, clean_weight=0", 1),
+    ):
+        gap = stats.welch(accuracies[a], accuracies[b])
+        low, high = ends(gap, sign)
+        assert words.format(f"{sign * gap.mean:.2f}", f"[{low:.2f}, {high:.2f}]") in page
+    pairs = [(accuracies["Region Mixup"], accuracies[other]) for other in ("Mixup", "CutMix")]
+    as_two = stats.holm([stats.welch(*pair).p for pair in pairs])
+    assert as_two.max() < 0.05, "resolved, as two"
+    gap = stats.paired(accuracies["Region Mixup"], accuracies["CutMix"])
+    assert -0.1 < gap.high < 0, "by pairs it only just excludes zero"
+    for name in ("Mixup", "CutMix"):
+        gap = stats.welch(accuracies["Region Mixup"], accuracies[f"{name}, clean_weight=0"])
+        assert gap.low < 0 < gap.high
+
+    for metric, a, b, sign, words in (
+        ("fgsm", small.REGION, small.MIXUP, -1, "{} points {} below Mixup"),
+        ("fgsm", small.REGION, small.CUTMIX, -1, "{} {} below CutMix"),
+        ("fgsm_margin", small.REGION, small.MIXUP, -1, "still leaves it {} {} below Mixup"),
+        ("fgsm_margin", small.REGION, small.CUTMIX, -1, "and {} {} below CutMix"),
+        ("fgsm_margin", small.REGION, small.PLAIN, 1, "then ends {} {} above plain"),
+        ("square", small.REGION, small.MIXUP, 1, "{} {} above Mixup"),
+        ("square", small.REGION, small.CUTMIX, 1, "{} {} above CutMix"),
+        ("corruptions", small.REGION, small.MIXUP, -1, "{} {} below Mixup"),
+        *(
+            (metric, *both, 0, "of the three mixers with the clean loss are not told apart")
+            for metric in ("nll", "ece")
+            for both in itertools.combinations((small.REGION, small.MIXUP, small.CUTMIX), 2)
+        ),
+        ("fgsm", small.REGION, small.PLAIN, 0, "It is not told apart from plain training"),
+        ("corruptions", small.REGION, small.CUTMIX, 0, "apart from CutMix and plain training"),
+        ("corruptions", small.REGION, small.PLAIN, 0, "apart from CutMix and plain training"),
+    ):
+        gap = stats.welch(*(measured_on(found, metric, *side) for side in (a, b)))
+        low, high = ends(gap, sign or 1)
+        assert low < 0 < high if sign == 0 else low > 0, (metric, b)
+        told = words.format(f"{sign * gap.mean:.1f}", f"[{low:.1f}, {high:.1f}]")
+        assert told in page, told
+
+    table = widths.table(groups.runs_below(collection.gather(root / "results")))
+    rows = {row["difference"]: row for row in table.rows}
+    gains = [
+        rows[f"{x} - plain training"][widths.CHANGE] for x in ("Region Mixup", "Mixup", "CutMix")
+    ]
+    assert all(each.low > 0 for each in gains) and gains[0].low > max(
+        each.mean for each in gains[1:]
+    )
+    for other in ("Mixup", "CutMix"):
+        row = rows[f"Region Mixup - {other}"]
+        assert row[widths.CHANGE].low > 0 > row[widths.PAPERS].high
+    assert rows["Region Mixup - Region Mixup, clean_weight=0"][widths.CHANGE].high < 0
+    assert rows["Region Mixup, clean_weight=0 - plain training"][widths.CHANGE].low > 0
+
+    points = {name: abs(row[widths.PAPERS].mean) for name, row in rows.items()}
+    for words, numbers_told in (
+        (
+            "ends {:.1f} points above plain training and {:.1f} below CutMix.",
+            [points[f"Region Mixup - {other}"] for other in ("plain training", "CutMix")],
+        ),
+        (
+            "Without the clean loss it still ends {:.1f} below plain training",
+            [points["Region Mixup, clean_weight=0 - plain training"]],
+        ),
+    ):
+        assert words.format(*numbers_told) in readme
+
+
+def measured_on(found, what, mixer, clean_weight=1.0, **settings):
+    """A number for each network of width 64: of its record, under an attack at EPS or corruptions."""
+    side, attacks = (mixer, clean_weight), found.tables["attacks"]
+    runs = small.under_protocol(found.runs, widths.WIDE | settings)
+    if what in ("accuracy", "nll", "ece", "fgsm", "square"):
+        return numbers(runs, attacks, what, "cifar10", side, images=small.IMAGES)["number"]
+    own = numbers(runs, attacks, "accuracy", "cifar10", side)["run_id"]
+    rows, column = found.tables["corruptions"], "mean_accuracy"
+    if what == "fgsm_margin":
+        rows, column = attacks[attacks["attack"] == what], "accuracy_after"
+    rows = rows[rows["run_id"].isin(own)]
+    assert len(rows) == len(own) and set(rows["images"]) == {small.IMAGES}
+    return rows[column]
+
+
+def test_the_page_says_in_words_what_one_setting_changes_at_width_64():
+    root = project_root()
+    folder = root / "results" / "cifar10-small-width64-why"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    found = collection.gather(root / "results")
+    runs = groups.runs_below(found)
+    cells = collection.read_plan(folder / "plan.json").cells
+    gone = [cell["label"] for cell in cells if cell["run_id"] not in found.records]
+    assert len(cells) == 30 and gone == ["Region Mixup, k=4, seed 4"]
+    assert "29 of 30 runs are done: the grid of 4 x 4 lacks seed 4." in page
+
+    table = widths.changes(runs)
+    assert table.caption.count("resolved: smaller") == 2, "both that were named"
+    rows = {row["what differs"]: row for row in table.rows}
+    for what, sign, words in (
+        ("equal compute, Region Mixup", -1, "ends below plain training**, by {} points {}: named"),
+        ("own partners, with own weights", -1, "with this network, too: {} points {} with own"),
+        ("own partners, with one weight", -1, "all tiles they cost {} {}."),
+        ("own weights, with one partner", 1, "end {} {} above Mixup where"),
+        ("borders that move", 1, "add {} {}, as"),
+        ("a finer grid", -1, "A grid of 4 x 4 ends {} {} lower, with four seeds."),
+    ):
+        gap = rows[what][widths.PAPERS]
+        low, high = ends(gap, sign)
+        assert (
+            low > 0 and words.format(f"{sign * gap.mean:.2f}", f"[{low:.2f}, {high:.2f}]") in page
+        )
+    assert rows["own weights, with one partner"][widths.PAPERS].low < 0.05, "only just"
+    for what in (
+        "equal compute, Mixup",
+        "equal compute, CutMix",
+        "own weights, with own partners",
+        "average of the losses, not their sum",
+    ):
+        assert rows[what][widths.PAPERS].low < 0 < rows[what][widths.PAPERS].high, what
+    gap = rows["own partners, with own weights"][widths.CHANGE]
+    assert f"narrow network, by {gap.mean:.2f} [{gap.low:.2f}, {gap.high:.2f}]" in page
+    assert gap.low > 0 and rows["borders that move"][widths.NARROW].low > 0
+
+    for metric, a, b, sign, words in (
+        ("fgsm", why.REGION, why.PARTNER, -1, "do so by {} points {} with own weights"),
+        ("fgsm", why.WEIGHT, why.MIXUP, -1, "and by {} {} with one."),
+        ("fgsm", why.PARTNER, why.MIXUP, -1, "Own weights lower it by {} {} with one partner"),
+        ("fgsm", why.REGION, why.WEIGHT, -1, "and by {} {} with own partners"),
+        ("square", why.REGION, why.PARTNER, 1, "own partners raise it by {} {} with own"),
+        ("square", why.WEIGHT, why.MIXUP, 1, "and by {} {} with one."),
+        ("square", why.PARTNER, why.MIXUP, 0, "Own weights are not told apart from one weight"),
+        ("square", why.REGION, why.WEIGHT, 0, "Own weights are not told apart from one weight"),
+        ("fgsm_margin", why.REGION, why.PARTNER, 0, "not told apart from one partner"),
+    ):
+        sides = [measured_on(found, metric, **settings) for settings in (a, b)]
+        assert [len(side) for side in sides] == [5, 5]
+        gap = stats.welch(*sides)
+        low, high = ends(gap, sign or 1)
+        assert low < 0 < high if sign == 0 else low > 0, (metric, a, b)
+        told = words.format(f"{sign * gap.mean:.1f}", f"[{low:.1f}, {high:.1f}]")
+        assert told in page, told
+    nll = [measured_on(found, "nll", **settings) for settings in (why.REGION, widths.LONGER)]
+    gap = stats.welch(*nll)
+    low, high = ends(gap, -1)
+    assert f"lower by {-gap.mean:.3f} nats [{low:.3f}, {high:.3f}]" in page
+
+    points = {what: abs(row[widths.PAPERS].mean) for what, row in rows.items()}
+    partners = [points[f"own partners, with {x}"] for x in ("one weight", "own weights")]
+    for words, told in (
+        (
+            "with the paper's network",
+            "it is {:.1f} and {:.1f}; the last was named".format(*partners),
+        ),
+        ("equal compute", f"{points['equal compute, Region Mixup']:.1f} below."),
+        ("twice the epochs", f"ends {points['equal compute, Region Mixup']:.1f} above it: named"),
+        ("borders", f"and {points['borders that move']:.1f} with the paper's."),
+    ):
+        assert told in readme, words
+
+
+def test_the_outputs_of_the_last_lesson_are_those_of_the_committed_records():
+    """Should this fail: run ``make notebooks``, and read the sentences below the figures again."""
+    path = project_root() / "notebooks" / "05_results.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    printed = "".join(output.get("text", "") for output in outputs)
+    shown = "".join(output.get("data", {}).get("text/markdown", "") for output in outputs)
+
+    found = collection.gather(project_root() / "results" / "cifar10-small")
+    assert report.markdown(found, "answer").strip() in printed
+    assert why.sentence(found.runs) in printed
+    for row in why.tables(found.runs)[1].rows:
+        assert f"| {row['n']} | {row['accuracy (points)'].text()} |" in shown
+    attacks = collection.collect_measurements(found, "attacks")
+    for row in small.claims(found.runs, attacks).frame().to_dict("records"):
+        if (row["in"], row["dataset"]) == ("accuracy", "cifar10"):
+            assert f"| {row['claim']} | {row['n']} | {row['A - B']} | {row['state']} |" in shown
