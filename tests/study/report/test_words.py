@@ -288,6 +288,7 @@ def test_the_outputs_of_the_last_lesson_are_those_of_the_committed_records():
     found = collection.gather(project_root() / "results" / "cifar10-small")
     assert report.markdown(found, "answer").strip() in printed
     assert why.sentence(found.runs) in printed
+    assert widths.named(groups.runs_below(project_root() / "results")) in printed
     for row in why.tables(found.runs)[1].rows:
         assert f"| {row['n']} | {row['accuracy (points)'].text()} |" in shown
     attacks = collection.collect_measurements(found, "attacks")
