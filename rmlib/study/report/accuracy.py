@@ -65,16 +65,21 @@ class Comparison:
         """The verdicts of the networks of equal seeds of A and of B on the same test images, two
         bool arrays (seeds, images); None if no two saw the same.
         """
-        a, b = stats.matched(self.a.runs, self.b.runs)
-        same = a["correct"].notna() & b["correct"].notna()
-        for name in ("data.checksum", "data.test_images"):
-            same &= a[name] == b[name]
-        a, b = a[same], b[same]
-        if not len(a) or a["data.test_images"].nunique() > 1:
-            return None
-        images = int(a["data.test_images"].iloc[0])
-        a, b = (np.stack([unpack_bits(x, images) for x in runs["correct"]]) for runs in (a, b))
-        return a, b
+        return verdicts(self.a.runs, self.b.runs)
+
+
+def verdicts(a, b) -> tuple | None:
+    """For :class:`Comparison`, of two tables of runs that are indexed by the seed."""
+    a, b = stats.matched(a, b)
+    same = a["correct"].notna() & b["correct"].notna()
+    for name in ("data.checksum", "data.test_images"):
+        same &= a[name] == b[name]
+    a, b = a[same], b[same]
+    if not len(a) or a["data.test_images"].nunique() > 1:
+        return None
+    images = int(a["data.test_images"].iloc[0])
+    own, other = (np.stack([unpack_bits(x, images) for x in runs["correct"]]) for runs in (a, b))
+    return own, other
 
 
 def compared(group) -> list[Comparison]:

@@ -58,17 +58,17 @@ def robustness(group, attacks, corruptions) -> Table | None:
         for name, settings in kinds.items():
             same = own[(own[list(settings)] == pd.Series(settings)).all(axis=1)]
             measured = {"attacks": settings | {"images": images}}
-            row[name] = _of_some(by_run(same, "accuracy_after"), row["n"], measured)
+            row[name] = _mean_of_some(by_run(same, "accuracy_after"), row["n"], measured)
         if corruptions is not None:
             mean = by_run(groups.of_runs(corruptions, runs), "mean_accuracy")
-            row["corrupted (mean)"] = _of_some(mean, row["n"], {"corruptions": {}})
+            row["corrupted (mean)"] = _mean_of_some(mean, row["n"], {"corruptions": {}})
         rows.append(row)
     return Table(rows)
 
 
-def _of_some(numbers, n, measured):
+def _mean_of_some(numbers, n, measured):
     """A mean that says of how many networks it is, where that is fewer than n."""
-    return average(numbers, measured=measured, fewer=0 < len(numbers) < n)
+    return average(numbers, measured=measured, fewer=len(numbers) < n)
 
 
 def checks(group, attacks) -> Table | None:
@@ -121,7 +121,7 @@ def _check(networks, eps, total) -> dict:
 
     def mean(results, name):
         numbers = {run_id: each[name] for run_id, each in results.items()}
-        return average(numbers, measured={"attacks": {"eps": eps}})
+        return _mean_of_some(numbers, len(found), {"attacks": {"eps": eps}})
 
     return {
         "eps": eps,

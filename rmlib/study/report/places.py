@@ -12,7 +12,9 @@ from rmlib.study.report.values import Table, Value, heading
 
 # columns that name a row by their text alone, and with their name
 NAMING = {"method", "map", "measure", "difference", "claim", "class", "taken for"}
-NAMING |= {"dataset", "experiment"}
+NAMING |= {"dataset", "experiment", "what differs"}
+# as it is printed, with sign and exponent
+NUMBER = r"[+-]?\d+(?:\.\d+)?(?:e[+-]\d+)?"
 KEYS = NAMING | {*METHOD, "clean loss", "shuffled", "eps", "in"}
 
 
@@ -107,7 +109,10 @@ def select(kind: str, several: list[Table], words: list[str], column: str | None
     heads = dict.fromkeys(place.head for row in chosen for place in row)
     for word in map(str.lower, words):
         fit = [row for row in chosen if any(place.is_called(word) for place in row)]
-        fit = fit or [row for row in chosen if any(word in place.around for place in row)]
+        for near in ("text", "around"):
+            texts = [[getattr(place, near).lower() for place in row] for row in chosen]
+            inside = [any(word in text for text in own) for own in texts]
+            fit = fit or [row for row, is_in in zip(chosen, inside) if is_in]
         if not fit and word in map(str.lower, heads):
             column = word
             continue
@@ -137,7 +142,7 @@ def showing(number: str, found: list[Place], folder) -> list[Place]:
         (text.lstrip("+"), place)
         for place in found
         if isinstance(place.entry, Value)
-        for text in re.findall(r"[+-]?\d+(?:\.\d+)?(?:e[+-]\d+)?", place.text)
+        for text in re.findall(NUMBER, re.sub(r" \(n = \d+\)$", "", place.text))
     ]
     hits = [place for text, place in shown if text == wanted]
     # a sentence may turn a difference round

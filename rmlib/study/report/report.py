@@ -50,6 +50,7 @@ HEADINGS = {
     "costs": "What it cost",
 }
 SPREAD = "n networks, mean ± sample standard deviation"
+FEWER = f"{SPREAD}; (n = ...): of fewer networks"
 BETTER = (
     "in brackets the 95 % interval over networks and images (over images alone where n is 1; of"
     " shares Wilson's, none beyond 0 or 100 where the measure cannot be), in parentheses the same"
@@ -69,7 +70,7 @@ class Measured(NamedTuple):
 MEASURED = {
     "robustness": Measured(
         "accuracy in percent; images: test images of each network; corrupted: mean over nine"
-        f" corruptions at five severities; {SPREAD}",
+        f" corruptions at five severities; {FEWER}",
         attacked.robustness,
         ("attacks", "corruptions"),
     ),
@@ -78,7 +79,7 @@ MEASURED = {
         " for each image over FGSM, the same step on the margin, PGD with 20 steps, and Square"
         " where it was run at this eps; AutoAttack on fewer images; a warning names what"
         " contradicts FGSM, or what cannot be told, with the number of networks"
-        f"; {SPREAD}",
+        f"; {FEWER}",
         attacked.checks,
         ("attacks",),
     ),
@@ -122,7 +123,8 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
     :class:`rmlib.study.runs.collection.Collection`, by ``kinds`` of HEADINGS.
 
     What compares, attacks or maps has a table for each experiment that has such
-    runs; ``small`` has one where some of the small-data study was run.
+    runs; ``small``, ``why``, ``widths`` and ``changes`` have some where such runs of the small-data
+    study are there.
     """
     root = collection.opened(root)
     runs, measured = groups.runs_below(root), root.tables
@@ -139,7 +141,7 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
         "small": lambda: [small.claims(runs, attacks)],
         "why": lambda: why.tables(runs),
         "widths": lambda: [widths.table(runs)],
-        "changes": lambda: [widths.changes(runs)],
+        "changes": lambda: [widths.changes(runs), widths.named(runs)],
         "costs": lambda: [costs.costs(runs, measured)],
     }
 

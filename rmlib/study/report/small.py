@@ -144,12 +144,12 @@ def verdict(claim: Claim, difference: stats.Difference, a, b, p: float) -> str:
     """
     if claim.metric == "accuracy":
         return accuracy_verdict(difference, a, b, p)
-    return _direction_of(difference, p) or "unresolved"
+    return _resolved(difference, p) or "unresolved"
 
 
 def accuracy_verdict(difference: stats.Difference, a, b, p: float) -> str:
-    """The verdict on two samples of accuracies; ``p``: of their difference, perhaps corrected."""
-    if state := _direction_of(difference, p):
+    """The same of two samples of accuracies; ``p``: of their difference, perhaps corrected."""
+    if state := _resolved(difference, p):
         return state
     # two one-sided tests
     if ttost_ind(a, b, -MARGIN, MARGIN, "unequal")[0] < 0.05:
@@ -157,7 +157,8 @@ def accuracy_verdict(difference: stats.Difference, a, b, p: float) -> str:
     return "unresolved"
 
 
-def _direction_of(difference, p):
+def _resolved(difference, p):
+    """Which of the two is larger, or '' where that is not known."""
     if p < 0.05:
         return "resolved: larger" if difference.mean > 0 else "resolved: smaller"
     return ""

@@ -100,12 +100,14 @@ class Value:
         return text + ("*" if self.better else "")
 
     def columns(self, name: str) -> dict:
-        """Its columns in CSV: X, and of a mean X_std, X_low, X_high, X_control, X_better."""
+        """Its columns in CSV: X, and of a mean X_std, X_low, X_high, X_control, X_better, X_n."""
         if self.as_text:
             return {name: self.text()}
         found: dict = {name: self.mean}
         if self.how == "mean":
             found[f"{name}_std"] = self.std
+        if self.fewer:
+            found[f"{name}_n"] = len(self.runs)
         if self.low is not None:
             found |= {f"{name}_low": self.low, f"{name}_high": self.high}
         if self.control is not None:

@@ -50,8 +50,9 @@ ESTIMATES = (
 
 
 def name_of(settings: dict) -> str:
-    """'Region Mixup, k=4'."""
-    return method_name(DEFAULTS | settings)
+    """'Region Mixup, k=4', 'plain training, 120 epochs'."""
+    epochs = f", {settings['epochs']} epochs" if "epochs" in settings else ""
+    return method_name(DEFAULTS | settings) + epochs
 
 
 def weight(settings: dict) -> tuple[float, float]:

@@ -4,38 +4,44 @@ That one difference is resolved and another is not does not say that they differ
 the change from one to the other, with an interval of its own.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
-from rmlib.study.report import small, stats, why
-from rmlib.study.report.claims import numbers
-from rmlib.study.report.values import Table, by_run, difference
-from rmlib.study.report.why import CUTMIX, MIXUP, PARTNER, REGION
+import pandas as pd
+
+from rmlib.study.report import accuracy, small, stats, why
+from rmlib.study.report.claims import numbers, of_side
+from rmlib.study.report.values import Table, by_run, difference, span
+from rmlib.study.report.why import CUTMIX, MIXUP, PARTNER, REGION, name_of
 
 # what differs from the protocol where the network is the paper's
-WIDE = {"width": 64, "precision": "bf16"}
+NARROW: dict = {}
+WIDE: dict = {"width": 64, "precision": "bf16"}
 SEEDS = 5  # of every method of width 64, fixed before the runs
-NARROW, PAPERS, CHANGE = "width 8 (points)", "width 64 (points)", "change (points)"
+HEADS = AT_8, AT_64, CHANGE = "width 8 (points)", "width 64 (points)", "change (points)"
 
-DOUBLED, PLAIN = {"mixer": "none"}, {"mixer": "none", "clean_weight": 0.0}
+# settings of a method, beside the protocol and the clean loss
+DOUBLED: dict = {"mixer": "none"}
+PLAIN = DOUBLED | {"clean_weight": 0.0}
 LONGER = PLAIN | {"epochs": 120}  # as much compute as with a clean loss
 ALONE = [own | {"clean_weight": 0.0} for own in (REGION, MIXUP, CUTMIX)]
+MAIN = (REGION, MIXUP, CUTMIX, DOUBLED, PLAIN, LONGER)
 DIFFERENCES = (
     *((REGION, other) for other in (PLAIN, DOUBLED, MIXUP, CUTMIX)),
     *((other, PLAIN) for other in (MIXUP, CUTMIX, *ALONE)),
     *((REGION, other) for other in ALONE[1:]),  # half the compute
     *zip((REGION, MIXUP, CUTMIX), ALONE),
 )
-# named before the runs of width 64, in cifar10-small-width64-why.yaml
-NAMED = (
-    ("own partners, with own weights", REGION, PARTNER),
-    ("equal compute, Region Mixup", REGION, LONGER),
-)
-# what one setting changes, and twice the epochs
 CHANGES = (
-    *NAMED,
-    *((f"equal compute, {why.name_of(own)}", own, LONGER) for own in (MIXUP, CUTMIX)),
-    *(each for each in why.CONTRASTS if each[1:] not in (NAMED[0][1:], (REGION, MIXUP))),
+    *((f"equal compute, {name_of(own)}", own, LONGER) for own in (REGION, MIXUP, CUTMIX)),
+    # "both" is among the differences
+    *(each for each in why.CONTRASTS if each[0] != "both"),
 )
+# what was named before the first run of a batch, when the runs of the first method had been seen:
+# batch file -> width, pairs of methods
+NAMED: dict = {
+    "cifar10-small-width64-why.yaml": (WIDE, [(REGION, PARTNER), (REGION, LONGER)]),
+    "cifar10-small-longer.yaml": (NARROW, [(REGION, LONGER)]),
+}
 CAPTION = (
     "accuracy on CIFAR-10 with 5 000 training images, A minus B with its 95 %"
     " interval by Welch's t; change: from width 8 to width 64, by Welch's t of the four groups;"
@@ -43,88 +49,152 @@ CAPTION = (
     " width the precision (float32, bfloat16) and the machine (CPU, GPU) changed, the learning rate"
     " did not"
 )
+FIXED = (
+    "small data, named before the first run of a batch; the runs of the first method had been seen"
+    " then; A minus B in accuracy with its 95 % interval by Welch's t, by pairs of equal seeds, and"
+    " over seeds and images, none of them corrected; p of Welch's t corrected by Holm for the"
+    " differences that were named with a batch; no larger difference: two one-sided tests at 5 %"
+    f" against a margin of {small.MARGIN:g} point"
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """The planned runs of a method at one width.
+
+    Args:
+        runs: those that are done, indexed by the seed.
+        lost: how many diverged.
+        batch: the file that makes them.
+    """
+
+    name: str
+    runs: pd.DataFrame
+    lost: int
+    batch: str
+
+    @property
+    def accuracies(self) -> pd.Series:
+        """The accuracies in percent, indexed by the seed."""
+        return self.runs["number"]
 
 
 def table(runs) -> Table | None:
     """Differences of methods at both widths; None unless one of them is known at both."""
     rows = _rows(runs, DIFFERENCES)
-    return Table(rows, f"small data, widths: {CAPTION}") if rows else None
+    known = any(row[CHANGE].mean == row[CHANGE].mean for row in rows)
+    return Table(rows, f"small data, widths; {CAPTION}") if known else None
 
 
 def changes(runs) -> Table | None:
-    """What one setting changes, and twice the epochs, at both widths; captioned by :func:`named`.
-    None unless one of the differences is known at both.
+    """What one setting changes, and twice the epochs, at both widths; None unless one of them is
+    known at width 64.
     """
     rows = _rows(runs, [sides for _, *sides in CHANGES])
     rows = [{"what differs": words} | row for (words, *_), row in zip(CHANGES, rows)]
-    caption = f"small data, what one setting changes: {CAPTION}. {named(runs)}"
-    return Table(rows, caption) if rows else None
+    known = any(row[AT_64].mean == row[AT_64].mean for row in rows)
+    return Table(rows, f"small data, what one setting changes; {CAPTION}") if known else None
 
 
-def named(runs) -> str:
-    """The differences that were named before the runs of width 64, each with its verdict."""
-    told, both = [], [_sides(runs, a, b, WIDE) for _, a, b in NAMED]
-    tests = [stats.welch(*(list(side.values()) for side in sides.values())) for sides in both]
-    waiting = [min(test.n) < SEEDS for test in tests]
-    corrected = stats.holm([test.p for test in tests], waiting)
-    for (words, *_), sides, test, p, few in zip(NAMED, both, tests, corrected, waiting):
-        state = f"no verdict yet ({test.n[0]} and {test.n[1]} of {SEEDS} runs)"
-        if not few:
-            own, other = (list(side.values()) for side in sides.values())
-            told_p = "p < 0.0001" if p < 1e-4 else f"p = {p:.4f}"
-            state = f"{told_p}, {small.accuracy_verdict(test, own, other, p)}"
-        told.append(f"{words}: {_difference(test, sides).text()} points, {state}")
-    return (
-        "Named before the runs of width 64, p corrected by Holm for the two, with a margin of"
-        f" {small.MARGIN:g} point: {'; '.join(told)}"
+def named(runs) -> Table | None:
+    """The differences that were named with a batch, each with its verdict; None where no such batch
+    has begun.
+    """
+    rows = []
+    for extra, pairs in NAMED.values():
+        both = [tuple(side(runs, settings, extra) for settings in pair) for pair in pairs]
+        tests = [stats.welch(a.accuracies, b.accuracies) for a, b in both]
+        waiting = [
+            min(test.n) < planned(settings, extra) or test.p != test.p
+            for test, (_, settings) in zip(tests, pairs)
+        ]
+        corrected = stats.holm([test.p for test in tests], waiting)
+        if any(len(b.runs) for _, b in both):
+            found = zip(pairs, both, tests, corrected, waiting)
+            rows += [_verdict(extra, *each) for each in found]
+    return Table(rows, FIXED) if rows else None
+
+
+def _verdict(extra, pair, sides, test, p, waiting) -> dict:
+    """The row of a named difference."""
+    a, b = sides
+    pairs, over_both = stats.paired(a.accuracies, b.accuracies), None
+    if (both := accuracy.verdicts(a.runs, b.runs)) is not None:
+        own, other = both
+        over_both = stats.crossed(100.0 * own - 100.0 * other)
+    lost = [f" ({each.lost} diverged)" if each.lost else "" for each in sides]
+    counts = ", ".join(f"{len(each.runs)}{gone}" for each, gone in zip(sides, lost))
+    state = "no verdict yet"
+    if not waiting:
+        state = small.accuracy_verdict(test, a.accuracies, b.accuracies, p)
+    return {
+        "difference": f"{name_of(pair[0])} - {name_of(pair[1])}",
+        "width": (small.PROTOCOL | extra)["width"],
+        "n": f"{counts} of {planned(pair[1], extra)}",
+        "points": _difference(test, sides),
+        "paired": span(pairs.low, pairs.high),
+        "seeds and images": span(over_both.low, over_both.high) if over_both else "–",
+        "p (Holm)": p,
+        "state": state,
+    }
+
+
+def side(runs, settings: dict, extra: dict) -> Side:
+    """The planned runs of a method; ``extra``: NARROW or WIDE."""
+    runs = runs[runs["config.seed"] < planned(settings, extra)]
+    method = settings["mixer"], settings.get("clean_weight", 1.0)
+    done, diverged = (
+        small.under_protocol(runs, extra | settings, status) for status in ("done", "diverged")
     )
-
-
-def name_of(settings: dict) -> str:
-    """'Region Mixup, shared_partner', 'plain training, 120 epochs'."""
-    epochs = f", {settings['epochs']} epochs" if "epochs" in settings else ""
-    return why.name_of(settings) + epochs
+    own = numbers(done, None, "accuracy", "cifar10", method)
+    own = own.join(done.set_index("run_id"), on="run_id")
+    lost = len(of_side(diverged, "cifar10", method))
+    name = f"{name_of(settings)}, width {(small.PROTOCOL | extra)['width']}"
+    return Side(name, own, lost, batch_of(settings, extra))
 
 
 def planned(settings: dict, extra: dict) -> int:
     """The number of seeds of a method, fixed before the runs."""
-    first = settings in (REGION, MIXUP, CUTMIX, DOUBLED, PLAIN, LONGER) and not extra
-    return small.SEEDS["cifar10"] if first else SEEDS
+    if extra:
+        return SEEDS
+    return small.SEEDS["cifar10"] if settings in MAIN else small.ABLATION_SEEDS
 
 
-def _rows(runs, pairs):
-    """A row for each pair of methods; none where no pair has runs at both widths."""
-    if not len(small.under_protocol(runs, WIDE)):
-        return []
-    rows, known = [], False
-    for a, b in pairs:
-        narrow, wide = (_sides(runs, a, b, extra) for extra in ({}, WIDE))
-        counts = [", ".join(str(len(side)) for side in both.values()) for both in (narrow, wide)]
-        known |= all(narrow.values()) and all(wide.values())
-        row: dict = {"difference": f"{name_of(a)} - {name_of(b)}", "n": "; ".join(counts)}
-        for column, sides in {NARROW: narrow, PAPERS: wide, CHANGE: wide | narrow}.items():
-            test: Callable = stats.welch if len(sides) == 2 else stats.change
-            found = test(*(list(side.values()) for side in sides.values()))
-            row[column] = _difference(found, sides)
+def batch_of(settings: dict, extra: dict) -> str:
+    """The batch file that makes the runs of a method."""
+    if not extra:
+        return "cifar10-small-longer.yaml" if settings == LONGER else "cifar10-small.yaml"
+    first = settings.keys() <= {"mixer", "clean_weight"}
+    return f"cifar10-small-width64{'' if first else '-why'}.yaml"
+
+
+def _rows(runs, pairs) -> list[dict]:
+    """A row for each pair of methods."""
+    runs = runs[runs["config.train_images"] == small.TRAIN_IMAGES["cifar10"]]
+    every = {name_of(each): each for pair in pairs for each in pair}
+    narrow, wide = (
+        {name: side(runs, settings, extra) for name, settings in every.items()}
+        for extra in (NARROW, WIDE)
+    )
+    rows = []
+    for names in [tuple(map(name_of, pair)) for pair in pairs]:
+        own, other = ([width[name] for name in names] for width in (narrow, wide))
+        counts = [", ".join(str(len(each.runs)) for each in sides) for sides in (own, other)]
+        row: dict = {"difference": " - ".join(names), "n": "; ".join(counts)}
+        values = [each.accuracies for each in (*own, *other)]
+        found = (
+            stats.welch(*values[:2]),
+            stats.welch(*values[2:]),
+            stats.change(*values[2:], *values[:2]),
+        )
+        for head, test, sides in zip(HEADS, found, (own, other, [*other, *own])):
+            row[head] = _difference(test, sides)
         rows.append(row)
-    return rows if known else []
-
-
-def _sides(runs, a, b, extra) -> dict[str, dict]:
-    """Method and width -> run_id -> accuracy, of A and of B."""
-    found = {}
-    for settings in (a, b):
-        own = small.under_protocol(runs, extra | settings)
-        own = own[own["config.seed"] < planned(settings, extra)]
-        side = settings["mixer"], settings.get("clean_weight", 1.0)
-        width = extra.get("width", small.PROTOCOL["width"])
-        own = by_run(numbers(own, None, "accuracy", "cifar10", side))
-        found[f"{name_of(settings)}, width {width}"] = own
-    return found
+    return rows
 
 
 def _difference(found, sides):
-    narrow = "cifar10-small.yaml and cifar10-small-longer.yaml"
-    wide = "cifar10-small-width64.yaml and cifar10-small-width64-why.yaml"
-    missing = f"not run yet: {narrow} make it for width 8, {wide} for width 64"
-    return difference(found, *sides.items(), low=found.low, high=found.high, missing=missing)
+    batches = " and ".join(dict.fromkeys(each.batch for each in sides))
+    missing = f"not run yet: {batches} would make it"
+    pairs = [(each.name, by_run(each.runs)) for each in sides]
+    return difference(found, *pairs, low=found.low, high=found.high, missing=missing)

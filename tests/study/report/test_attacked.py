@@ -4,8 +4,9 @@ import pytest
 import torch
 from made import make_record, measured, save
 
+from rmlib import UserError
 from rmlib.packed import pack_bits
-from rmlib.study.report import attacked, groups, report
+from rmlib.study.report import attacked, explain, groups, report
 from rmlib.study.runs import collection
 
 
@@ -84,6 +85,12 @@ def test_a_mean_of_fewer_networks_than_its_row_says_so(tmp_path):
     text = report.markdown(tmp_path, "robustness")
     assert "| 44.0 ± 4.0 | 14.0 ± 4.0 | 50.0 ± 0.0 (n = 2) | 62.0 ± 2.8 (n = 2) |" in text
     assert "Region Mixup | 3 | 50 |" in text
+    (table,) = report.tables(tmp_path, ("robustness",))["robustness"]
+    csv = table.frame().iloc[0]
+    assert csv["n"] == 3 and csv["Square 8/255 (100 queries)_n"] == 2
+    assert "FGSM 8/255_n" not in csv
+    with pytest.raises(UserError, match="shows 2:"):
+        explain.explain([str(tmp_path), "2"])
 
 
 def test_checks_count_the_networks_behind_a_warning(tmp_path):

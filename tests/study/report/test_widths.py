@@ -29,7 +29,7 @@ def test_a_change_is_the_wide_difference_minus_the_narrow_one(tmp_path):
     trained(tmp_path, 80.0, mixer="region_mixup", **widths.WIDE)
     trained(tmp_path, 81.0, mixer="mixup", **widths.WIDE)
     row = rows(tmp_path)["Region Mixup - Mixup"]
-    found = [row[name].mean for name in (widths.NARROW, widths.PAPERS, widths.CHANGE)]
+    found = [row[name].mean for name in (widths.AT_8, widths.AT_64, widths.CHANGE)]
     assert found == [-4.0, -1.0, 3.0] and row["n"] == "10, 10; 5, 5"
     assert list(row[widths.CHANGE].sides)[0] == "Region Mixup, width 64"
     assert row[widths.CHANGE].again() == pytest.approx(3.0)
@@ -48,23 +48,21 @@ def test_one_width_alone_and_other_settings_make_no_table(tmp_path):
     assert report.tables(tmp_path, ("widths",))["widths"] == []
 
 
-@pytest.mark.parametrize(
-    "extra, names",
-    [
-        ({}, ["cifar10-small.yaml", "cifar10-small-longer.yaml"]),
-        (widths.WIDE, ["cifar10-small-width64.yaml", "cifar10-small-width64-why.yaml"]),
-    ],
-)
-def test_every_planned_run_is_in_the_batches(extra, names):
-    folder = project_root() / "notebooks" / "batches"
-    there = {run.run_id for name in names for run in read_batch(folder / name).runs}
+@pytest.mark.parametrize("extra", [widths.NARROW, widths.WIDE])
+def test_every_planned_run_is_in_its_batch_and_no_other(extra):
     pairs = [*widths.DIFFERENCES, *(sides for _, *sides in widths.CHANGES)]
-    wanted = set()
+    wanted: dict = {}
     for settings in (settings for pair in pairs for settings in pair):
+        own = wanted.setdefault(widths.batch_of(settings, extra), set())
         for seed in range(widths.planned(settings, extra)):
             given = {"clean_weight": 1.0, "eval_every": 0, "seed": seed}
-            wanted.add(TrainParams(**given | SMALL | extra | settings).run_id)
-    assert wanted == there
+            own.add(TrainParams(**given | SMALL | extra | settings).run_id)
+    folder = project_root() / "notebooks" / "batches"
+    assert wanted == {
+        name: {run.run_id for run in read_batch(folder / name).runs} for name in wanted
+    }
+    batches = {name for name, (width, _) in widths.NAMED.items() if width == extra}
+    assert len(batches) == 1 and batches < wanted.keys()
 
 
 def test_seeds_beyond_the_planned_ones_do_not_count(tmp_path):
@@ -77,50 +75,68 @@ def test_seeds_beyond_the_planned_ones_do_not_count(tmp_path):
     alone = found["Region Mixup - Region Mixup, clean_weight=0"]
     assert alone["n"] == "10, 5; 5, 0" and math.isnan(alone[widths.CHANGE].mean)
     words = [str(tmp_path), "widths", "Region Mixup - Region Mixup, clean_weight=0"]
-    assert "cifar10-small-width64.yaml and" in explain.explain(words, "change (points)")
-
-
-@pytest.mark.parametrize(
-    "longer, count, words",
-    [
-        (70.0, 5, "p < 0.0001, resolved: larger"),
-        (80.3, 5, "resolved: no difference larger than 1 point"),
-        (80.7, 5, "unresolved"),
-        (70.0, 4, "no verdict yet (5 and 4 of 5 runs)"),
-    ],
-)
-def test_what_was_named_before_the_runs_has_a_verdict(tmp_path, longer, count, words):
-    """Region Mixup lies 4 points below its own with one partner; equal compute varies."""
-    trained(tmp_path, 70.0, mixer="region_mixup")
-    trained(tmp_path, 70.0, **why.PARTNER)
-    trained(tmp_path, 80.0, mixer="region_mixup", **widths.WIDE)
-    trained(tmp_path, 84.0, **why.PARTNER | widths.WIDE)
-    trained(tmp_path, longer, count, **widths.LONGER | widths.WIDE)
-    runs = groups.runs_below(tmp_path)
-    partners, compute = widths.named(runs).split("margin of 1 point: ")[1].split("; ")
-    assert partners.startswith("own partners, with own weights: -4.00 [")
-    assert partners.endswith("resolved: smaller") and compute.endswith(words)
-    table = widths.changes(runs)
-    assert widths.named(runs) in table.caption
-    row = {row["what differs"]: row for row in table.rows}["equal compute, Region Mixup"]
-    assert row["difference"] == "Region Mixup - plain training, 120 epochs"
-    assert row["n"] == f"5, 0; 5, {count}" and row[widths.PAPERS].mean == pytest.approx(
-        80.4 - sum(longer + s % 2 for s in range(count)) / count
+    assert (
+        "not run yet: cifar10-small-width64.yaml and cifar10-small.yaml would make it"
+        in explain.explain(words, "change (points)")
     )
 
 
-def test_the_two_that_were_named_are_corrected_as_two(tmp_path):
-    trained(tmp_path, 70.0, mixer="region_mixup")
+@pytest.mark.parametrize(
+    "longer, count, state",
+    [
+        (70.0, 5, "resolved: larger"),
+        (80.3, 5, "resolved: no difference larger than 1 point"),
+        (80.7, 5, "unresolved"),
+        (70.0, 4, "no verdict yet"),
+    ],
+)
+def test_what_was_named_with_a_batch_has_a_verdict(tmp_path, longer, count, state):
+    """Region Mixup lies 4 points below its own with one partner; equal compute varies."""
+    trained(tmp_path, 80.0, mixer="region_mixup", **widths.WIDE)
+    trained(tmp_path, 84.0, **why.PARTNER | widths.WIDE)
+    trained(tmp_path, longer, count, **widths.LONGER | widths.WIDE)
+    table, verdicts = report.tables(tmp_path, ("changes",))["changes"]
+    partners, compute = verdicts.rows
+    assert partners["points"].mean == pytest.approx(-4.0)
+    assert partners["n"] == "5, 5 of 5" and partners["width"] == 64
+    assert partners["state"] == "resolved: smaller" and compute["state"] == state
+    row = {row["what differs"]: row for row in table.rows}["equal compute, Region Mixup"]
+    assert row["difference"] == compute["difference"] == "Region Mixup - plain training, 120 epochs"
+    assert row["n"] == f"0, 0; 5, {count}"
+    expected = 80.4 - sum(longer + s % 2 for s in range(count)) / count
+    assert row[widths.AT_64].mean == compute["points"].mean == pytest.approx(expected)
+
+
+def test_the_two_that_were_named_together_are_corrected_as_two(tmp_path):
     trained(tmp_path, 80.0, mixer="region_mixup", **widths.WIDE)
     trained(tmp_path, 81.2, **why.PARTNER | widths.WIDE)
     trained(tmp_path, 81.0, **widths.LONGER | widths.WIDE)
-    runs = groups.runs_below(tmp_path)
-    both = [widths._sides(runs, a, b, widths.WIDE) for _, a, b in widths.NAMED]
-    p_values = [
-        ttest_ind(*(list(x.values()) for x in sides.values()), equal_var=False).pvalue
-        for sides in both
-    ]
-    smaller, larger = sorted(p_values)
-    told = widths.named(runs)
-    assert f"p = {min(2 * smaller, 1):.4f}" in told
-    assert f"p = {max(2 * smaller, larger):.4f}" in told and smaller < larger
+    sides = {mean: [mean + s % 2 for s in range(5)] for mean in (80.0, 81.2, 81.0)}
+    smaller, larger = (
+        ttest_ind(sides[80.0], sides[mean], equal_var=False).pvalue for mean in (81.2, 81.0)
+    )
+    assert 2 * smaller < larger, "only the smaller one is changed by Holm for two"
+    rows = widths.named(groups.runs_below(tmp_path)).rows
+    assert [row["p (Holm)"] for row in rows] == pytest.approx([2 * smaller, larger])
+
+
+def test_the_narrow_network_has_ten_seeds_and_a_verdict_of_its_own(tmp_path):
+    trained(tmp_path, 74.0, 12, mixer="region_mixup")
+    trained(tmp_path, 75.0, 10, **widths.LONGER)
+    (row,) = widths.named(groups.runs_below(tmp_path)).rows
+    assert (row["width"], row["n"], row["state"]) == (8, "10, 10 of 10", "resolved: smaller")
+    alone = ttest_ind(*([m + s % 2 for s in range(10)] for m in (74, 75)), equal_var=False)
+    assert row["p (Holm)"] == pytest.approx(alone.pvalue)
+
+
+def test_diverged_and_equal_runs_have_no_verdict(tmp_path):
+    save(
+        tmp_path,
+        *(make_record(80.0, seed=s, mixer="region_mixup", **SMALL | widths.WIDE) for s in range(5)),
+        *(make_record(82.0, seed=s, **SMALL | widths.WIDE | widths.LONGER) for s in range(5)),
+        *(make_record(84.0, seed=s, **SMALL | widths.WIDE | why.PARTNER) for s in range(4)),
+        make_record(status="diverged", seed=4, **SMALL | widths.WIDE | why.PARTNER),
+    )
+    partners, compute = widths.named(groups.runs_below(tmp_path)).rows
+    assert partners["n"] == "5, 4 (1 diverged) of 5" and compute["n"] == "5, 5 of 5"
+    assert partners["state"] == compute["state"] == "no verdict yet", "no spread, so no p"

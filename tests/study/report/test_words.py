@@ -167,11 +167,11 @@ def test_the_pages_say_in_words_what_the_networks_of_width_64_show():
     )
     for other in ("Mixup", "CutMix"):
         row = rows[f"Region Mixup - {other}"]
-        assert row[widths.CHANGE].low > 0 > row[widths.PAPERS].high
+        assert row[widths.CHANGE].low > 0 > row[widths.AT_64].high
     assert rows["Region Mixup - Region Mixup, clean_weight=0"][widths.CHANGE].high < 0
     assert rows["Region Mixup, clean_weight=0 - plain training"][widths.CHANGE].low > 0
 
-    points = {name: abs(row[widths.PAPERS].mean) for name, row in rows.items()}
+    points = {name: abs(row[widths.AT_64].mean) for name, row in rows.items()}
     for words, numbers_told in (
         (
             "ends {:.1f} points above plain training and {:.1f} below CutMix.",
@@ -189,14 +189,16 @@ def measured_on(found, what, mixer, clean_weight=1.0, **settings):
     """A number for each network of width 64: of its record, under an attack at EPS or corruptions."""
     side, attacks = (mixer, clean_weight), found.tables["attacks"]
     runs = small.under_protocol(found.runs, widths.WIDE | settings)
-    if what in ("accuracy", "nll", "ece", "fgsm", "square"):
-        return numbers(runs, attacks, what, "cifar10", side, images=small.IMAGES)["number"]
+    if what in ("nll", "ece", "fgsm", "square"):
+        own = numbers(runs, attacks, what, "cifar10", side, images=small.IMAGES)["number"]
+        assert len(own) == widths.SEEDS
+        return own
     own = numbers(runs, attacks, "accuracy", "cifar10", side)["run_id"]
     rows, column = found.tables["corruptions"], "mean_accuracy"
     if what == "fgsm_margin":
         rows, column = attacks[attacks["attack"] == what], "accuracy_after"
     rows = rows[rows["run_id"].isin(own)]
-    assert len(rows) == len(own) and set(rows["images"]) == {small.IMAGES}
+    assert len(rows) == len(own) == widths.SEEDS and set(rows["images"]) == {small.IMAGES}
     return rows[column]
 
 
@@ -213,68 +215,99 @@ def test_the_page_says_in_words_what_one_setting_changes_at_width_64():
     assert "29 of 30 runs are done: the grid of 4 x 4 lacks seed 4." in page
 
     table = widths.changes(runs)
-    assert table.caption.count("resolved: smaller") == 2, "both that were named"
+    partners, compute = widths.named(runs).rows
+    for row in (partners, compute):
+        assert row["n"] == "5, 5 of 5" and row["state"] == "resolved: smaller"
+    pairs, over_both = (numbers_in(compute[name]) for name in ("paired", "seeds and images"))
+    assert -0.1 < pairs[1] < 0 < over_both[1], "only just, and not over images"
+    assert f"it contains zero: [{-over_both[1]:.2f}, {-over_both[0]:.2f}]" in page
+    assert numbers_in(partners["seeds and images"])[1] < 0
+
     rows = {row["what differs"]: row for row in table.rows}
     for what, sign, words in (
-        ("equal compute, Region Mixup", -1, "ends below plain training**, by {} points {}: named"),
+        ("equal compute, Region Mixup", -1, "ends below plain training**, by {} points {}: res"),
         ("own partners, with own weights", -1, "with this network, too: {} points {} with own"),
         ("own partners, with one weight", -1, "all tiles they cost {} {}."),
         ("own weights, with one partner", 1, "end {} {} above Mixup where"),
         ("borders that move", 1, "add {} {}, as"),
-        ("a finer grid", -1, "A grid of 4 x 4 ends {} {} lower, with four seeds."),
+        ("a finer grid", -1, "A grid of 4 x 4 ends {} {} lower."),
+        ("equal compute, Mixup", 0, "Mixup is not told apart from the longer"),
+        ("equal compute, CutMix", 0, "and CutMix is not, either"),
+        ("own weights, with own partners", 0, "own partners they are not told apart from one w"),
+        ("average of the losses, not their sum", 0, "their average no difference is resolved"),
     ):
-        gap = rows[what][widths.PAPERS]
-        low, high = ends(gap, sign)
-        assert (
-            low > 0 and words.format(f"{sign * gap.mean:.2f}", f"[{low:.2f}, {high:.2f}]") in page
-        )
-    assert rows["own weights, with one partner"][widths.PAPERS].low < 0.05, "only just"
-    for what in (
-        "equal compute, Mixup",
-        "equal compute, CutMix",
-        "own weights, with own partners",
-        "average of the losses, not their sum",
-    ):
-        assert rows[what][widths.PAPERS].low < 0 < rows[what][widths.PAPERS].high, what
+        gap = rows[what][widths.AT_64]
+        told(page, gap, sign, words, decimals=2)
+    assert rows["own weights, with one partner"][widths.AT_64].low < 0.05, "only just"
     gap = rows["own partners, with own weights"][widths.CHANGE]
-    assert f"narrow network, by {gap.mean:.2f} [{gap.low:.2f}, {gap.high:.2f}]" in page
-    assert gap.low > 0 and rows["borders that move"][widths.NARROW].low > 0
+    told(page, gap, 1, "With own weights they cost {} {} less than with", decimals=2)
+    gap = rows["own partners, with one weight"][widths.CHANGE]
+    told(page, gap, 0, "With one weight no change is resolved", decimals=2)
+    assert rows["borders that move"][widths.AT_8].low > 0
+    both = {row["difference"]: row for row in widths.table(runs).rows}
+    gap = both["Region Mixup - clean loss twice (control)"][widths.AT_64]
+    assert gap.low > 0 and f"[{gap.mean:.2f} points above it]" in page
+    gap = both["Region Mixup - plain training"][widths.AT_64]
+    assert f"its lead of {gap.mean:.2f} over 60 epochs" in page
 
+    longer = widths.LONGER
     for metric, a, b, sign, words in (
+        ("nll", why.REGION, longer, -1, "longer plain training, by {} nats {}"),
+        ("nll", why.MIXUP, longer, -1, "Mixup and CutMix are, too"),
+        ("nll", why.CUTMIX, longer, -1, "Mixup and CutMix are, too"),
+        ("ece", why.REGION, longer, -1, "and {} points {}.\n"),
+        ("ece", why.MIXUP, longer, -1, "Mixup and CutMix are, too"),
+        ("ece", why.CUTMIX, longer, -1, "Mixup and CutMix are, too"),
+        (
+            "corruptions",
+            why.REGION,
+            longer,
+            -1,
+            "Under corruptions Region Mixup ends {} points {} b",
+        ),
+        ("fgsm", why.REGION, longer, 0, "Under FGSM and Square they are not told apart"),
+        ("square", why.REGION, longer, 0, "Under FGSM and Square they are not told apart"),
         ("fgsm", why.REGION, why.PARTNER, -1, "do so by {} points {} with own weights"),
         ("fgsm", why.WEIGHT, why.MIXUP, -1, "and by {} {} with one."),
         ("fgsm", why.PARTNER, why.MIXUP, -1, "Own weights lower it by {} {} with one partner"),
         ("fgsm", why.REGION, why.WEIGHT, -1, "and by {} {} with own partners"),
+        ("fgsm", why.RANDOM, why.REGION, 1, "Borders that move raise it by {} {}."),
+        ("fgsm_margin", why.PARTNER, why.MIXUP, -1, "own weights lower it by {} {} and"),
+        ("fgsm_margin", why.REGION, why.WEIGHT, -1, "and {} {}.\n  Own partners with one weight"),
+        ("fgsm_margin", why.WEIGHT, why.MIXUP, -1, "with one weight do so by {} {}."),
+        ("fgsm_margin", why.REGION, why.PARTNER, 0, "not told apart from one partner there"),
         ("square", why.REGION, why.PARTNER, 1, "own partners raise it by {} {} with own"),
-        ("square", why.WEIGHT, why.MIXUP, 1, "and by {} {} with one."),
+        ("square", why.WEIGHT, why.MIXUP, 1, "and by {} {} with one. Own"),
         ("square", why.PARTNER, why.MIXUP, 0, "Own weights are not told apart from one weight"),
         ("square", why.REGION, why.WEIGHT, 0, "Own weights are not told apart from one weight"),
-        ("fgsm_margin", why.REGION, why.PARTNER, 0, "not told apart from one partner"),
     ):
-        sides = [measured_on(found, metric, **settings) for settings in (a, b)]
-        assert [len(side) for side in sides] == [5, 5]
-        gap = stats.welch(*sides)
-        low, high = ends(gap, sign or 1)
-        assert low < 0 < high if sign == 0 else low > 0, (metric, a, b)
-        told = words.format(f"{sign * gap.mean:.1f}", f"[{low:.1f}, {high:.1f}]")
-        assert told in page, told
-    nll = [measured_on(found, "nll", **settings) for settings in (why.REGION, widths.LONGER)]
-    gap = stats.welch(*nll)
-    low, high = ends(gap, -1)
-    assert f"lower by {-gap.mean:.3f} nats [{low:.3f}, {high:.3f}]" in page
+        gap = stats.welch(*(measured_on(found, metric, **settings) for settings in (a, b)))
+        told(page, gap, sign, words, decimals=3 if metric == "nll" else 1)
 
-    points = {what: abs(row[widths.PAPERS].mean) for what, row in rows.items()}
+    points = {what: abs(row[widths.AT_64].mean) for what, row in rows.items()}
     partners = [points[f"own partners, with {x}"] for x in ("one weight", "own weights")]
-    for words, told in (
-        (
-            "with the paper's network",
-            "it is {:.1f} and {:.1f}; the last was named".format(*partners),
-        ),
-        ("equal compute", f"{points['equal compute, Region Mixup']:.1f} below."),
-        ("twice the epochs", f"ends {points['equal compute, Region Mixup']:.1f} above it: named"),
-        ("borders", f"and {points['borders that move']:.1f} with the paper's."),
+    longer = points["equal compute, Region Mixup"]
+    for words in (
+        "it is {:.1f} and {:.1f}; the last was named".format(*partners),
+        f"ends {longer:.1f} above it there. This was one of two",
+        f"twice the epochs ends {longer:.1f} above it. That was named",
+        f"and {points['borders that move']:.1f} with the paper's.",
     ):
-        assert told in readme, words
+        assert words in readme, words
+
+
+def numbers_in(text):
+    """The two ends of a printed interval."""
+    return [float(end) for end in text.strip("[]").split(", ")]
+
+
+def told(page, gap, sign, words, decimals):
+    """That a page has words with a difference and its interval; with sign 0 that it contains zero."""
+    low, high = ends(gap, sign or 1)
+    assert low < 0 < high if sign == 0 else low > 0, words
+    interval = f"[{low:.{decimals}f}, {high:.{decimals}f}]"
+    words = words.format(f"{sign * gap.mean:.{decimals}f}", interval)
+    assert words in page, words
 
 
 def test_the_outputs_of_the_last_lesson_are_those_of_the_committed_records():
@@ -288,7 +321,12 @@ def test_the_outputs_of_the_last_lesson_are_those_of_the_committed_records():
     found = collection.gather(project_root() / "results" / "cifar10-small")
     assert report.markdown(found, "answer").strip() in printed
     assert why.sentence(found.runs) in printed
-    assert widths.named(groups.runs_below(project_root() / "results")) in printed
+    below = groups.runs_below(project_root() / "results")
+    assert widths.named(below).markdown() in shown
+    for row in widths.changes(below).rows:
+        if row["what differs"].startswith(("equal", "own")):
+            texts = row["n"], *(row[width].text() for width in (widths.AT_8, widths.AT_64))
+            assert f"| {' | '.join(texts)} |" in shown
     for row in why.tables(found.runs)[1].rows:
         assert f"| {row['n']} | {row['accuracy (points)'].text()} |" in shown
     attacks = collection.collect_measurements(found, "attacks")
