@@ -79,13 +79,16 @@ def command(dataset: str) -> str:
 
 
 def claims(runs, attacks) -> Table | None:
-    """The claims with what the records say; None if no run is under the protocol."""
+    """The claims on the datasets that have a run under the protocol, with what the records say; None
+    if there is no such run.
+    """
     diverged, runs = under_protocol(runs, status="diverged"), under_protocol(runs)
     if not len(runs):
         return None
 
+    ours = [claim for claim in CLAIMS if claim.dataset in set(runs["config.dataset"])]
     found = []
-    for claim in CLAIMS:
+    for claim in ours:
         # the seeds that the claim fixes
         own, gone = (each[each["config.seed"] < claim.runs] for each in (runs, diverged))
         a, b = (
@@ -99,7 +102,7 @@ def claims(runs, attacks) -> Table | None:
         return f"not run: needs {seeds}; {command(claim.dataset)} makes them"
 
     rows = named.judged(found, verdict, needs, {}, decimals=3)
-    for row, claim in zip(rows, CLAIMS):
+    for row, claim in zip(rows, ours):
         says = direction(claim)
         row["paper"] = says if says == "–" else f"{says}: {beside(says, row['state'])}"
     return Table(rows, f"{CAPTION}. {beside_paper(rows)}", named.ASIDE)

@@ -6,11 +6,7 @@ from made import make_record, measured, save
 from rmlib.params import TrainParams
 from rmlib.paths import project_root
 from rmlib.study.batch.plan import read_batch
-from rmlib.study.report import (
-    groups,
-    report,
-    small,
-)
+from rmlib.study.report import groups, report, small
 from rmlib.study.report.claims import fit_protocol
 from rmlib.study.runs import collection
 
@@ -126,8 +122,20 @@ def test_the_papers_direction_stands_beside_ours(tmp_path):
     found = [row(tmp_path, f"minus {name}") for name in others]
     told = [each["paper"] for each in found]
     assert told == ["larger: opposite", "larger: same direction", "–"]
-    assert "of 8 claims" in caption(tmp_path) and "another experiment" in caption(tmp_path)
-    assert "1 same direction, 1 opposite, 0 not told apart, 6 no verdict" in caption(tmp_path)
+    assert "of 6 claims" in caption(tmp_path) and "another experiment" in caption(tmp_path)
+    assert "1 same direction, 1 opposite, 0 not told apart, 4 no verdict" in caption(tmp_path)
+
+
+def test_the_claims_of_a_dataset_stand_where_it_has_runs(tmp_path):
+    cifar100 = SMALL | {"dataset": "cifar100", "train_images": small.TRAIN_IMAGES["cifar100"]}
+    save(
+        tmp_path, *(make_record(44.0 + s % 2, seed=s, mixer="mixup", **cifar100) for s in range(5))
+    )
+    (table,) = report.tables(tmp_path, ("small",))["small"]
+    assert {row["dataset"] for row in table.rows} == {"cifar100"}
+    accuracies(tmp_path, mixup=lambda s: 75)
+    (table,) = report.tables(tmp_path, ("small",))["small"]
+    assert len(table.rows) == len(small.CLAIMS)
 
 
 @pytest.mark.parametrize(
