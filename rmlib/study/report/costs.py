@@ -9,8 +9,8 @@ CAPTION = (
     "hours of a GPU where the work was done on one, else hours of a process on a CPU, whatever its"
     " threads; the two are never added. Training: from the first step to the last evaluation, all"
     " attempts together, seconds that several runs shared divided among them; measurements:"
-    " attacks, corruptions and maps on the trained networks; wall time, also where other work"
-    " shared the machine, so no measure of speed"
+    " attacks, corruptions and maps on the trained networks; wall time of each run, also where"
+    " other runs or other work shared the machine, so no measure of speed"
 )
 KINDS = ("training", "measurements")
 

@@ -79,8 +79,8 @@ def command(dataset: str) -> str:
 
 
 def claims(runs, attacks) -> Table | None:
-    """The claims on the datasets that have a run under the protocol, with what the records say; None
-    if there is no such run.
+    """The claims on the datasets that have a run under the protocol, with what the records say;
+    None if there is no such run.
     """
     diverged, runs = under_protocol(runs, status="diverged"), under_protocol(runs)
     if not len(runs):

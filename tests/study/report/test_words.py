@@ -141,6 +141,7 @@ def test_the_pages_say_in_words_what_the_networks_of_width_64_show():
         ("fgsm_margin", small.REGION, small.PLAIN, 1, "then ends {} {} above plain"),
         ("square", small.REGION, small.MIXUP, 1, "{} {} above Mixup"),
         ("square", small.REGION, small.CUTMIX, 1, "{} {} above CutMix"),
+        ("square", small.REGION, ("mixup", 0.0), 0, "not told apart from Mixup without the clean"),
         ("corruptions", small.REGION, small.MIXUP, -1, "{} {} below Mixup"),
         *(
             (metric, *both, 0, "of the three mixers with the clean loss are not told apart")
@@ -168,7 +169,16 @@ def test_the_pages_say_in_words_what_the_networks_of_width_64_show():
     for other in ("Mixup", "CutMix"):
         row = rows[f"Region Mixup - {other}"]
         assert row[widths.CHANGE].low > 0 > row[widths.AT_64].high
-    assert rows["Region Mixup - Region Mixup, clean_weight=0"][widths.CHANGE].high < 0
+    own = rows["Region Mixup - Region Mixup, clean_weight=0"]
+    assert own[widths.CHANGE].high < 0
+    gains = own[widths.AT_64].mean, own[widths.AT_8].mean
+    assert (
+        "adds {:.1f} points to Region Mixup at width 64, and {:.1f} at width 8".format(*gains)
+        in page
+    )
+    for head, mean in zip((widths.AT_64, widths.AT_8), gains):
+        others = (rows[f"{x} - {x}, clean_weight=0"][head].mean for x in ("Mixup", "CutMix"))
+        assert mean > max(others)
     assert rows["Region Mixup, clean_weight=0 - plain training"][widths.CHANGE].low > 0
 
     points = {name: abs(row[widths.AT_64].mean) for name, row in rows.items()}
@@ -272,8 +282,14 @@ def test_the_page_says_in_words_what_one_setting_changes_at_width_64():
         ("fgsm", why.PARTNER, why.MIXUP, -1, "Own weights lower it by {} {} with one partner"),
         ("fgsm", why.REGION, why.WEIGHT, -1, "and by {} {} with own partners"),
         ("fgsm", why.RANDOM, why.REGION, 1, "Borders that move raise it by {} {}."),
-        ("fgsm_margin", why.PARTNER, why.MIXUP, -1, "own weights lower it by {} {} and"),
-        ("fgsm_margin", why.REGION, why.WEIGHT, -1, "and {} {}.\n  Own partners with one weight"),
+        ("fgsm_margin", why.PARTNER, why.MIXUP, -1, "Then own weights lower it by {} {} with one"),
+        (
+            "fgsm_margin",
+            why.REGION,
+            why.WEIGHT,
+            -1,
+            "and by {} {} with own partners.\n  Own partners with one weight",
+        ),
         ("fgsm_margin", why.WEIGHT, why.MIXUP, -1, "with one weight do so by {} {}."),
         ("fgsm_margin", why.REGION, why.PARTNER, 0, "not told apart from one partner there"),
         ("square", why.REGION, why.PARTNER, 1, "own partners raise it by {} {} with own"),
@@ -288,9 +304,9 @@ def test_the_page_says_in_words_what_one_setting_changes_at_width_64():
     partners = [points[f"own partners, with {x}"] for x in ("one weight", "own weights")]
     longer = points["equal compute, Region Mixup"]
     for words in (
-        "it is {:.1f} and {:.1f}; the last was named".format(*partners),
-        f"ends {longer:.1f} above it there. This was one of two",
-        f"twice the epochs ends {longer:.1f} above it. That was named",
+        "it is {:.1f} and {:.1f}; the second was named".format(*partners),
+        f"ends {longer:.1f} above Region Mixup, only just resolved",
+        f"twice the epochs ends {longer:.1f} above Region Mixup. That was named",
         f"and {points['borders that move']:.1f} with the paper's.",
     ):
         assert words in readme, words
