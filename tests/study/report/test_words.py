@@ -312,6 +312,69 @@ def test_the_page_says_in_words_what_one_setting_changes_at_width_64():
         assert words in readme, words
 
 
+def test_the_pages_say_in_words_what_the_runs_on_cifar100_show():
+    root = project_root()
+    page = (root / "results/cifar100-small/README.md").read_text(encoding="utf-8")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    found = collection.gather(root / "results" / "cifar100-small")
+    attacks = found.tables["attacks"]
+    (group,) = groups.experiments(groups.runs_below(found))
+    assert not completeness.interim(found, group) and len(found.records) == 20
+    assert "All 20 runs are done" in page and found.runs["hardware.cpu"].nunique() == 1
+    claims = small.claims(found.runs, attacks)
+    assert [row["paper"] for row in claims.rows] == [
+        "larger: opposite",
+        "smaller: same direction",
+        "–",
+    ]
+    table = accuracy.differences(group).frame().set_index("difference")
+    assert len(table) == 6
+
+    def side(what, mixer):
+        runs = small.under_protocol(found.runs)
+        if what in ("accuracy", "nll", "ece", "fgsm", "square"):
+            images = small.IMAGES
+            return numbers(runs, attacks, what, "cifar100", (mixer, 1.0), images=images)["number"]
+        own = runs[runs["config.mixer"] == mixer]["run_id"]
+        rows, column = found.tables["corruptions"], "mean_accuracy"
+        if what == "pgd":
+            rows = attacks[(attacks["attack"] == "pgd") & (attacks["eps"] == small.EPS)]
+            column = "accuracy_after"
+        return rows[rows["run_id"].isin(own)][column]
+
+    for what, other, sign, words in (
+        ("accuracy", "mixup", -1, "below Mixup** by {} points {}"),
+        ("accuracy", "cutmix", -1, "below CutMix** by {} {}, both after Holm"),
+        ("accuracy", "none", 0, "It is not told apart from the clean loss twice:"),
+        ("nll", "none", -1, "of the clean loss twice, by {} nats {}"),
+        ("ece", "none", -1, "and {} points {}."),
+        ("nll", "mixup", 1, "NLL is worse than Mixup's by {} {}"),
+        ("nll", "cutmix", 1, "and than CutMix's by {} {}."),
+        ("ece", "mixup", -1, "ECE is better than Mixup's by {} {}."),
+        ("fgsm", "mixup", 1, "Region Mixup ends {} points {} above Mixup"),
+        ("fgsm", "cutmix", 1, "and {} {} above CutMix"),
+        ("square", "mixup", 1, "it ends {} {} above Mixup, which only just"),
+        ("square", "cutmix", 0, "It is not told apart from CutMix."),
+        ("corruptions", "mixup", -1, "it ends {} points {} below Mixup"),
+        ("corruptions", "cutmix", -1, "and {} {} below CutMix"),
+        ("corruptions", "none", -1, "It ends {} {} below the clean loss twice"),
+    ):
+        sides = side(what, "region_mixup"), side(what, other)
+        assert [len(each) for each in sides] == [5, 5]
+        decimals = {"accuracy": 2, "nll": 3}.get(what, 1)
+        told(page, stats.welch(*sides), sign, words, decimals)
+    unresolved = {name for name, row in table.iterrows() if row["state"] != "resolved"}
+    assert unresolved == {"Region Mixup - clean loss twice (control)", "CutMix - Mixup"}
+    gap = stats.welch(side("accuracy", "region_mixup"), side("accuracy", "none"))
+    assert f"{gap.mean:.2f} above [{gap.low:.2f}, {gap.high:.2f}]" in page
+    assert max(side("fgsm", mixer).mean() for mixer in ("region_mixup", "mixup", "cutmix")) < 4
+    assert (
+        max(side("pgd", mixer).max() for mixer in ("region_mixup", "mixup", "cutmix", "none")) < 1
+    )
+    below = [-table.loc[f"Region Mixup - {other}", "points"] for other in ("Mixup", "CutMix")]
+    assert "ends {:.1f} points below Mixup and {:.1f} below CutMix, too".format(*below) in readme
+
+
 def numbers_in(text):
     """The two ends of a printed interval."""
     return [float(end) for end in text.strip("[]").split(", ")]
