@@ -371,6 +371,12 @@ def test_the_pages_say_in_words_what_the_runs_on_cifar100_show():
     assert (
         max(side("pgd", mixer).max() for mixer in ("region_mixup", "mixup", "cutmix", "none")) < 1
     )
+    (maps,) = report.tables(found, ("looks",))["looks"]
+    resolved = [row for row in maps.frame().to_dict("records") if row["state"] == "resolved"]
+    assert {(row["measure"], row["difference"]): row["points"] > 0 for row in resolved} == {
+        ("extent (%)", "Region Mixup - clean loss twice (control)"): True,
+        ("trace of the grid (points)", "Region Mixup - CutMix"): False,
+    }
     below = [-table.loc[f"Region Mixup - {other}", "points"] for other in ("Mixup", "CutMix")]
     assert "ends {:.1f} points below Mixup and {:.1f} below CutMix, too".format(*below) in readme
 
