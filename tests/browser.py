@@ -35,6 +35,7 @@ class Browser:
         address = f"ws://127.0.0.1:{port}{path}"
         self.socket = create_connection(address, suppress_origin=True, timeout=60)
         self.ids, self.session, self.errors, self.requests = itertools.count(), {}, [], []
+        self.loads = 0  # pages loaded so far
         target = self("Target.createTarget", url="about:blank")["targetId"]
         session = self("Target.attachToTarget", targetId=target, flatten=True)
         self.session = {"sessionId": session["sessionId"]}
@@ -61,6 +62,7 @@ class Browser:
             self.errors.append(params["entry"]["text"])
         if event == "Runtime.consoleAPICalled" and params["type"] == "error":
             self.errors.append(params["args"])
+        self.loads += event == "Page.loadEventFired"
         if event == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         return message
@@ -71,9 +73,12 @@ class Browser:
         self("Emulation.setDeviceMetricsOverride", **size)
         # another fragment alone would load nothing
         for target in ("about:blank", address):
+            # the page may be loaded before the command is answered
+            loads, begun = self.loads, time.monotonic()
             self("Page.navigate", url=target)
-            while self._receive().get("method") != "Page.loadEventFired":
-                pass
+            while self.loads == loads:
+                self._receive()
+                assert time.monotonic() < begun + 120, f"{target} was not loaded"
 
     def js(self, expression):
         """The value of an expression on the page."""
