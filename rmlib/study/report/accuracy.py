@@ -62,14 +62,17 @@ class Comparison:
 
     @cached_property
     def verdicts(self):
-        """The verdicts of the networks of equal seeds of A and of B on the same test images, two
-        bool arrays (seeds, images); None if no two saw the same.
-        """
+        """See :func:`verdicts`."""
         return verdicts(self.a.runs, self.b.runs)
 
 
 def verdicts(a, b) -> tuple | None:
-    """For :class:`Comparison`, of two tables of runs that are indexed by the seed."""
+    """The verdicts of the networks of equal seeds of A and of B on the same test images, two bool
+    arrays (seeds, images); None if no two saw the same.
+
+    Args:
+        a, b: tables of runs, indexed by the seed.
+    """
     a, b = stats.matched(a, b)
     same = a["correct"].notna() & b["correct"].notna()
     for name in ("data.checksum", "data.test_images"):

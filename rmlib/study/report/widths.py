@@ -63,7 +63,8 @@ class Side:
     """The planned runs of a method at one width.
 
     Args:
-        runs: those that are done, indexed by the seed.
+        name: of the method, with the width.
+        runs: those that are done, indexed by the seed; ``number`` is the accuracy in percent.
         lost: how many diverged.
         batch: the file that makes them.
     """
@@ -116,7 +117,7 @@ def named(runs) -> Table | None:
 
 
 def _verdict(extra, pair, sides, test, p, waiting) -> dict:
-    """The row of a named difference."""
+    """The row of a named difference; ``p``: corrected; ``waiting``: runs or a spread are missing."""
     a, b = sides
     pairs, over_both = stats.paired(a.accuracies, b.accuracies), None
     if (both := accuracy.verdicts(a.runs, b.runs)) is not None:
