@@ -117,7 +117,7 @@ def named(runs) -> Table | None:
 
 
 def _verdict(extra, pair, sides, test, p, waiting) -> dict:
-    """The row of a named difference; ``p``: corrected; ``waiting``: runs or a spread are missing."""
+    """The row of a named difference; ``p`` is corrected; ``waiting``: runs are missing."""
     a, b = sides
     pairs, over_both = stats.paired(a.accuracies, b.accuracies), None
     if (both := accuracy.verdicts(a.runs, b.runs)) is not None:
