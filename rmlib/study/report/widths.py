@@ -16,7 +16,8 @@ from rmlib.study.report.why import CUTMIX, MIXUP, PARTNER, REGION, name_of
 # what differs from the protocol where the network is the paper's
 NARROW: dict = {}
 WIDE: dict = {"width": 64, "precision": "bf16"}
-SEEDS = 5  # of every method of width 64, fixed before the runs
+CIFAR100: dict = {"dataset": "cifar100"}
+SEEDS = {"cifar10": 5, "cifar100": 4}  # of every method of width 64, fixed before the runs
 HEADS = AT_8, AT_64, CHANGE = "width 8 (points)", "width 64 (points)", "change (points)"
 
 # settings of a method, beside the protocol and the clean loss
@@ -36,22 +37,27 @@ CHANGES = (
     # "both" is among the differences
     *(each for each in why.CONTRASTS if each[0] != "both"),
 )
-# what was named before the first run of a batch, when the runs of the first method had been seen:
-# batch file -> width, pairs of methods
+# of the methods that ran on CIFAR-100
+HUNDRED = (
+    *((REGION, other) for other in (MIXUP, CUTMIX, DOUBLED)),
+    *((other, DOUBLED) for other in (MIXUP, CUTMIX)),
+)
+# what was named before the first run of a batch: batch file -> what it changes, pairs of methods
 NAMED: dict = {
     "cifar10-small-width64-why.yaml": (WIDE, [(REGION, PARTNER), (REGION, LONGER)]),
     "cifar10-small-longer.yaml": (NARROW, [(REGION, LONGER)]),
+    "cifar100-small-width64.yaml": (WIDE | CIFAR100, HUNDRED[:3]),
 }
 CAPTION = (
-    "accuracy on CIFAR-10 with 5 000 training images, A minus B with its 95 %"
+    "accuracy with 5 000 training images of CIFAR-10, or 10 000 of CIFAR-100, A minus B with its 95 %"
     " interval by Welch's t; change: from width 8 to width 64, by Welch's t of the four groups;"
-    " uncorrected; n at width 8, then at width 64, of the seeds fixed before the runs; with the"
+    " uncorrected; n at width 8, then at width 64, and of how many where runs are missing; with the"
     " width the precision (float32, bfloat16) and the machine (CPU, GPU) changed, the learning rate"
     " did not"
 )
 FIXED = (
-    "small data, named before the first run of a batch; the runs of the first method had been seen"
-    " then; A minus B in accuracy with its 95 % interval by Welch's t, by pairs of equal seeds, and"
+    "small data, named before the first run of a batch; on CIFAR-10 the runs of the first method had"
+    " been seen then; A minus B in accuracy with its 95 % interval by Welch's t, by pairs of equal seeds, and"
     " over seeds and images, none of them corrected; p of Welch's t corrected by Holm for the"
     " differences that were named with a batch; no larger difference: two one-sided tests at 5 %"
     f" against a margin of {small.MARGIN:g} point"
@@ -66,12 +72,14 @@ class Side:
         name: of the method, with the width.
         runs: those that are done, indexed by the seed; ``number`` is the accuracy in percent.
         lost: how many diverged.
+        planned: how many were fixed before the first.
         batch: the file that makes them.
     """
 
     name: str
     runs: pd.DataFrame
     lost: int
+    planned: int
     batch: str
 
     @property
@@ -79,19 +87,30 @@ class Side:
         """The accuracies in percent, indexed by the seed."""
         return self.runs["number"]
 
+    @property
+    def count(self) -> str:
+        """'5', or '3 of 5' where runs are missing."""
+        done = len(self.runs)
+        return f"{done}" if done == self.planned else f"{done} of {self.planned}"
+
 
 def table(runs) -> Table | None:
-    """Differences of methods at both widths; None unless one of them is known at both."""
-    rows = _rows(runs, DIFFERENCES)
-    known = any(row[CHANGE].mean == row[CHANGE].mean for row in rows)
-    return Table(rows, f"small data, widths; {CAPTION}") if known else None
+    """Differences of methods at both widths, on each dataset where one of them is known at both;
+    None where there is none.
+    """
+    rows = []
+    for dataset, pairs in ({}, DIFFERENCES), (CIFAR100, HUNDRED):
+        own = _rows(runs, pairs, dataset)
+        if any(row[CHANGE].mean == row[CHANGE].mean for row in own):
+            rows += [{"dataset": dataset_of(dataset)} | row for row in own]
+    return Table(rows, f"small data, widths; {CAPTION}") if rows else None
 
 
 def changes(runs) -> Table | None:
     """What one setting changes, and twice the epochs, at both widths; None unless one of them is
     known at width 64.
     """
-    rows = _rows(runs, [sides for _, *sides in CHANGES])
+    rows = _rows(runs, [sides for _, *sides in CHANGES], {})
     rows = [{"what differs": words} | row for (words, *_), row in zip(CHANGES, rows)]
     known = any(row[AT_64].mean == row[AT_64].mean for row in rows)
     return Table(rows, f"small data, what one setting changes; {CAPTION}") if known else None
@@ -129,6 +148,7 @@ def _verdict(extra, pair, sides, test, p, waiting) -> dict:
     if not waiting:
         state = small.accuracy_verdict(test, a.accuracies, b.accuracies, p)
     return {
+        "dataset": dataset_of(extra),
         "difference": f"{name_of(pair[0])} - {name_of(pair[1])}",
         "width": (small.PROTOCOL | extra)["width"],
         "n": f"{counts} of {planned(pair[1], extra)}",
@@ -141,46 +161,53 @@ def _verdict(extra, pair, sides, test, p, waiting) -> dict:
 
 
 def side(runs, settings: dict, extra: dict) -> Side:
-    """The planned runs of a method; ``extra``: NARROW or WIDE."""
+    """The planned runs of a method; ``extra``: NARROW or WIDE, with CIFAR100 or not."""
     runs = runs[runs["config.seed"] < planned(settings, extra)]
     method = settings["mixer"], settings.get("clean_weight", 1.0)
     done, diverged = (
         small.under_protocol(runs, extra | settings, status) for status in ("done", "diverged")
     )
-    own = numbers(done, None, "accuracy", "cifar10", method)
+    dataset = dataset_of(extra)
+    own = numbers(done, None, "accuracy", dataset, method)
     own = own.join(done.set_index("run_id"), on="run_id")
-    lost = len(of_side(diverged, "cifar10", method))
+    lost = len(of_side(diverged, dataset, method))
     name = f"{name_of(settings)}, width {(small.PROTOCOL | extra)['width']}"
-    return Side(name, own, lost, batch_of(settings, extra))
+    return Side(name, own, lost, planned(settings, extra), batch_of(settings, extra))
+
+
+def dataset_of(extra: dict) -> str:
+    """The dataset: CIFAR-10 where ``extra`` names none."""
+    return extra.get("dataset", "cifar10")
 
 
 def planned(settings: dict, extra: dict) -> int:
     """The number of seeds of a method, fixed before the runs."""
-    if extra:
-        return SEEDS
-    return small.SEEDS["cifar10"] if settings in MAIN else small.ABLATION_SEEDS
+    seeds = SEEDS if "width" in extra else small.SEEDS
+    if "width" in extra or settings in MAIN:
+        return seeds[dataset_of(extra)]
+    return small.ABLATION_SEEDS
 
 
 def batch_of(settings: dict, extra: dict) -> str:
     """The batch file that makes the runs of a method."""
-    if not extra:
-        return "cifar10-small-longer.yaml" if settings == LONGER else "cifar10-small.yaml"
-    first = settings.keys() <= {"mixer", "clean_weight"}
-    return f"cifar10-small-width64{'' if first else '-why'}.yaml"
+    first = f"{dataset_of(extra)}-small"
+    if "width" not in extra:
+        return f"{first}{'-longer' if settings == LONGER else ''}.yaml"
+    plain = settings.keys() <= {"mixer", "clean_weight"}
+    return f"{first}-width64{'' if plain else '-why'}.yaml"
 
 
-def _rows(runs, pairs) -> list[dict]:
+def _rows(runs, pairs, dataset: dict) -> list[dict]:
     """A row for each pair of methods."""
-    runs = runs[runs["config.train_images"] == small.TRAIN_IMAGES["cifar10"]]
     every = {name_of(each): each for pair in pairs for each in pair}
     narrow, wide = (
-        {name: side(runs, settings, extra) for name, settings in every.items()}
+        {name: side(runs, settings, extra | dataset) for name, settings in every.items()}
         for extra in (NARROW, WIDE)
     )
     rows = []
     for names in [tuple(map(name_of, pair)) for pair in pairs]:
         own, other = ([width[name] for name in names] for width in (narrow, wide))
-        counts = [", ".join(str(len(each.runs)) for each in sides) for sides in (own, other)]
+        counts = [", ".join(each.count for each in sides) for sides in (own, other)]
         row: dict = {"difference": " - ".join(names), "n": "; ".join(counts)}
         values = [each.accuracies for each in (*own, *other)]
         found = (

@@ -201,14 +201,14 @@ def measured_on(found, what, mixer, clean_weight=1.0, **settings):
     runs = small.under_protocol(found.runs, widths.WIDE | settings)
     if what in ("nll", "ece", "fgsm", "square"):
         own = numbers(runs, attacks, what, "cifar10", side, images=small.IMAGES)["number"]
-        assert len(own) == widths.SEEDS
+        assert len(own) == widths.SEEDS["cifar10"]
         return own
     own = numbers(runs, attacks, "accuracy", "cifar10", side)["run_id"]
     rows, column = found.tables["corruptions"], "mean_accuracy"
     if what == "fgsm_margin":
         rows, column = attacks[attacks["attack"] == what], "accuracy_after"
     rows = rows[rows["run_id"].isin(own)]
-    assert len(rows) == len(own) == widths.SEEDS and set(rows["images"]) == {small.IMAGES}
+    assert len(rows) == len(own) == widths.SEEDS["cifar10"] and set(rows["images"]) == {small.IMAGES}
     return rows[column]
 
 
@@ -225,7 +225,7 @@ def test_the_page_says_in_words_what_one_setting_changes_at_width_64():
     assert "29 of 30 runs are done: the grid of 4 x 4 lacks seed 4." in page
 
     table = widths.changes(runs)
-    partners, compute = widths.named(runs).rows
+    partners, compute, *_ = widths.named(runs).rows
     for row in (partners, compute):
         assert row["n"] == "5, 5 of 5" and row["state"] == "resolved: smaller"
     pairs, over_both = (numbers_in(compute[name]) for name in ("paired", "seeds and images"))
