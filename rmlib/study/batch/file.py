@@ -4,7 +4,7 @@ import itertools
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -77,6 +77,8 @@ class BatchFile(BaseModel):
     equal_compute: bool = False
     # the difference named before the runs: what selects method A, and method B
     primary: list[dict[str, Any]] = Field([], min_length=2, max_length=2)
+    # and in what they differ
+    primary_metric: Literal["accuracy", "nll", "ece"] = "accuracy"
     # the other notebooks of the study, with their parameters
     notebooks: dict[str, dict[str, Any] | None] = {}
 

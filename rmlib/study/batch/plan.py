@@ -55,6 +55,7 @@ class Batch:
     settings: list[str]
     # the ids of the runs on both sides of the difference named before them
     primary: list[list[str]]
+    primary_metric: str
 
     def state(self, run: TrainParams) -> str:
         """What has become of a run: done, damaged, failed, stopped or new.
@@ -172,7 +173,8 @@ class Batch:
             rows.append(row | {"robustness": run.robustness})
         fields = {"schema_version": 1, "name": self.name, "file": self.file}
         fields |= {"options": [*self.settings, *options]}
-        fields |= {"primary": self.primary} if self.primary else {}
+        if self.primary:
+            fields |= {"primary": self.primary, "primary_metric": self.primary_metric}
         fields |= {"notebooks": list(self.notebooks), "cells": rows}
         records.atomic_write(path, records.in_rows(fields, "cells"))
         return path
@@ -205,7 +207,8 @@ def read_batch(path: Path, out: Path | None = None, settings: list[str] | None =
     if wrong:
         where = " ".join([str(path), *(f"--set {text}" for text in settings or [])])
         raise UserError(f"{where}: {listed(list(dict.fromkeys(wrong)))}")
-    return Batch(path.stem, out, runs, others, _named(path), files.words(given), primary)
+    words, metric = files.words(given), file.primary_metric
+    return Batch(path.stem, out, runs, others, _named(path), words, primary, metric)
 
 
 def _runs(file, out, wrong):
@@ -257,6 +260,8 @@ def _primary(file, runs, wrong):
     ``wrong``.
     """
     sides = []
+    if file.primary_metric != "accuracy" and not file.primary:
+        wrong.append("primary_metric: of what difference? name it with primary")
     for values in file.primary:
         for name in values.keys() - set(METHOD):
             wrong.append(f"primary: {name}: {nearest(name, METHOD)}")

@@ -5,6 +5,13 @@ from rmlib.study.report.groups import Method
 from rmlib.study.report.values import span
 from rmlib.study.runs import collection, records
 
+# of the difference named before the runs: decimals and unit
+UNITS = {
+    "accuracy": (2, "points"),
+    "nll": (3, "nats of NLL (log loss)"),
+    "ece": (1, "points of ECE (calibration error)"),
+}
+
 
 def methods(group) -> list[Method]:
     """The methods of an experiment that have a finished run, best first."""
@@ -81,11 +88,12 @@ def primary(found: collection.Collection, group) -> list[str]:
         ]
         if sides and all(sides):
             (a, *_), (b, *_) = sides
-            d = stats.welch(a.accuracies, b.accuracies)
+            column, (decimals, unit) = f"metrics.{plan.primary_metric}", UNITS[plan.primary_metric]
+            d = stats.welch(a.runs[column], b.runs[column])
             state = stats.state(d.p, waiting=a.waiting or b.waiting)
             told.append(
-                f"Named before the runs: {a.name} minus {b.name}, {d.mean:+.2f} points"
-                f" {span(d.low, d.high)} (n = {d.n[0]}, {d.n[1]}), {state}"
+                f"Named before the runs: {a.name} minus {b.name}, {d.mean:+.{decimals}f} {unit}"
+                f" {span(d.low, d.high, decimals)} (n = {d.n[0]}, {d.n[1]}), {state}"
             )
     return told
 

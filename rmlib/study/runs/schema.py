@@ -231,6 +231,7 @@ class Plan(BaseModel):
     options: list[str] = []
     # the ids of the runs on both sides of the difference that was named before them
     primary: list[list[str]] = []
+    primary_metric: Literal["accuracy", "nll", "ece"] = "accuracy"
     cells: list[Planned]
 
 

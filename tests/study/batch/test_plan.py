@@ -73,6 +73,8 @@ MISTAKES = {
     ),
     ONE + "notebooks: {03_robustness: {quieries: 5}}": "did you mean 'queries'",
     ONE + "notebooks: {03_robustness: {eps: [8]}}": "scale of pixels",
+    ONE + "primary_metric: ece": "primary_metric: of what difference",
+    ONE + "primary_metric: loss": "primary_metric: .* 'accuracy', 'nll' or 'ece'",
     ONE + "primary: [{mixer: none}]": "primary: .* at least 2 items",
     ONE + "primary: [{mixr: none}, {}]": "primary: mixr: did you mean 'mixer'",
     ONE + "primary: [{}, {mixer: mixup}]": "primary: mixer=mixup selects no methods: give param",

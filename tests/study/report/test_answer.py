@@ -228,5 +228,31 @@ def test_the_difference_named_before_the_runs_is_one_comparison(tmp_path):
     assert read_batch(batch, tmp_path / "runs", ["mixer=none", "clean_weight=0"]).primary == []
 
 
+@pytest.mark.parametrize(
+    "metric, words",
+    [("nll", "+0.300 nats of NLL (log loss)"), ("ece", "+0.3 points of ECE (calibration error)")],
+)
+def test_the_difference_named_may_be_one_in_another_metric(tmp_path, metric, words):
+    """All accuracies are equal there."""
+    batch = tmp_path / "batch.yaml"
+    batch.write_text(
+        "grid: [{mixer: [none, mixup], seed: [0, 1, 2]}]\n"
+        f"primary: [{{mixer: mixup}}, {{mixer: none}}]\nprimary_metric: {metric}"
+    )
+    plan = read_batch(batch, tmp_path / "runs")
+    records = [make_record(**changed(run)) for run in plan.runs]
+    for record in records:
+        mixed = record.config["mixer"] == "mixup"
+        record.metrics |= {metric: 0.5 + 0.3 * mixed + 0.1 * record.config["seed"]}
+    save(plan.out, *records)
+    plan.write([])
+    (line,) = answer.answers(collection.gather(plan.out))
+    test = stats.ttest_ind([0.8, 0.9, 1.0], [0.5, 0.6, 0.7], equal_var=False)
+    low, high = test.confidence_interval()
+    decimals = 3 if metric == "nll" else 1
+    interval = f"[{low:+.{decimals}f}, {high:+.{decimals}f}]"
+    assert f"minus clean loss twice (control), {words} {interval} (n = 3, 3), resolved." in line
+
+
 def changed(run):
     return {"seed": run.seed, "mixer": run.mixer, "clean_weight": run.clean_weight}
