@@ -11,7 +11,7 @@ FAST = mixers mixer_use models evaluate params train documents floors
 
 .PHONY: study test check gpu grid notebooks readme book lab lock clean env
 
-study: env  ## the whole study on the built-in images: five notebooks, a grid of 18 trainings, tables and a book of HTML pages
+study: env  ## the whole study on the built-in images: five notebooks, a grid of 15 trainings, tables and a book of HTML pages
 	$(BIN) -m rmlib batch $(BATCHES)/quick.yaml
 
 test: env  ## pytest, and nbval over the notebooks

@@ -135,9 +135,9 @@ def _report_options(parser):
 
 def _explain_options(parser):
     parser.epilog = (
-        "examples: rmlib explain results/quick 95.00 | rmlib explain results/quick robustness"
+        "examples: rmlib explain results/quick 94.60 | rmlib explain results/quick robustness"
         ' "Region Mixup" --column "FGSM 8/255" | rmlib explain results/quick accuracy'
-        ' "Region Mixup" clean_weight=0 | rmlib explain results/quick b10fafa1f592'
+        ' "plain training" clean_weight=0 | rmlib explain results/quick b10fafa1f592'
     )
     words = "a folder of records first (default: runs/, then results/); then a number as it is"
     words += " printed, a run id, or the kind of a table and words of its row"

@@ -319,7 +319,7 @@ def test_code_of_another_time_and_the_batch_are_named(tmp_path):
 
 def test_the_example_of_the_ledger_is_real(monkeypatch):
     monkeypatch.chdir(project_root())
-    after = Path("results/README.md").read_text().partition("$ rmlib explain results/quick 95.00\n")
+    after = Path("results/README.md").read_text().partition("$ rmlib explain results/quick 94.60\n")
     example = after[2].split("$ rmlib")[0].splitlines()
     text = explain.explain(["results/quick", "95.00"]).splitlines()
     assert len(example) > 10
