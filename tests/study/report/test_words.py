@@ -5,7 +5,17 @@ import itertools
 import nbformat
 
 from rmlib.paths import project_root
-from rmlib.study.report import accuracy, completeness, groups, report, small, stats, why, widths
+from rmlib.study.report import (
+    accuracy,
+    answer,
+    completeness,
+    groups,
+    report,
+    small,
+    stats,
+    why,
+    widths,
+)
 from rmlib.study.report.claims import numbers
 from rmlib.study.runs import collection
 
@@ -379,6 +389,53 @@ def test_the_pages_say_in_words_what_the_runs_on_cifar100_show():
     }
     below = [-table.loc[f"Region Mixup - {other}", "points"] for other in ("Mixup", "CutMix")]
     assert "ends {:.1f} points below Mixup and {:.1f} below CutMix, too".format(*below) in readme
+
+
+def test_what_is_told_of_cifar100_at_width_64_waits_for_its_runs():
+    root = project_root()
+    folder = root / "results" / "cifar100-small-width64"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    found = collection.gather(folder)
+    cells = collection.read_plan(folder / "plan.json").cells
+    done = f"{len(found.records)} of {len(cells)} runs"
+    assert done == "10 of 16 runs"
+    for name in ("README.md", "results/README.md", "notebooks/batches/README.md"):
+        assert done in (root / name).read_text(encoding="utf-8"), name
+    assert f"**{done} are done, so there is no verdict yet.**" in page
+    named = widths.named(found.runs).rows
+    assert len(named) == 3 and {row["state"] for row in named} == {"no verdict yet"}
+
+    (group,) = groups.experiments(groups.runs_below(found))
+    (best, *others) = answer.methods(group)
+    accuracies = {each.name: each.runs.set_index("config.seed")["metrics.accuracy"] for each in others}
+    own = best.runs.set_index("config.seed")["metrics.accuracy"]
+    both = (own - accuracies["Mixup"]).dropna()
+    assert best.name == "Region Mixup" and len(both) == 3 and both.min() > 0
+    doubled = accuracies["clean loss twice (control)"].mean()
+    for other in ("Mixup", "CutMix"):
+        assert 1.5 < accuracies[other].mean() - doubled < 2.5, "two points"
+    rows = widths.table(groups.runs_below(root / "results")).rows
+    rows = {(row["dataset"], row["difference"]): row for row in rows}
+    for other, words in ("Mixup", "move up, by {} points {}"), ("CutMix", "and {} {}."):
+        name = f"Region Mixup - {other}"
+        told(page, rows["cifar100", name][widths.CHANGE], 1, words, decimals=1)
+        assert rows["cifar100", name][widths.AT_8].high < 0
+        assert rows["cifar10", name][widths.AT_64].high < 0
+
+
+def test_what_quick_resolves_and_what_it_does_not():
+    """Its methods spread little, and three seeds resolve what was named, and nothing else."""
+    found = collection.gather(project_root() / "results" / "quick")
+    (group,) = groups.experiments(groups.runs_below(found))
+    methods = {each.name: each for each in answer.methods(group)}
+    assert len(methods) == 5 and max(each.accuracies.std() for each in methods.values()) < 3
+    (named,) = answer.primary(found, group)
+    assert named.endswith("(n = 3, 3), resolved") and "points of ECE" in named
+    states = accuracy.differences(group).frame()["state"]
+    assert not any(state == "resolved" for state in states)
+    unmixed = [name for name in methods if name.startswith(("plain", "clean loss twice"))]
+    error = {name: each.runs["metrics.ece"].mean() for name, each in methods.items()}
+    assert max(error[name] for name in unmixed) < min(error[name] for name in error.keys() - unmixed)
 
 
 def numbers_in(text):
