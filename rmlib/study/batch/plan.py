@@ -207,7 +207,8 @@ def read_batch(path: Path, out: Path | None = None, settings: list[str] | None =
     if wrong:
         where = " ".join([str(path), *(f"--set {text}" for text in settings or [])])
         raise UserError(f"{where}: {listed(list(dict.fromkeys(wrong)))}")
-    words, metric = files.words(given), file.primary_metric
+    words = files.words(given)
+    metric = file.primary_metric
     return Batch(path.stem, out, runs, others, _named(path), words, primary, metric)
 
 

@@ -2,15 +2,19 @@
 
 from rmlib.study.report import accuracy, completeness, groups, stats
 from rmlib.study.report.groups import Method
-from rmlib.study.report.values import span
+from rmlib.study.report.values import Table, by_run, difference, heading, span
 from rmlib.study.runs import collection, records
 
-# of the difference named before the runs: decimals and unit
+# of the difference named before the runs
 UNITS = {
-    "accuracy": (2, "points"),
-    "nll": (3, "nats of NLL (log loss)"),
-    "ece": (1, "points of ECE (calibration error)"),
+    "accuracy": "points",
+    "nll": "nats of NLL (log loss)",
+    "ece": "points of ECE (calibration error)",
 }
+PRIMARY = (
+    "named before the runs; A minus B with its 95 % interval by Welch's t over seeds; one"
+    " comparison, so its p needs no correction"
+)
 
 
 def methods(group) -> list[Method]:
@@ -76,11 +80,11 @@ def sentences(group) -> list[str]:
     return told
 
 
-def primary(found: collection.Collection, group) -> list[str]:
+def primary(found: collection.Collection, group) -> Table | None:
     """The difference that a plan named before the runs, with its verdict: one comparison, so its p
-    needs no correction. [] where there is none, or runs of both sides are not there.
+    needs no correction. None where there is none, or runs of both sides are not there.
     """
-    told = []
+    rows = []
     for plan in filter(None, map(collection.read_plan, found.plans)):
         sides = [
             [each for each in groups.finished(group) if set(ids) & set(each.runs["run_id"])]
@@ -88,14 +92,28 @@ def primary(found: collection.Collection, group) -> list[str]:
         ]
         if sides and all(sides):
             (a, *_), (b, *_) = sides
-            column, (decimals, unit) = f"metrics.{plan.primary_metric}", UNITS[plan.primary_metric]
-            d = stats.welch(a.runs[column], b.runs[column])
-            state = stats.state(d.p, waiting=a.waiting or b.waiting)
-            told.append(
-                f"Named before the runs: {a.name} minus {b.name}, {d.mean:+.{decimals}f} {unit}"
-                f" {span(d.low, d.high, decimals)} (n = {d.n[0]}, {d.n[1]}), {state}"
+            metric = plan.primary_metric
+            column = f"metrics.{metric}"
+            numbers = [by_run(each.runs.dropna(subset=column), column) for each in (a, b)]
+            d = stats.welch(*(list(each.values()) for each in numbers))
+            value = difference(
+                d,
+                *zip((a.name, b.name), numbers),
+                low=d.low,
+                high=d.high,
+                decimals=3 if metric == "nll" else 2,
             )
-    return told
+            row: dict = {"difference": f"{a.name} - {b.name}", "in": heading(metric), "metric": metric}
+            row |= {"n": f"{d.n[0]}, {d.n[1]}", "A - B": value}
+            rows.append(row | {"state": stats.state(d.p, waiting=a.waiting or b.waiting)})
+    return Table(rows, f"{groups.title(group)}; {PRIMARY}", ("metric",)) if rows else None
+
+
+def _told(row):
+    """A row of :func:`primary` in words."""
+    sides = row["difference"].replace(" - ", " minus ")
+    value = f"{row['A - B'].text()} {UNITS[row['metric']]} (n = {row['n']})"
+    return f"Named before the runs: {sides}, {value}, {row['state']}"
 
 
 def answers(found: collection.Collection) -> list[str]:
@@ -106,7 +124,9 @@ def answers(found: collection.Collection) -> list[str]:
     for group in groups.experiments(groups.runs_below(found)):
         if told := sentences(group):
             head = [groups.title(group), completeness.interim(found, group)]
-            parts = ["; ".join(filter(None, head)), *primary(found, group), "; ".join(told)]
+            named = primary(found, group)
+            rows = named.rows if named else []
+            parts = ["; ".join(filter(None, head)), *map(_told, rows), "; ".join(told)]
             lines.append(f"{'. '.join(parts)}.")
     return lines
 

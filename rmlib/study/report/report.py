@@ -32,6 +32,7 @@ from rmlib.study.runs import collection, records
 # kind of table -> its heading, in the order of the report
 HEADINGS = {
     "accuracy": "What was run",
+    "primary": "The difference named before the runs",
     "differences": "Differences with their intervals",
     "classes": "Accuracy per class",
     "confusions": "What is taken for what",
@@ -134,6 +135,7 @@ def tables(root, kinds=tuple(HEADINGS)) -> dict[str, list[Table]]:
     makers = {
         "accuracy": lambda: [noted(accuracy.summary(group), group) for group in experiments],
         "differences": lambda: [noted(accuracy.differences(group), group) for group in experiments],
+        "primary": lambda: [noted(answer.primary(root, group), group) for group in experiments],
         "classes": lambda: [classes.table(root, group) for group in experiments],
         "confusions": lambda: [classes.table(root, group, confused=True) for group in experiments],
         "paper": lambda: reproduction.tables(runs, attacks) if of_paper else [],

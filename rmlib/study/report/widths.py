@@ -38,7 +38,7 @@ CHANGES = (
     *(each for each in why.CONTRASTS if each[0] != "both"),
 )
 # of the methods that ran on CIFAR-100
-HUNDRED = (
+ON_CIFAR100 = (
     *((REGION, other) for other in (MIXUP, CUTMIX, DOUBLED)),
     *((other, DOUBLED) for other in (MIXUP, CUTMIX)),
 )
@@ -46,18 +46,18 @@ HUNDRED = (
 NAMED: dict = {
     "cifar10-small-width64-why.yaml": (WIDE, [(REGION, PARTNER), (REGION, LONGER)]),
     "cifar10-small-longer.yaml": (NARROW, [(REGION, LONGER)]),
-    "cifar100-small-width64.yaml": (WIDE | CIFAR100, HUNDRED[:3]),
+    "cifar100-small-width64.yaml": (WIDE | CIFAR100, ON_CIFAR100[:3]),
 }
 CAPTION = (
-    "accuracy with 5 000 training images of CIFAR-10, or 10 000 of CIFAR-100, A minus B with its 95 %"
-    " interval by Welch's t; change: from width 8 to width 64, by Welch's t of the four groups;"
-    " uncorrected; n at width 8, then at width 64, and of how many where runs are missing; with the"
-    " width the precision (float32, bfloat16) and the machine (CPU, GPU) changed, the learning rate"
-    " did not"
+    "A minus B in accuracy with its 95 % interval by Welch's t; change: from width 8 to width 64,"
+    " by Welch's t of the four groups; uncorrected; n at width 8, then at width 64, of the seeds"
+    " fixed before the runs, and of how many where runs are missing; with the width the precision"
+    " (float32, bfloat16) and the machine (CPU, GPU) changed, the learning rate did not"
 )
 FIXED = (
-    "small data, named before the first run of a batch; on CIFAR-10 the runs of the first method had"
-    " been seen then; A minus B in accuracy with its 95 % interval by Welch's t, by pairs of equal seeds, and"
+    "small data, named before the first run of a batch; on CIFAR-10 the runs of the first method"
+    " had been seen then; n: of the seeds fixed then, and of how many where runs are missing;"
+    " A minus B in accuracy with its 95 % interval by Welch's t, by pairs of equal seeds, and"
     " over seeds and images, none of them corrected; p of Welch's t corrected by Holm for the"
     " differences that were named with a batch; no larger difference: two one-sided tests at 5 %"
     f" against a margin of {small.MARGIN:g} point"
@@ -99,11 +99,12 @@ def table(runs) -> Table | None:
     None where there is none.
     """
     rows = []
-    for dataset, pairs in ({}, DIFFERENCES), (CIFAR100, HUNDRED):
-        own = _rows(runs, pairs, dataset)
+    for extra, pairs in ({}, DIFFERENCES), (CIFAR100, ON_CIFAR100):
+        own = _rows(runs, pairs, extra)
         if any(row[CHANGE].mean == row[CHANGE].mean for row in own):
-            rows += [{"dataset": dataset_of(dataset)} | row for row in own]
-    return Table(rows, f"small data, widths; {CAPTION}") if rows else None
+            rows += [{"dataset": dataset_of(extra)} | row for row in own]
+    images = "5 000 training images of CIFAR-10, or 10 000 of CIFAR-100"
+    return Table(rows, f"small data, widths; {images}; {CAPTION}") if rows else None
 
 
 def changes(runs) -> Table | None:
@@ -113,7 +114,9 @@ def changes(runs) -> Table | None:
     rows = _rows(runs, [sides for _, *sides in CHANGES], {})
     rows = [{"what differs": words} | row for (words, *_), row in zip(CHANGES, rows)]
     known = any(row[AT_64].mean == row[AT_64].mean for row in rows)
-    return Table(rows, f"small data, what one setting changes; {CAPTION}") if known else None
+    images = "5 000 training images of CIFAR-10"
+    what = f"small data, what one setting changes; {images}; {CAPTION}"
+    return Table(rows, what) if known else None
 
 
 def named(runs) -> Table | None:
@@ -121,15 +124,16 @@ def named(runs) -> Table | None:
     has begun.
     """
     rows = []
-    for extra, pairs in NAMED.values():
+    for batch, (extra, pairs) in NAMED.items():
         both = [tuple(side(runs, settings, extra) for settings in pair) for pair in pairs]
         tests = [stats.welch(a.accuracies, b.accuracies) for a, b in both]
         waiting = [
-            min(test.n) < planned(settings, extra) or test.p != test.p
-            for test, (_, settings) in zip(tests, pairs)
+            any(len(each.runs) < each.planned for each in sides) or test.p != test.p
+            for test, sides in zip(tests, both)
         ]
         corrected = stats.holm([test.p for test in tests], waiting)
-        if any(len(b.runs) for _, b in both):
+        own = [each for sides in both for each in sides if each.batch == batch]
+        if any(len(each.runs) for each in own):
             found = zip(pairs, both, tests, corrected, waiting)
             rows += [_verdict(extra, *each) for each in found]
     return Table(rows, FIXED) if rows else None
@@ -143,7 +147,7 @@ def _verdict(extra, pair, sides, test, p, waiting) -> dict:
         own, other = both
         over_both = stats.crossed(100.0 * own - 100.0 * other)
     lost = [f" ({each.lost} diverged)" if each.lost else "" for each in sides]
-    counts = ", ".join(f"{len(each.runs)}{gone}" for each, gone in zip(sides, lost))
+    counts = ", ".join(f"{each.count}{gone}" for each, gone in zip(sides, lost))
     state = "no verdict yet"
     if not waiting:
         state = small.accuracy_verdict(test, a.accuracies, b.accuracies, p)
@@ -151,7 +155,7 @@ def _verdict(extra, pair, sides, test, p, waiting) -> dict:
         "dataset": dataset_of(extra),
         "difference": f"{name_of(pair[0])} - {name_of(pair[1])}",
         "width": (small.PROTOCOL | extra)["width"],
-        "n": f"{counts} of {planned(pair[1], extra)}",
+        "n": counts,
         "points": _difference(test, sides),
         "paired": span(pairs.low, pairs.high),
         "seeds and images": span(over_both.low, over_both.high) if over_both else "–",
@@ -197,12 +201,12 @@ def batch_of(settings: dict, extra: dict) -> str:
     return f"{first}-width64{'' if plain else '-why'}.yaml"
 
 
-def _rows(runs, pairs, dataset: dict) -> list[dict]:
-    """A row for each pair of methods."""
+def _rows(runs, pairs, extra: dict) -> list[dict]:
+    """A row for each pair of methods. ``extra``: see :func:`dataset_of`."""
     every = {name_of(each): each for pair in pairs for each in pair}
     narrow, wide = (
-        {name: side(runs, settings, extra | dataset) for name, settings in every.items()}
-        for extra in (NARROW, WIDE)
+        {name: side(runs, settings, width | extra) for name, settings in every.items()}
+        for width in (NARROW, WIDE)
     )
     rows = []
     for names in [tuple(map(name_of, pair)) for pair in pairs]:

@@ -9,7 +9,7 @@ from made import index_of, make_record, save
 from scipy import stats
 
 from rmlib.study.batch.plan import read_batch
-from rmlib.study.report import accuracy, answer, groups, report
+from rmlib.study.report import accuracy, answer, explain, groups, report
 from rmlib.study.runs import collection, records
 
 
@@ -216,21 +216,21 @@ def test_the_difference_named_before_the_runs_is_one_comparison(tmp_path):
     save(plan.out, *(record for run_id, record in made.items() if run_id != last))
     plan.write([])
     (line,) = answer.answers(collection.gather(plan.out))
-    assert "minus plain training, +3.60 points" in line and " (n = 3, 2), interim. " in line
+    assert "minus plain training, +3.60" in line and " points (n = 3, 2), interim. " in line
 
     save(plan.out, made[last])
     (line,) = answer.answers(collection.gather(plan.out))
     test = stats.ttest_ind(best, plain, equal_var=False)
     low, high = test.confidence_interval()
     assert 0.025 < test.pvalue < 0.05
-    words = "Named before the runs: Region Mixup minus plain training, +3.10 points"
-    assert f". {words} [{low:+.2f}, {high:+.2f}] (n = 3, 3), resolved. Undecided" in line
+    words = "Named before the runs: Region Mixup minus plain training, +3.10"
+    assert f". {words} [{low:+.2f}, {high:+.2f}] points (n = 3, 3), resolved. Undecided" in line
     assert read_batch(batch, tmp_path / "runs", ["mixer=none", "clean_weight=0"]).primary == []
 
 
 @pytest.mark.parametrize(
     "metric, words",
-    [("nll", "+0.300 nats of NLL (log loss)"), ("ece", "+0.3 points of ECE (calibration error)")],
+    [("nll", "nats of NLL (log loss)"), ("ece", "points of ECE (calibration error)")],
 )
 def test_the_difference_named_may_be_one_in_another_metric(tmp_path, metric, words):
     """All accuracies are equal there."""
@@ -249,9 +249,11 @@ def test_the_difference_named_may_be_one_in_another_metric(tmp_path, metric, wor
     (line,) = answer.answers(collection.gather(plan.out))
     test = stats.ttest_ind([0.8, 0.9, 1.0], [0.5, 0.6, 0.7], equal_var=False)
     low, high = test.confidence_interval()
-    decimals = 3 if metric == "nll" else 1
-    interval = f"[{low:+.{decimals}f}, {high:+.{decimals}f}]"
-    assert f"minus clean loss twice (control), {words} {interval} (n = 3, 3), resolved." in line
+    decimals = 3 if metric == "nll" else 2
+    value = f"{0.3:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}]"
+    assert f"clean loss twice (control), {value} {words} (n = 3, 3), resolved." in line
+    text = explain.explain([str(plan.out), "primary", "Mixup"], "A - B")
+    assert "recomputed: +0.300" in text and text.count("  run ") == 6
 
 
 def changed(run):

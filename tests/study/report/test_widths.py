@@ -54,7 +54,7 @@ def test_one_width_alone_and_other_settings_make_no_table(tmp_path):
 def test_every_planned_run_is_in_its_batch_and_no_other(extra, dataset):
     pairs = [*widths.DIFFERENCES, *(sides for _, *sides in widths.CHANGES)]
     if dataset:
-        pairs = widths.HUNDRED
+        pairs = widths.ON_CIFAR100
     extra = extra | dataset
     wanted: dict = {}
     for settings in (settings for pair in pairs for settings in pair):
@@ -67,9 +67,11 @@ def test_every_planned_run_is_in_its_batch_and_no_other(extra, dataset):
     assert wanted == {
         name: {run.run_id for run in read_batch(folder / name).runs} for name in wanted
     }
-    batches = {name for name, (width, _) in widths.NAMED.items() if width == extra}
-    known = extra == widths.CIFAR100  # its claims are in rmlib.study.report.small
-    assert len(batches) == (not known) and batches <= wanted.keys()
+
+
+def test_what_is_named_belongs_to_its_batch():
+    for batch, (extra, pairs) in widths.NAMED.items():
+        assert {widths.batch_of(other, extra) for _, other in pairs} == {batch}
 
 
 def test_seeds_beyond_the_planned_ones_do_not_count(tmp_path):
@@ -105,7 +107,7 @@ def test_what_was_named_with_a_batch_has_a_verdict(tmp_path, longer, count, stat
     table, verdicts = report.tables(tmp_path, ("changes",))["changes"]
     partners, compute = verdicts.rows
     assert partners["points"].mean == pytest.approx(-4.0)
-    assert partners["n"] == "5, 5 of 5" and partners["width"] == 64
+    assert partners["n"] == "5, 5" and partners["width"] == 64
     assert partners["state"] == "resolved: smaller" and compute["state"] == state
     row = {row["what differs"]: row for row in table.rows}["equal compute, Region Mixup"]
     assert row["difference"] == compute["difference"] == "Region Mixup - plain training, 120 epochs"
@@ -131,7 +133,7 @@ def test_the_narrow_network_has_ten_seeds_and_a_verdict_of_its_own(tmp_path):
     trained(tmp_path, 74.0, 12, mixer="region_mixup")
     trained(tmp_path, 75.0, 10, **widths.LONGER)
     (row,) = widths.named(groups.runs_below(tmp_path)).rows
-    assert (row["width"], row["n"], row["state"]) == (8, "10, 10 of 10", "resolved: smaller")
+    assert (row["width"], row["n"], row["state"]) == (8, "10, 10", "resolved: smaller")
     alone = ttest_ind(*([m + s % 2 for s in range(10)] for m in (74, 75)), equal_var=False)
     assert row["p (Holm)"] == pytest.approx(alone.pvalue)
 
@@ -141,12 +143,19 @@ def test_on_cifar100_three_differences_wait_for_four_seeds(tmp_path):
     for mixer, mean in ("region_mixup", 46.0), ("mixup", 44.0), ("cutmix", 45.4), ("none", 49.0):
         trained(tmp_path, mean - 15.0, mixer=mixer, **HUNDRED)
         trained(tmp_path, mean, 3 if mixer == "none" else 6, mixer=mixer, **HUNDRED | widths.WIDE)
-    runs = groups.runs_below(tmp_path)
-    table = widths.table(runs).rows
+    table = widths.table(groups.runs_below(tmp_path)).rows
     assert {row["dataset"] for row in table} == {"cifar100"}
+    for extra in (widths.NARROW, widths.WIDE):
+        trained(tmp_path, 70.0, mixer="mixup", **extra)
+        trained(tmp_path, 72.0, mixer="region_mixup", **extra)
+    runs = groups.runs_below(tmp_path)
+    both = widths.table(runs).rows
+    assert [row for row in both if row["dataset"] == "cifar100"] == table
+    (ours,) = [row for row in both if row["difference"] == "Region Mixup - Mixup"][:1]
+    assert ours["dataset"] == "cifar10" and ours[widths.AT_8].mean == 2.0
     assert [row["n"] for row in table[:3]] == ["5, 5; 4, 4", "5, 5; 4, 4", "5, 5; 4, 3 of 4"]
     mixup, cutmix, doubled = widths.named(runs).rows
-    assert (mixup["dataset"], mixup["width"], mixup["n"]) == ("cifar100", 64, "4, 4 of 4")
+    assert (mixup["dataset"], mixup["width"], mixup["n"]) == ("cifar100", 64, "4, 4")
     assert mixup["state"] == "resolved: larger" and cutmix["state"] == "unresolved"
     assert doubled["state"] == "no verdict yet" and doubled["n"] == "4, 3 of 4"
     sides = [[mean + seed % 2 for seed in range(4)] for mean in (46.0, 44.0)]
@@ -163,5 +172,5 @@ def test_diverged_and_equal_runs_have_no_verdict(tmp_path):
         make_record(status="diverged", seed=4, **SMALL | widths.WIDE | why.PARTNER),
     )
     partners, compute = widths.named(groups.runs_below(tmp_path)).rows
-    assert partners["n"] == "5, 4 (1 diverged) of 5" and compute["n"] == "5, 5 of 5"
+    assert partners["n"] == "5, 4 of 5 (1 diverged)" and compute["n"] == "5, 5"
     assert partners["state"] == compute["state"] == "no verdict yet", "no spread, so no p"
