@@ -56,7 +56,7 @@ def sentences(group) -> list[str]:
 
     told = [f"Best in the mean: {best.name}, {best.mean:.2f} % (n = {len(best.accuracies)})"]
     if not any(p < 0.05 for p in corrected[: len(leads)]):
-        told[0] = f"Undecided, as no lead of the best method is resolved. {told[0]}"
+        told[0] = f"In accuracy undecided, as no lead of the best method is resolved. {told[0]}"
     if not best.plain:
         twice = "twice " if groups.compute(best.runs, group) == 2 else ""
         told[0] += f", with {twice}the compute of plain training"
