@@ -59,7 +59,9 @@ def test_an_interval_without_zero_can_be_unresolved_and_says_why(tmp_path):
     assert 0.025 < p < 0.05
     group = experiment(tmp_path, plain=plain, cutmix=best, region=[72.0, 73.5, 75.0])
     first, *leads = answer.sentences(group)
-    assert first.startswith("In accuracy undecided, as no lead of the best method is resolved. Best in")
+    assert first.startswith(
+        "In accuracy undecided, as no lead of the best method is resolved. Best in"
+    )
     assert "unresolved after Holm's correction" in " ".join(leads)
 
 
@@ -224,7 +226,10 @@ def test_the_difference_named_before_the_runs_is_one_comparison(tmp_path):
     low, high = test.confidence_interval()
     assert 0.025 < test.pvalue < 0.05
     words = "Named before the runs: Region Mixup minus plain training, +3.10"
-    assert f". {words} [{low:+.2f}, {high:+.2f}] points (n = 3, 3), resolved. In accuracy undecided" in line
+    assert (
+        f". {words} [{low:+.2f}, {high:+.2f}] points (n = 3, 3), resolved. In accuracy undecided"
+        in line
+    )
     assert read_batch(batch, tmp_path / "runs", ["mixer=none", "clean_weight=0"]).primary == []
 
 

@@ -322,11 +322,58 @@ def test_the_page_says_in_words_what_one_setting_changes_at_width_64():
     longer = points["equal compute, Region Mixup"]
     for words in (
         "it is {:.1f} and {:.1f}; the second was named".format(*partners),
-        f"ends {longer:.1f} above Region Mixup, only just resolved",
+        f"and by [{longer:.1f}](results/cifar10-small-width64-why/README.md) at width 64, only just",
         f"twice the epochs ends {longer:.1f} above Region Mixup. That was named",
         f"and {points['borders that move']:.1f} with the paper's.",
     ):
         assert words in readme, words
+
+
+def test_the_page_says_in_words_what_twice_the_epochs_do_at_width_8():
+    root = project_root()
+    page = (root / "results/cifar10-small-longer/README.md").read_text(encoding="utf-8")
+    other = (root / "results/cifar10-small-width64-why/README.md").read_text(encoding="utf-8")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    found = collection.gather(root / "results")
+    runs = groups.runs_below(found)
+    (named,) = [row for row in widths.named(runs).rows if row["width"] == 8]
+    assert (named["n"], named["state"]) == ("10, 10", "resolved: smaller")
+    for interval in "paired", "seeds and images":
+        assert numbers_in(named[interval])[1] < 0
+    rows = {row["what differs"]: row[widths.AT_8] for row in widths.changes(runs).rows}
+    for method, sign, words in (
+        ("Region Mixup", -1, "ends below plain training**, by {} points {}: resolved."),
+        ("Mixup", -1, "Mixup ends {} {} below it."),
+        ("CutMix", 0, "CutMix is not told apart from it."),
+    ):
+        told(page, rows[f"equal compute, {method}"], sign, words, decimals=2)
+    points = -rows["equal compute, Region Mixup"].mean
+    assert f"[{points:.2f} points](../cifar10-small-longer/README.md) below" in other
+    assert f"by [{points:.1f} points](results/cifar10-small-longer/README.md) at width 8" in readme
+    assert f"Plain training of twice the epochs ends {points:.1f} above it." in readme
+
+    def numbers_of(metric, settings):
+        own = small.under_protocol(found.runs, settings)
+        side = settings["mixer"], settings.get("clean_weight", 1.0)
+        own = numbers(own, None, metric, "cifar10", side)["number"]
+        assert len(own) == 10
+        return own
+
+    longer, plain = widths.LONGER, widths.PLAIN
+    for metric, a, b, sign, words in (
+        ("accuracy", longer, plain, 1, "add {} points {} to plain training"),
+        ("nll", longer, why.REGION, 1, "Beside Region Mixup it is so by {} nats {}"),
+        ("ece", longer, why.REGION, 1, "and {} points {}."),
+        ("nll", longer, why.MIXUP, 1, "is far worse than all three"),
+        ("nll", longer, why.CUTMIX, 1, "is far worse than all three"),
+        ("ece", longer, why.MIXUP, 1, "is far worse than all three"),
+        ("ece", longer, why.CUTMIX, 1, "is far worse than all three"),
+        ("nll", longer, plain, 1, "It is worse than plain training of 60 epochs, too."),
+        ("ece", longer, plain, 1, "It is worse than plain training of 60 epochs, too."),
+    ):
+        gap = stats.welch(numbers_of(metric, a), numbers_of(metric, b))
+        decimals = {"accuracy": 2, "nll": 3}.get(metric, 1)
+        told(page, gap, sign, words, decimals)
 
 
 def test_the_pages_say_in_words_what_the_runs_on_cifar100_show():
