@@ -78,7 +78,7 @@ def again(found: collection.Collection, run_id: str) -> list[str]:
     for path in found.plans:
         plan = collection.read_plan(path)
         if plan and plan.file and run_id in [run["run_id"] for run in plan.cells]:
-            words = ["rmlib", "batch", plan.file, "--out", str(path.parent)]
+            words = ["rmlib", "batch", plan.file, "--out", AGAIN]
             own = f"dataset={record.config['dataset']}"
             named = f"dataset={where.get('dataset', record.config['dataset'])}"
             words += [named if word == own else word for word in plan.options]

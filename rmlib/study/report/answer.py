@@ -5,14 +5,14 @@ from rmlib.study.report.groups import Method
 from rmlib.study.report.values import Table, by_run, difference, heading, span
 from rmlib.study.runs import collection, records
 
-# of the difference named before the runs
+# of the difference named with the batch
 UNITS = {
     "accuracy": "points",
-    "nll": "nats of NLL (log loss)",
-    "ece": "points of ECE (calibration error)",
+    "nll": "nats of NLL (log loss, less is better)",
+    "ece": "points of ECE (calibration error, less is better)",
 }
 PRIMARY = (
-    "named before the runs; A minus B with its 95 % interval by Welch's t over seeds; one"
+    "named in the batch file; A minus B with its 95 % interval by Welch's t over seeds; one"
     " comparison, so its p needs no correction"
 )
 
@@ -81,7 +81,7 @@ def sentences(group) -> list[str]:
 
 
 def primary(found: collection.Collection, group) -> Table | None:
-    """The difference that a plan named before the runs, with its verdict: one comparison, so its p
+    """The difference that a batch file names, with its verdict: one comparison, so its p
     needs no correction. None where there is none, or runs of both sides are not there.
     """
     rows = []
@@ -103,7 +103,11 @@ def primary(found: collection.Collection, group) -> Table | None:
                 high=d.high,
                 decimals=3 if metric == "nll" else 2,
             )
-            row: dict = {"difference": f"{a.name} - {b.name}", "in": heading(metric), "metric": metric}
+            row: dict = {
+                "difference": f"{a.name} - {b.name}",
+                "in": heading(metric),
+                "metric": metric,
+            }
             row |= {"n": f"{d.n[0]}, {d.n[1]}", "A - B": value}
             rows.append(row | {"state": stats.state(d.p, waiting=a.waiting or b.waiting)})
     return Table(rows, f"{groups.title(group)}; {PRIMARY}", ("metric",)) if rows else None
@@ -113,7 +117,7 @@ def _told(row):
     """A row of :func:`primary` in words."""
     sides = row["difference"].replace(" - ", " minus ")
     value = f"{row['A - B'].text()} {UNITS[row['metric']]} (n = {row['n']})"
-    return f"Named before the runs: {sides}, {value}, {row['state']}"
+    return f"Named with the batch: {sides}, {value}, {row['state']}"
 
 
 def answers(found: collection.Collection) -> list[str]:

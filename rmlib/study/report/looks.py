@@ -267,7 +267,7 @@ def differences(several: list[list[Looked]]) -> Table | None:
     corrected = stats.holm([row["p (Holm)"] for row in rows], waiting)
     for row, p, early in zip(rows, corrected, waiting):
         single = row["n"] == 1 and not early
-        row["state"] = "one network each" if single else stats.state(p, waiting=early)
+        row["state"] = "one network each" if single else stats.state(p, row["p (Holm)"], early)
         row["p (Holm)"] = p
     return Table(rows) if rows else None
 

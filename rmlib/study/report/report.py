@@ -32,7 +32,7 @@ from rmlib.study.runs import collection, records
 # kind of table -> its heading, in the order of the report
 HEADINGS = {
     "accuracy": "What was run",
-    "primary": "The difference named before the runs",
+    "primary": "The difference named with the batch",
     "differences": "Differences with their intervals",
     "classes": "Accuracy per class",
     "confusions": "What is taken for what",

@@ -225,7 +225,7 @@ def test_the_difference_named_before_the_runs_is_one_comparison(tmp_path):
     test = stats.ttest_ind(best, plain, equal_var=False)
     low, high = test.confidence_interval()
     assert 0.025 < test.pvalue < 0.05
-    words = "Named before the runs: Region Mixup minus plain training, +3.10"
+    words = "Named with the batch: Region Mixup minus plain training, +3.10"
     assert (
         f". {words} [{low:+.2f}, {high:+.2f}] points (n = 3, 3), resolved. In accuracy undecided"
         in line
@@ -235,7 +235,10 @@ def test_the_difference_named_before_the_runs_is_one_comparison(tmp_path):
 
 @pytest.mark.parametrize(
     "metric, words",
-    [("nll", "nats of NLL (log loss)"), ("ece", "points of ECE (calibration error)")],
+    [
+        ("nll", "nats of NLL (log loss, less is better)"),
+        ("ece", "points of ECE (calibration error, less is better)"),
+    ],
 )
 def test_the_difference_named_may_be_one_in_another_metric(tmp_path, metric, words):
     """All accuracies are equal there."""

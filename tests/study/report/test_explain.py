@@ -313,7 +313,7 @@ def test_code_of_another_time_and_the_batch_are_named(tmp_path):
     (tmp_path / records.PLAN).write_text(json.dumps(plan))
     first, _, last = again(collection.gather(tmp_path), record.run_id)
     assert first == f"git checkout {'a' * 40}"
-    command = f"rmlib batch 'my batches/b.yaml' --out {tmp_path} --compile"
+    command = "rmlib batch 'my batches/b.yaml' --out runs/again --compile"
     assert last == f"or all of its batch: {command}"
     assert build_parser()[0].parse_args(shlex.split(command)[1:]).compiled
     record.compiled = True

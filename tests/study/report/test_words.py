@@ -3,6 +3,7 @@
 import itertools
 
 import nbformat
+from statsmodels.stats.weightstats import ttost_ind
 
 from rmlib.paths import project_root
 from rmlib.study.report import (
@@ -241,12 +242,21 @@ def test_the_page_says_in_words_what_one_setting_changes_at_width_64():
     assert len(cells) == 30 and gone == ["Region Mixup, k=4, seed 4"]
     assert "29 of 30 runs are done: the grid of 4 x 4 lacks seed 4." in page
 
+    assert "not told apart from that of Region Mixup, their NLL and ECE are worse." in readme
+    for metric, mixer in itertools.product(("nll", "ece"), ("mixup", "cutmix")):
+        half = measured_on(found, metric, mixer, 0.0)
+        assert stats.welch(half, measured_on(found, metric, "region_mixup")).low > 0
+
     table = widths.changes(runs)
     partners, compute, *_ = widths.named(runs).rows
     for row in (partners, compute):
         assert row["n"] == "5, 5" and row["state"] == "resolved: smaller"
     pairs, over_both = (numbers_in(compute[name]) for name in ("paired", "seeds and images"))
     assert -0.1 < pairs[1] < 0 < over_both[1], "only just, and not over images"
+    sides = [
+        widths.side(runs, each, widths.WIDE).accuracies for each in (why.REGION, widths.LONGER)
+    ]
+    assert ttost_ind(*sides, -small.MARGIN, small.MARGIN, usevar="unequal")[0] < 0.05
     assert f"it contains zero: [{-over_both[1]:.2f}, {-over_both[0]:.2f}]" in page
     assert numbers_in(partners["seeds and images"])[1] < 0
 
@@ -322,7 +332,7 @@ def test_the_page_says_in_words_what_one_setting_changes_at_width_64():
     longer = points["equal compute, Region Mixup"]
     for words in (
         "it is {:.1f} and {:.1f}; the second was named".format(*partners),
-        f"and by [{longer:.1f}](results/cifar10-small-width64-why/README.md) at width 64, only just",
+        f"and by [{longer:.1f}](results/cifar10-small-width64-why/README.md) at width 64. The second is only just",
         f"twice the epochs ends {longer:.1f} above Region Mixup. That was named",
         f"and {points['borders that move']:.1f} with the paper's.",
     ):
@@ -359,7 +369,7 @@ def test_the_page_says_in_words_what_twice_the_epochs_do_at_width_8():
         assert len(own) == 10
         return own
 
-    longer, plain = widths.LONGER, widths.PLAIN
+    longer, plain, lower = widths.LONGER, widths.PLAIN, {}
     for metric, a, b, sign, words in (
         ("accuracy", longer, plain, 1, "add {} points {} to plain training"),
         ("nll", longer, why.REGION, 1, "Beside Region Mixup it is so by {} nats {}"),
@@ -372,8 +382,14 @@ def test_the_page_says_in_words_what_twice_the_epochs_do_at_width_8():
         ("ece", longer, plain, 1, "It is worse than plain training of 60 epochs, too."),
     ):
         gap = stats.welch(numbers_of(metric, a), numbers_of(metric, b))
+        if b == plain and metric != "accuracy":
+            wide = [measured_on(found, metric, **settings) for settings in (b, a)]
+            less = stats.welch(*wide)
+            assert less.low > 0, "with the paper's network"
+            lower[metric] = less.mean
         decimals = {"accuracy": 2, "nll": 3}.get(metric, 1)
         told(page, gap, sign, words, decimals)
+    assert f"NLL and ECE, by {lower['nll']:.3f} nats and {lower['ece']:.1f} points." in page
 
 
 def test_the_pages_say_in_words_what_the_runs_on_cifar100_show():
@@ -478,9 +494,12 @@ def test_what_is_told_of_cifar100_at_width_64_waits_for_its_runs():
         assert worst > factor * max(each.max() for each in values.values()), "far worse"
     rows = widths.table(groups.runs_below(root / "results")).rows
     rows = {(row["dataset"], row["difference"]): row for row in rows}
-    for other, words in ("Mixup", "move up, by {} points {}"), ("CutMix", "and {} {}."):
+    for other, words in (
+        ("Mixup", "move up in the mean, by {:.1f} and"),
+        ("CutMix", "and {:.1f} po"),
+    ):
         name = f"Region Mixup - {other}"
-        told(page, rows["cifar100", name][widths.CHANGE], 1, words, decimals=1)
+        assert words.format(rows["cifar100", name][widths.CHANGE].mean) in page
         assert rows["cifar100", name][widths.AT_8].high < 0
         assert rows["cifar10", name][widths.AT_64].high < 0
 
