@@ -50,7 +50,7 @@ def test_the_book_has_everything_for_readers_and_teachers(whole):
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 1050, 390])
 def test_every_page_is_whole_and_asks_no_other_host(whole, browser, width):  # noqa: F811
     for path in sorted(whole[0].rglob("*.html")):
         browser.errors.clear()
