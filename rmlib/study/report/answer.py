@@ -83,6 +83,10 @@ def sentences(group) -> list[str]:
 def primary(found: collection.Collection, group) -> Table | None:
     """The difference that a batch file names, with its verdict: one comparison, so its p
     needs no correction. None where there is none, or runs of both sides are not there.
+
+    Args:
+        found: the records, with the plans of their batches.
+        group: see :func:`sentences`.
     """
     rows = []
     for plan in filter(None, map(collection.read_plan, found.plans)):
@@ -93,36 +97,32 @@ def primary(found: collection.Collection, group) -> Table | None:
         if sides and all(sides):
             (a, *_), (b, *_) = sides
             metric = plan.primary_metric
-            column = f"metrics.{metric}"
-            numbers = [by_run(each.runs.dropna(subset=column), column) for each in (a, b)]
+            numbers = [by_run(each.runs, f"metrics.{metric}") for each in (a, b)]
             d = stats.welch(*(list(each.values()) for each in numbers))
-            value = difference(
-                d,
-                *zip((a.name, b.name), numbers),
-                low=d.low,
-                high=d.high,
-                decimals=3 if metric == "nll" else 2,
-            )
+            pairs = zip((a.name, b.name), numbers)
+            decimals = 3 if metric == "nll" else 2
             row: dict = {
                 "difference": f"{a.name} - {b.name}",
                 "in": heading(metric),
                 "metric": metric,
+                "n": f"{d.n[0]}, {d.n[1]}",
+                "A - B": difference(d, *pairs, low=d.low, high=d.high, decimals=decimals),
+                "state": stats.state(d.p, waiting=a.waiting or b.waiting),
             }
-            row |= {"n": f"{d.n[0]}, {d.n[1]}", "A - B": value}
-            rows.append(row | {"state": stats.state(d.p, waiting=a.waiting or b.waiting)})
+            rows.append(row)
     return Table(rows, f"{groups.title(group)}; {PRIMARY}", ("metric",)) if rows else None
 
 
 def _told(row):
     """A row of :func:`primary` in words."""
-    sides = row["difference"].replace(" - ", " minus ")
-    value = f"{row['A - B'].text()} {UNITS[row['metric']]} (n = {row['n']})"
-    return f"Named with the batch: {sides}, {value}, {row['state']}"
+    value = row["A - B"]
+    told = f"{value.text()} {UNITS[row['metric']]} (n = {row['n']}), {row['state']}"
+    return f"Named with the batch: {' minus '.join(value.sides)}, {told}"
 
 
 def answers(found: collection.Collection) -> list[str]:
     """For each experiment of two methods or more, in one line: its title, whether runs of its plan
-    are still missing, the difference that was named before them, and its sentences.
+    are still missing, the difference that was named with its batch, and its sentences.
     """
     lines = []
     for group in groups.experiments(groups.runs_below(found)):
